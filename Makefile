@@ -1,0 +1,31 @@
+# make demo   sets everything up and runs the main job on videos that it makes itself
+# make test   sets everything up and passes the tests
+# make lint   ruff and mypy
+# PYTHON=...  interpreter to use (3.10 to 3.12); VENV=... where to install
+
+VENV ?= .venv
+DEMO ?= demo
+bin := $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml constraints.txt install.sh
+	./install.sh $(VENV) dev
+	touch $@
+
+demo: setup
+	$(bin)/cosmos-hpc sample-videos $(DEMO)/videos count=24
+	$(bin)/cosmos-hpc submit recipe=ar_tiny data.input=$(DEMO)/videos cluster.runs=$(DEMO)/runs --name demo
+
+test: setup
+	$(bin)/python -m pytest
+
+lint: setup
+	$(bin)/ruff check .
+	$(bin)/ruff format --check .
+	$(bin)/mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO)

@@ -1,0 +1,201 @@
+"""The doors of the package for Python: the words of the command line as functions."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cosmos_hpc import files
+from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, load_cluster
+from cosmos_hpc.config import nearest
+from cosmos_hpc.console import Console
+from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
+from cosmos_hpc.plan import Plan, check_disk, check_supported, make_plan
+from cosmos_hpc.recipe import Recipe, load_recipe
+from cosmos_hpc.runs import (
+    RunFolder,
+    check_name,
+    default_name,
+    find_run,
+    open_run,
+    pin_videos,
+)
+from cosmos_hpc.stages import STAGES, write_specs
+from cosmos_hpc.state import RunState, read_state
+from cosmos_hpc.videos import list_videos
+
+
+class Run:
+    """A run folder, to look at and to go on with.
+
+    Args:
+        name: path of the folder, or the run's name below ``runs``.
+        runs: folder of runs.
+
+    Raises:
+        RequestError: there is no such run.
+    """
+
+    def __init__(self, name: str | Path, runs: str = "runs") -> None:
+        self.folder = find_run(str(name), runs)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.folder.path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    def status(self) -> RunState:
+        """State of the run and its stages, from what is on the disk."""
+        return read_state(self.folder)
+
+    def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
+        """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.
+
+        Raises:
+            RequestError: no such stage, or nothing logged for it yet.
+        """
+        if stage is not None:
+            _check_stages([stage])
+        found: dict[str, Path] = {}
+        for row in files.read_jsonl(self.folder.log_index):
+            if stage in (None, row["stage"]) and task in (None, row["task"]):
+                key = row["stage"]
+                if key == "preprocess":
+                    key += f".{row['task']}"
+                found[key] = self.path / row["log"]
+        if not found:
+            what = f"{stage or 'the run'}{'' if task is None else f'.{task}'}"
+            raise RequestError(f"run {self.folder.name} has no log of {what} yet")
+        return found
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, training loss in nats an id) of every step so far."""
+        rows = files.read_jsonl(self.folder.metrics)
+        return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, or by the path of a YAML file, with ``key=value`` overrides.
+
+    Raises:
+        RequestError: see :func:`cosmos_hpc.recipe.load_recipe`.
+    """
+    return load_recipe(name, overrides)
+
+
+def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
+    """Split overrides between recipe and cluster and load both."""
+    to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
+    to_recipe = [o for o in overrides if not o.startswith(OVERRIDE_PREFIX)]
+    stripped = [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
+    return load_recipe(name, to_recipe), load_cluster(cluster, stripped)
+
+
+def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> Plan:
+    """What would run: shards, ranks and sizes.
+
+    Raises:
+        RequestError: the request is wrong, or the cluster cannot run the recipe.
+    """
+    resolved, profile = _resolve(recipe, cluster, overrides)
+    source = resolved.data.input
+    return make_plan(resolved, profile, len(list_videos(source)) if source else None)
+
+
+def submit(
+    recipe: str,
+    cluster: str = "local",
+    overrides: Sequence[str] = (),
+    name: str | None = None,
+    stages: Sequence[str] = STAGES,
+    console: Console | None = None,
+) -> Run:
+    """Run a recipe on a cluster, or go on with the run of that name: what is whole is not redone.
+
+    On a local cluster this returns when the work is done.
+
+    Args:
+        recipe: name of a recipe, or path of a YAML file.
+        cluster: name of a profile, or path of a YAML file.
+        overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster.
+        name: of the run. None: one that follows from the request, so that repeating it continues.
+        stages: which stages to run, of those that are not done.
+        console: where to show progress.
+
+    Raises:
+        RequestError: the request is wrong; nothing was started.
+        WorkError: a stage failed.
+    """
+    console = console or Console()
+    _check_stages(stages)
+    resolved, profile = _resolve(recipe, cluster, overrides)
+    check_supported(resolved)
+    if name is not None:
+        check_name(name)
+    folder = RunFolder(Path(profile.runs) / (name or default_name(resolved, profile)))
+    if resolved.data.input is None:
+        raise RequestError("data.input is not set; give the folder that holds the videos")
+    # The working folder of tomorrow's submit may be another one.
+    resolved = _absolute_input(resolved)
+    videos = _pinned_or_listed(folder, resolved)
+    what = make_plan(resolved, profile, len(videos))
+    check_disk(what, folder.path)
+    try:
+        with files.lock(folder.lock):
+            continued = open_run(folder, resolved, profile, what)
+            pin_videos(folder, str(resolved.data.input), videos, what.shards or 1)
+            write_specs(folder, resolved)
+            console.say(what.render())
+            console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
+            _run(folder, resolved, profile, stages, console)
+    except BlockingIOError as e:
+        raise RequestError(f"run {folder.name} is being worked on by {e}") from None
+    except OSError as e:
+        raise WorkError(explain_os_error(e, "submit")) from e
+    return Run(folder.path)
+
+
+def _run(
+    folder: RunFolder, recipe: Recipe, cluster: Cluster, stages: Sequence[str], console: Console
+) -> None:
+    from cosmos_hpc.local import run_stages  # brings NeMo-Run and submitit
+
+    run_stages(folder, recipe, cluster, stages, console)
+
+
+def _absolute_input(recipe: Recipe) -> Recipe:
+    source = os.path.abspath(str(recipe.data.input))
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"input": source})})
+
+
+def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> list[str]:
+    """The videos of an existing run, which stay the same; else those of the input folder."""
+    if folder.shards.exists():
+        return [row["path"] for row in files.read_jsonl(folder.videos)]
+    return list_videos(str(recipe.data.input))
+
+
+def _check_stages(stages: Sequence[str]) -> None:
+    for stage in stages:
+        if stage not in STAGES:
+            hint = nearest(stage, STAGES) or f"; there are {', '.join(STAGES)}"
+            raise RequestError(f"unknown stage {stage!r}{hint}")
+
+
+def follow(run: Run, path: Path, every: float = 0.5) -> Iterator[str]:
+    """Text that is appended to a log, until nobody works on the run any more."""
+    with open(path, errors="replace") as f:
+        while True:
+            working = files.is_locked(run.folder.lock)
+            text = f.read()
+            if text:
+                yield text
+            elif not working:
+                return
+            else:
+                time.sleep(every)

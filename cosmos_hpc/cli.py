@@ -1,0 +1,228 @@
+"""The command line: ``key=value`` for configuration, flags only for how a command behaves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+# Everything else is imported by the command that needs it: --help stays quick.
+from cosmos_hpc.errors import CosmosError, RequestError
+
+_EPILOG = """\
+examples:
+  cosmos-hpc sample-videos videos
+  cosmos-hpc submit recipe=ar_tiny data.input=videos
+  cosmos-hpc status ar_tiny-1a2b3c4d
+exit codes: 0 done, 1 the work failed, 2 the request was wrong
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cosmos-hpc",
+        description="Post-train NVIDIA's Cosmos-1.0 autoregressive world models.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    settings = "recipe=NAME, cluster=NAME, section.key=value, cluster.key=value"
+    submit = command("submit", "run a recipe, or go on with its run")
+    submit.add_argument("settings", nargs="*", metavar="key=value", help=settings)
+    submit.add_argument("--name", help="name of the run; the same request gets the same by default")
+    submit.add_argument("--stages", help="only these stages, separated by commas")
+
+    plan = command("plan", "what would run, without running it")
+    plan.add_argument("settings", nargs="*", metavar="key=value", help=settings)
+    plan.add_argument("--json", action="store_true", help="as JSON")
+
+    recipes = command("recipes", "list the recipes, or print one fully resolved")
+    recipes.add_argument("name", nargs="?", help="of a recipe, or path of a YAML file")
+    recipes.add_argument("settings", nargs="*", metavar="key=value", help="overrides to apply")
+    recipes.add_argument("--json", action="store_true", help="as JSON")
+
+    status = command("status", "how far a run is")
+    status.add_argument("run", help="name or path of the run")
+    status.add_argument("--json", action="store_true", help="as JSON")
+
+    logs = command("logs", "print the logs of a run")
+    logs.add_argument("run", help="name or path of the run")
+    logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only of this")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on while the run does")
+
+    samples = command("sample-videos", "make videos of moving, textured scenes to try things with")
+    samples.add_argument("folder", help="to write mp4 files into")
+    samples.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="count, frames, height, width, rate (frames a second), seed",
+    )
+
+    tokenizer = command("small-tokenizer", "write a small tokenizer of Cosmos' interface and ids")
+    tokenizer.add_argument("folder", help="to write encoder.jit and decoder.jit into")
+    tokenizer.add_argument(
+        "settings", nargs="*", metavar="key=value", help="compression=[8,16,16] or [4,8,8]"
+    )
+    return parser
+
+
+def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
+    """The recipe, the cluster and the overrides in ``key=value`` arguments."""
+    named = {"recipe": "", "cluster": "local"}
+    overrides = []
+    for setting in settings:
+        key, sep, value = setting.partition("=")
+        if sep and key in named:
+            named[key] = value
+        else:
+            overrides.append(setting)
+    if not named["recipe"]:
+        from cosmos_hpc.recipe import recipe_names
+
+        raise RequestError(f"recipe= is missing; there are {', '.join(recipe_names())}")
+    return named["recipe"], named["cluster"], overrides
+
+
+def _submit(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc import api
+    from cosmos_hpc.stages import STAGES
+
+    # A closed terminal or a kill stops the tasks as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    recipe, cluster, overrides = _split_settings(arguments.settings)
+    stages = arguments.stages.split(",") if arguments.stages else STAGES
+    try:
+        run = api.submit(recipe, cluster, overrides, name=arguments.name, stages=stages)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(run.status().render())
+
+
+def _interrupt(number: int, _: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc import api
+
+    plan = api.plan(*_split_settings(arguments.settings))
+    _print(plan.as_dict() if arguments.json else plan.render())
+
+
+def _recipes(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.config import dump_yaml
+    from cosmos_hpc.recipe import load_recipe, recipe_names
+
+    if arguments.name:
+        recipe = load_recipe(arguments.name, arguments.settings)
+        _print(recipe.model_dump(mode="json") if arguments.json else dump_yaml(recipe).rstrip())
+        return
+    described = {name: load_recipe(name).description for name in recipe_names()}
+    width = max(map(len, described))
+    lines = [f"{name:<{width}}  {text}" for name, text in described.items()]
+    _print(described if arguments.json else "\n".join(lines))
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.api import Run
+
+    state = Run(arguments.run).status()
+    _print(state.as_dict() if arguments.json else state.render())
+
+
+def _logs(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.api import Run, follow
+
+    run = Run(arguments.run)
+    stage, _, task = (arguments.stage or "").partition(".")
+    if task and not task.isdigit():
+        raise RequestError(f"{arguments.stage!r} is not STAGE or STAGE.TASK, with TASK a number")
+    logs = run.logs(stage or None, int(task) if task else None)
+    if arguments.follow:
+        for text in follow(run, list(logs.values())[-1]):
+            print(text, end="", flush=True)
+        return
+    for name, path in logs.items():
+        print(f"==> {name}  {path} <==")
+        print(path.read_text(errors="replace"))
+
+
+def _sample_videos(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.worker.sample_videos import Samples, make_sample_videos
+
+    make_sample_videos(arguments.folder, _section(Samples, arguments.settings))
+    print(f"wrote videos into {arguments.folder}")
+
+
+def _small_tokenizer(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from cosmos_hpc.worker.small_tokenizer import SmallTokenizer, write_small_tokenizer
+
+    chosen = _section(SmallTokenizer, arguments.settings)
+    write_small_tokenizer(Path(arguments.folder), chosen.compression)
+    print(f"wrote encoder.jit and decoder.jit into {arguments.folder}")
+
+
+def _section(schema: Any, settings: Sequence[str]) -> Any:
+    from cosmos_hpc.config import apply_overrides, validate
+
+    return validate(schema, apply_overrides({}, settings, schema), "request")
+
+
+def _print(value: Any) -> None:
+    print(value if isinstance(value, str) else json.dumps(value, indent=2))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 done, 1 the work failed, 2 the request was wrong."""
+    parser = _parser()
+
+    chosen = parser.parse_args(arguments)
+    if chosen.version:
+        from cosmos_hpc import __version__
+
+        print(f"cosmos-hpc {__version__}")
+        return 0
+    if not chosen.command:
+        parser.print_help()
+        return 0
+    commands = {
+        "submit": _submit,
+        "plan": _plan,
+        "recipes": _recipes,
+        "status": _status,
+        "logs": _logs,
+        "sample-videos": _sample_videos,
+        "small-tokenizer": _small_tokenizer,
+    }
+    try:
+        commands[chosen.command](chosen)
+    except CosmosError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return e.exit_code
+    except ModuleNotFoundError as e:
+        extra = "train" if (e.name or "").startswith(("nemo", "megatron")) else "worker"
+        print(
+            f"error: this command needs {e.name}, which is not installed; "
+            f"pip install 'cosmos-hpc[{extra}]'",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:
+        # `cosmos-hpc logs | head`: nobody reads on, which is no error.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,192 @@
+"""Typed configuration: YAML files and ``key=value`` overrides, checked before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cosmos_hpc.errors import RequestError
+
+S = TypeVar("S", bound="Section")
+
+
+class Section(BaseModel):
+    """A group of settings: strict types, no unknown keys, no changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which reads ``5e-5`` as the number it is in YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML.
+
+    Raises:
+        RequestError: the text is not YAML; says in which line of ``where``.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as e:
+        raise RequestError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        RequestError: it cannot be read, is not YAML, or holds something else.
+    """
+    try:
+        value = parse_yaml(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as e:
+        raise RequestError(f"cannot read {path}: {e}") from None
+    if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+        raise RequestError(f"{path} must hold a mapping of settings")
+    return value
+
+
+def dump_yaml(section: Section) -> str:
+    """The section as YAML, every setting in the order of its definition."""
+    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` on top, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(old, value) if both else value
+    return merged
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _section_of(annotation: Any) -> type[Section] | None:
+    """The Section in an annotation, also inside ``X | None``."""
+    for candidate in (annotation, *typing.get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, Section):
+            return candidate
+    return None
+
+
+def leaf_keys(schema: type[Section], prefix: str = "") -> dict[str, Any]:
+    """Dotted name and annotation of every setting of a schema."""
+    leaves: dict[str, Any] = {}
+    for name, field in schema.model_fields.items():
+        inner = _section_of(field.annotation)
+        if inner:
+            leaves.update(leaf_keys(inner, f"{prefix}{name}."))
+        else:
+            leaves[prefix + name] = field.annotation
+    return leaves
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """``"; did you mean X?"`` for the closest of ``words``, or nothing."""
+    names = list(words)
+    close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    if not close:
+        last = word.rpartition(".")[2]
+        ends = {name.rpartition(".")[2]: name for name in names}
+        close = [ends[e] for e in difflib.get_close_matches(last, list(ends), n=1, cutoff=0.6)]
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _takes_text(annotation: Any) -> bool:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return any(_takes_text(a) for a in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Literal:
+        return all(isinstance(a, str) for a in typing.get_args(annotation))
+    return annotation is str
+
+
+def apply_overrides(
+    data: Mapping[str, Any], overrides: Iterable[str], schema: type[Section]
+) -> dict[str, Any]:
+    """``data`` with ``section.key=value`` strings applied.
+
+    A text setting takes its value verbatim (``data.input=007`` is a folder of that name); others
+    are read as YAML.
+
+    Raises:
+        RequestError: an unknown key, with the nearest right one, or no ``=``.
+    """
+    leaves = leaf_keys(schema)
+    for override in overrides:
+        key, sep, text = override.partition("=")
+        if not sep:
+            raise RequestError(f"{override!r} is not key=value")
+        if key not in leaves:
+            raise RequestError(f"unknown setting {key!r}{nearest(key, leaves)}")
+        value: Any = text
+        if not _takes_text(leaves[key]) or text == "null":
+            value = parse_yaml(text, f"the value of {key}")
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        data = merge(data, nested)
+    return dict(data)
+
+
+def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:
+    """Build a schema from plain data.
+
+    Raises:
+        RequestError: one sentence for the first thing wrong: where, what, the nearest valid name.
+    """
+    try:
+        return schema.model_validate(dict(data))
+    except ValidationError as e:
+        first = e.errors()[0]
+    parts = [p for p in first["loc"] if isinstance(p, str)]
+    key = ".".join(parts)
+    leaves = leaf_keys(schema)
+    if first["type"] == "extra_forbidden":
+        message = f"unknown setting {key!r}{nearest(key, leaves)}"
+    elif first["type"] == "missing":
+        message = f"{key} is missing"
+    elif first["type"] == "value_error":
+        message = f"{key + ': ' if key else ''}{first['ctx']['error']}"
+    else:
+        # In a union pydantic appends the name of the branch that it tried.
+        while parts and ".".join(parts) not in leaves:
+            parts.pop()
+        detail = first["msg"][0].lower() + first["msg"][1:]
+        message = f"{'.'.join(parts) or key}={first['input']!r}: {detail}"
+        if first["type"] == "literal_error":
+            message += nearest(str(first["input"]), _literals(leaves[".".join(parts)]))
+    raise RequestError(f"{where}: {message}") from None
+
+
+def _literals(annotation: Any) -> list[str]:
+    found = [a for a in typing.get_args(annotation) if isinstance(a, str)]
+    for inner in typing.get_args(annotation):
+        found += _literals(inner)
+    return found

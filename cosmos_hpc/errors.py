@@ -1,0 +1,35 @@
+"""What can go wrong, and the exit code that says so."""
+
+from __future__ import annotations
+
+
+class CosmosError(Exception):
+    """An error whose message is meant for the person at the terminal; shown without a traceback."""
+
+    exit_code = 1
+
+
+class WorkError(CosmosError):
+    """The work itself failed: exit code 1."""
+
+
+class RequestError(CosmosError):
+    """The request was wrong and nothing was started: exit code 2."""
+
+    exit_code = 2
+
+
+def explain_os_error(error: OSError, doing: str) -> str:
+    """One sentence for an operating-system error: what failed, where, what to do."""
+    import errno
+
+    where = f" ({error.filename})" if error.filename else ""
+    hints = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "your disk quota is used up; free some space and run the same command again",
+        errno.EACCES: "permission denied; choose a place that you may write to",
+        errno.EPERM: "permission denied; choose a place that you may write to",
+        errno.EROFS: "the file system is read-only; choose a place that you may write to",
+    }
+    reason = hints.get(error.errno or 0, error.strerror or str(error))
+    return f"{doing} failed{where}: {reason}"

@@ -1,0 +1,152 @@
+"""Files that are whole or absent: atomic writes, append-only journals, locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to the disk."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write ``path`` so that a reader sees the old content or all of the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    fsync_path(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON written by :func:`write_json`; None where the file does not exist."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write one JSON object a line, atomically."""
+    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Add a line, after cutting off half a line that a killed writer may have left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as f:
+        size = f.seek(0, os.SEEK_END)
+        if size:
+            f.seek(0)
+            f.truncate(f.read().rfind(b"\n") + 1)
+        f.write(json.dumps(row).encode() + b"\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line, up to the first line that is not whole.
+
+    A journal whose writer was killed may end in half a line, which counts as not written.
+    """
+    rows: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:
+        for line in f:
+            if not line.endswith(b"\n"):
+                break
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def publish_folder(temporary: Path, final: Path) -> None:
+    """Rename a finished folder to its final name, its files on the disk first.
+
+    Replaces a ``final`` that an earlier attempt left without its completion marker.
+    """
+    for path in temporary.iterdir():
+        fsync_path(path)
+    fsync_path(temporary)
+    if final.exists():
+        shutil.rmtree(final)
+    temporary.rename(final)
+    fsync_path(final.parent)
+
+
+@contextlib.contextmanager
+def lock(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on ``path`` during the block; the kernel frees it with the process.
+
+    Args:
+        on_wait: called once, with who holds the lock, before waiting for it. None: do not wait.
+
+    Raises:
+        BlockingIOError: the lock is held and ``on_wait`` is None; the message says by whom.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+") as f:
+        told = False
+        while True:
+            try:
+                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                f.seek(0)
+                holder = f.read().strip() or "another process"
+                if on_wait is None:
+                    raise BlockingIOError(holder) from None
+                if not told:
+                    on_wait(holder)
+                    told = True
+                time.sleep(0.5)
+        f.truncate(0)
+        f.write(f"process {os.getpid()} on {socket.gethostname()}")
+        f.flush()
+        yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds :func:`lock` on ``path``."""
+    try:
+        with open(path, "r+") as f:
+            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

@@ -1,0 +1,126 @@
+"""Runs the stages of a run on this machine, in order, and shows their progress."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cosmos_hpc import files
+from cosmos_hpc.cluster import Cluster
+from cosmos_hpc.console import Console
+from cosmos_hpc.errors import WorkError
+from cosmos_hpc.nemo_run_jobs import LocalJob, python_path
+from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.stages import Stage, missing_tasks, stages_of
+from cosmos_hpc.state import stage_progress
+from cosmos_hpc.submitit_arrays import LocalArray
+
+_POLL_SECONDS = 0.3
+
+
+def run_stages(
+    run: RunFolder, recipe: Recipe, cluster: Cluster, names: Sequence[str], console: Console
+) -> None:
+    """Run those of the named stages that are not done.
+
+    Raises:
+        WorkError: a stage failed; the message names its reasons and logs.
+        KeyboardInterrupt: passed on after the running tasks have been stopped.
+    """
+    for stage in stages_of(run, recipe):
+        if stage.name not in names:
+            continue
+        missing = missing_tasks(run, recipe, stage)
+        if not missing:
+            console.say(
+                f"  {stage.name:<11} done before, {stage_progress(run, stage)}".rstrip(", ")
+            )
+            continue
+        console.begin(stage.name)
+        if stage.name == "preprocess":
+            _run_array(run, stage, missing, cluster, console)
+        else:
+            _run_job(run, stage, console)
+        still = missing_tasks(run, recipe, stage)
+        if still:
+            console.end(stage.name, "failed", stage_progress(run, stage))
+            raise WorkError(_reasons(run, stage, still))
+        console.end(stage.name, "done", stage_progress(run, stage))
+
+
+def _run_array(
+    run: RunFolder, stage: Stage, tasks: list[int], cluster: Cluster, console: Console
+) -> None:
+    # Parallel tasks share the cores; without this every one would start a thread for each.
+    threads = max(1, len(os.sched_getaffinity(0)) // cluster.parallel)
+    environment = {
+        "PYTHONPATH": python_path(run),
+        "OMP_NUM_THREADS": str(threads),
+        "COSMOS_HPC_DIE_WITH_PARENT": "1",
+    }
+    array = LocalArray(run, stage, environment, cluster.gpus)
+    queue = list(reversed(tasks))
+    try:
+        while queue or array.running:
+            while queue and len(array.running) < cluster.parallel:
+                task = queue.pop()
+                note_log(run, stage, task, array.start(task))
+            time.sleep(_POLL_SECONDS)
+            array.ended()
+            console.progress(stage.name, stage_progress(run, stage))
+    finally:
+        array.cancel()
+
+
+def _run_job(run: RunFolder, stage: Stage, console: Console) -> None:
+    with LocalJob(run, stage) as job:
+        noted = False
+        try:
+            while job.running():
+                time.sleep(_POLL_SECONDS)
+                if not noted and job.log:
+                    note_log(run, stage, 0, job.log)
+                    noted = True
+                console.progress(stage.name, stage_progress(run, stage) or "starting")
+        finally:
+            job.cancel()
+        if not noted and job.log:
+            note_log(run, stage, 0, job.log)
+
+
+def note_log(run: RunFolder, stage: Stage, task: int, path: Path) -> None:
+    """Remember where an attempt's log is, relative to the run folder."""
+    row = {"stage": stage.name, "task": task, "log": str(path.relative_to(run.path))}
+    files.append_jsonl(run.log_index, {**row, "time": round(time.time(), 3)})
+
+
+def _reasons(run: RunFolder, stage: Stage, tasks: list[int]) -> str:
+    """Why tasks failed, in their own words or by the end of their logs; the first few of them."""
+    logs = {
+        row["task"]: run.path / row["log"]
+        for row in files.read_jsonl(run.log_index)
+        if row["stage"] == stage.name
+    }
+    lines = []
+    for task in tasks[:3]:
+        log = logs.get(task)
+        error = run.error(stage.name, task)
+        if error.exists():
+            reason = error.read_text().strip()
+        else:
+            reason = f"ended without a reason, perhaps killed or out of memory{_tail(log)}"
+        which = f" task {task}" if stage.tasks > 1 else ""
+        lines.append(f"{stage.name}{which}: {reason}" + (f"\n  log: {log}" if log else ""))
+    if len(tasks) > 3:
+        lines.append(f"and {len(tasks) - 3} more tasks of {stage.name}")
+    return "\n".join(lines)
+
+
+def _tail(log: Path | None, lines: int = 5) -> str:
+    if log is None or not log.exists():
+        return ""
+    last = log.read_text(errors="replace").splitlines()[-lines:]
+    return "; its log ends:\n" + "\n".join(f"  | {line}" for line in last) if last else ""

@@ -1,0 +1,166 @@
+"""What a recipe becomes on a cluster: tasks, ranks and sizes, and why."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cosmos_hpc.cluster import Cluster
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.recipe import SMALL_TOKENIZER, Recipe
+
+#: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
+#: precision the bf16 weights as well.
+CHECKPOINT_BYTES = {"fp32": 12, "bf16": 14}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run.
+
+    Attributes:
+        videos: videos to prepare; None before ``data.input`` is set.
+        shards: array tasks of the preprocess stage; None likewise.
+        parallel: how many of them run at the same time.
+        latent_shape: ``(T, H, W)`` of a clip's ids.
+        sequence_length: inputs of one sample.
+        parameters: of the model.
+        ranks, tensor_parallel, data_parallel: layout of the training.
+        micro_batches: forward passes of a rank in one step.
+        disk_bytes: what the run folder will take at most; without tokens before the input is set.
+    """
+
+    recipe: str
+    cluster: str
+    videos: int | None
+    shards: int | None
+    parallel: int
+    latent_shape: tuple[int, int, int]
+    sequence_length: int
+    parameters: int
+    ranks: int
+    tensor_parallel: int
+    data_parallel: int
+    micro_batches: int
+    max_steps: int
+    disk_bytes: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def render(self) -> str:
+        """The plan as text for a person."""
+        clip = "x".join(map(str, self.latent_shape))
+        if self.videos is None:
+            shards = "shards follow from the videos; set data.input"
+        else:
+            shards = f"{self.videos} videos in {self.shards} shards, {self.parallel} at a time"
+        layout = f"tensor parallel {self.tensor_parallel}, data parallel {self.data_parallel}"
+        return "\n".join(
+            [
+                f"{self.recipe} on {self.cluster}",
+                f"  preprocess  {shards}",
+                f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
+                f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
+                f"parameter model on {self.ranks} rank{'s' * (self.ranks > 1)}",
+                f"              {layout}, {self.micro_batches} micro batches a step",
+                f"  disk        up to {gigabytes(self.disk_bytes)} for tokens and checkpoints",
+            ]
+        )
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as GB with two digits that count."""
+    return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
+
+
+def make_plan(recipe: Recipe, cluster: Cluster, videos: int | None = None) -> Plan:
+    """Resolve a recipe on a cluster. Pure: reads nothing but its arguments.
+
+    Raises:
+        RequestError: the cluster cannot run the recipe.
+    """
+    train, model = recipe.train, recipe.model_for_clips()
+    if not cluster.gpus and train.precision == "bf16":
+        raise RequestError(
+            f"recipe {recipe.name} trains in bf16 on {train.gpus} GPUs, and cluster "
+            f"{cluster.name} has none; recipe ar_tiny trains on a CPU"
+        )
+    if cluster.gpus and train.gpus > cluster.gpus:
+        raise RequestError(
+            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.gpus}; "
+            f"set train.gpus and train.tensor_parallel to what it has"
+        )
+    shards = None
+    if videos is not None:
+        # As many shards as tasks run at a time, if there are videos enough, so that none idles.
+        wanted = -(-videos // recipe.data.videos_per_shard)
+        shards = min(videos, max(wanted, cluster.parallel))
+    # The kept checkpoints, the last one, and the next while it is written.
+    kept = (train.keep_checkpoints + 2) * CHECKPOINT_BYTES[train.precision] * model.num_parameters
+    # Ids are 16 bits wide, once in the shards and once joined.
+    tokens = (videos or 0) * model.sequence_length * 2 * 2
+    return Plan(
+        recipe=recipe.name,
+        cluster=cluster.name,
+        videos=videos,
+        shards=shards,
+        parallel=min(cluster.parallel, shards or cluster.parallel),
+        latent_shape=model.latent_shape,
+        sequence_length=model.sequence_length,
+        parameters=model.num_parameters,
+        ranks=train.gpus,
+        tensor_parallel=train.tensor_parallel,
+        data_parallel=train.data_parallel,
+        micro_batches=train.global_batch_size // (train.micro_batch_size * train.data_parallel),
+        max_steps=train.max_steps,
+        disk_bytes=kept + tokens,
+    )
+
+
+def check_supported(recipe: Recipe) -> None:
+    """Refuse what this version cannot run yet, before anything is started.
+
+    Raises:
+        RequestError: says what is missing.
+    """
+    if recipe.task != "video":
+        raise RequestError(
+            f"recipe {recipe.name} is conditioned on text, which cannot be prepared or trained "
+            f"yet; recipes of task video can"
+        )
+    start = recipe.train.init_from
+    if start and not Path(start).is_dir():
+        raise RequestError(
+            f"train.init_from={start} is not a folder on this machine, and published checkpoints "
+            f"cannot be fetched yet; give a NeMo checkpoint folder, or null for random weights"
+        )
+    name = recipe.data.tokenizer
+    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/"))
+    if name != SMALL_TOKENIZER and not Path(name).is_dir() and not looks_like_hub:
+        raise RequestError(
+            f"data.tokenizer={name} is neither a folder, nor a Hub repository (owner/name), "
+            f"nor {SMALL_TOKENIZER!r}"
+        )
+
+
+def check_disk(plan: Plan, folder: Path) -> None:
+    """Refuse a run folder that cannot be written or will not hold the run.
+
+    Raises:
+        RequestError: no permission, or too little space.
+    """
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
+        raise RequestError(
+            f"cannot write to {existing}; choose another place with cluster.runs=DIR"
+        )
+    free = shutil.disk_usage(existing).free
+    if free < plan.disk_bytes:
+        raise RequestError(
+            f"the run needs up to {gigabytes(plan.disk_bytes)} in {existing}, which has "
+            f"{gigabytes(free)} free; free some space or choose another place with cluster.runs=DIR"
+        )

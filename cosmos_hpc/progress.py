@@ -1,0 +1,64 @@
+"""Progress lines that read well in a log file, and where the time goes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+
+
+def say(message: str) -> None:
+    """Print a line with the time, at once."""
+    print(f"{time.strftime('%H:%M:%S')} {message}", flush=True)
+
+
+class Progress:
+    """Says how far a count is: at most a line every few seconds, and one at the end.
+
+    Args:
+        what: beginning of each line.
+        total: the count at the end.
+        done: where an earlier attempt stopped; not counted in the rate.
+        every: seconds between lines.
+    """
+
+    def __init__(self, what: str, total: int, done: int = 0, every: float = 10.0) -> None:
+        self.what, self.total, self.done, self.every = what, total, done, every
+        self._first, self._start = done, time.monotonic()
+        self._said = self._start
+
+    def update(self, done: int, note: str = "") -> None:
+        """Note the count; prints when it is time to."""
+        self.done = done
+        now = time.monotonic()
+        if done < self.total and now - self._said < self.every:
+            return
+        self._said = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        left = (
+            f", {duration((self.total - done) / rate)} left" if rate and done < self.total else ""
+        )
+        say(f"{self.what} {done}/{self.total}, {rate:.2f}/s{left}{', ' + note if note else ''}")
+
+
+class Stopwatch:
+    """Seconds by activity; each lap charges the time since the last one."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._last = time.perf_counter()
+
+    def lap(self, activity: str) -> None:
+        """Charge the time since the last lap to ``activity``."""
+        now = time.perf_counter()
+        self.seconds[activity] += now - self._last
+        self._last = now
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person would say them: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

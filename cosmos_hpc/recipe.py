@@ -1,0 +1,212 @@
+"""Recipes: what to prepare and train, one YAML file each, typed and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from cosmos_hpc.config import (
+    Section,
+    apply_overrides,
+    load_mapping,
+    merge,
+    nearest,
+    validate,
+)
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.config import Architecture, ModelConfig
+from cosmos_hpc.tokens import TOKENIZERS, Compression, latent_shape
+
+#: Writes the package's own small tokenizer instead of fetching one.
+SMALL_TOKENIZER = "small"
+
+
+class Split(Section):
+    """Weights of the parts of a data set; whole videos go to one part."""
+
+    train: PositiveFloat = 8.0
+    validation: NonNegativeFloat = 1.0
+    test: NonNegativeFloat = 1.0
+    seed: int = 0
+
+
+class Data(Section):
+    """Videos and how they become clips of ids.
+
+    Attributes:
+        input: folder of videos, searched recursively.
+        tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
+        compression: (time, height, width) factors of the tokenizer.
+        frames, height, width: size of a clip, in frames and pixels.
+        batch_size: clips in one call of the tokenizer.
+        videos_per_shard: videos that one array task prepares.
+        short_videos: ``pad`` repeats the last frame of a video shorter than a clip, ``reject``
+            lists it as failed.
+        max_failed_fraction: share of the videos that may fail before the run does.
+        split: how videos are divided.
+    """
+
+    input: str | None = None
+    tokenizer: str
+    compression: Compression = (8, 16, 16)
+    frames: PositiveInt = 33
+    height: PositiveInt = 640
+    width: PositiveInt = 1024
+    batch_size: PositiveInt = 4
+    videos_per_shard: PositiveInt = 250
+    short_videos: Literal["pad", "reject"] = "pad"
+    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    split: Split = Split()
+
+    @model_validator(mode="after")
+    def _divides(self) -> Data:
+        published = {name: factors for factors, name in TOKENIZERS.items()}
+        factors = published.get(self.tokenizer, self.compression)
+        if factors != self.compression:
+            raise ValueError(
+                f"compression={list(self.compression)} is not that of {self.tokenizer}, "
+                f"{list(factors)}; the tokenizer for it is {TOKENIZERS[self.compression]}"
+            )
+        latent_shape(self.frames, self.height, self.width, self.compression)
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(T, H, W)`` of a clip's ids."""
+        return latent_shape(self.frames, self.height, self.width, self.compression)
+
+
+class Train(Section):
+    """Post-training.
+
+    Attributes:
+        max_steps: optimizer steps of the whole run.
+        global_batch_size, micro_batch_size: clips a step, and a forward pass on one rank.
+        gpus: ranks in all (processes where there is no GPU).
+        tensor_parallel: ranks that share one copy of the model.
+        learning_rate, warmup_steps: linear warm-up, then constant.
+        weight_decay, clip_grad: AdamW's decay; largest norm of the gradient.
+        save_every, keep_checkpoints: steps between checkpoints; how many of the best stay beside
+            the last.
+        validate_every, validation_batches: steps between validations; global batches of each.
+        precision: ``bf16`` mixed precision or ``fp32``.
+        init_from: NeMo checkpoint to start from, or a Hub repository; None for random weights.
+        seed: of the weights and of the order of the clips.
+    """
+
+    max_steps: PositiveInt = 1000
+    global_batch_size: PositiveInt = 8
+    micro_batch_size: PositiveInt = 1
+    gpus: PositiveInt
+    tensor_parallel: PositiveInt = 1
+    learning_rate: PositiveFloat = 5e-5
+    warmup_steps: NonNegativeInt = 0
+    weight_decay: NonNegativeFloat = 0.01
+    clip_grad: NonNegativeFloat = 1.0
+    save_every: PositiveInt = 100
+    keep_checkpoints: PositiveInt = 2
+    validate_every: PositiveInt = 100
+    validation_batches: PositiveInt = 1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    init_from: str | None = None
+    seed: int = 1234
+
+    @model_validator(mode="after")
+    def _divides(self) -> Train:
+        if self.gpus % self.tensor_parallel:
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
+            )
+        step = self.micro_batch_size * self.data_parallel
+        if self.global_batch_size % step:
+            above = -(-self.global_batch_size // step) * step
+            raise ValueError(
+                f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size="
+                f"{self.micro_batch_size} times {self.data_parallel} data-parallel ranks; "
+                f"the next is {above}"
+            )
+        return self
+
+    @property
+    def data_parallel(self) -> int:
+        """Copies of the model that share a batch."""
+        return self.gpus // self.tensor_parallel
+
+
+class Recipe(Section):
+    """Everything that decides what a run computes.
+
+    Attributes:
+        name: of the recipe; follows from the file.
+        description: one line for the list of recipes.
+        task: ``video`` continues a video; ``video2world`` does so from a text as well.
+    """
+
+    name: str
+    description: str = ""
+    task: Literal["video", "video2world"] = "video"
+    model: Architecture
+    data: Data
+    train: Train
+
+    @model_validator(mode="after")
+    def _model_splits(self) -> Recipe:
+        parallel = self.train.tensor_parallel
+        for name in ("num_query_groups", "ffn_hidden_size", "vocab_size", "output_vocab_size"):
+            size = getattr(self.model, name)
+            if size % parallel:
+                raise ValueError(
+                    f"train.tensor_parallel={parallel} does not divide model.{name}={size}"
+                )
+        if (self.task == "video2world") != (self.model.context_width is not None):
+            raise ValueError("model.context_width goes with task=video2world, and only with it")
+        return self
+
+    def model_for_clips(self) -> ModelConfig:
+        """The architecture with the latent shape that follows from the data."""
+        return ModelConfig(**self.model.model_dump(), latent_shape=self.data.latent_shape)
+
+
+def recipes_folder() -> Path:
+    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return next(p for p in (here / "recipes", here.parent / "recipes") if p.is_dir())
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(p.stem for p in recipes_folder().glob("*.yaml"))
+
+
+def _read(name: str) -> dict[str, Any]:
+    """A recipe file as plain data, on top of the recipe that its ``base`` names."""
+    own = name.endswith((".yaml", ".yml"))
+    path = Path(name) if own else recipes_folder() / f"{name}.yaml"
+    if not own and name not in recipe_names():
+        known = recipe_names()
+        hint = nearest(name, known) or f"; there are {', '.join(known)}"
+        raise RequestError(f"unknown recipe {name!r}{hint}")
+    data = load_mapping(path)
+    base = data.pop("base", None)
+    data["name"] = path.stem
+    return merge(_read(str(base)), data) if base else data
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe by name, or by path when it ends in ``.yaml``, with ``key=value`` overrides.
+
+    Raises:
+        RequestError: no such recipe, an unknown key, a wrong type or an impossible size.
+    """
+    data = apply_overrides(_read(name), overrides, Recipe)
+    return validate(Recipe, data, f"recipe {data['name']}")

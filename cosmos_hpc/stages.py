@@ -1,0 +1,72 @@
+"""The stages of a run: the spec and command line of each, and what is still to do."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+from cosmos_hpc import files
+from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.runs import RunFolder
+
+#: In order; each needs the ones before it.
+STAGES = ("download", "preprocess", "finalize", "train")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a run.
+
+    Attributes:
+        name: one of :data:`STAGES`.
+        tasks: array tasks; 1 for a single job.
+        ranks: processes of a task, started by torchrun when there are several.
+    """
+
+    name: str
+    tasks: int = 1
+    ranks: int = 1
+
+
+def stages_of(run: RunFolder, recipe: Recipe) -> list[Stage]:
+    """The stages of a run, in order."""
+    return [
+        Stage("download"),
+        Stage("preprocess", tasks=run.num_shards()),
+        Stage("finalize"),
+        Stage("train", ranks=recipe.train.gpus),
+    ]
+
+
+def write_specs(run: RunFolder, recipe: Recipe) -> None:
+    """Write the spec file of every stage: all that its command needs to know."""
+    for stage in STAGES:
+        files.write_json(
+            run.spec(stage), {"stage": stage, "recipe": recipe.model_dump(mode="json")}
+        )
+
+
+def task_arguments(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
+    """Arguments of ``python -m cosmos_hpc.worker`` for one task of a stage."""
+    return [str(run.spec(stage.name))] + ([str(task)] if stage.tasks > 1 or task else [])
+
+
+def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
+    """Command line of one task of a stage on one rank."""
+    return [sys.executable, "-m", "cosmos_hpc.worker", *task_arguments(run, stage, task)]
+
+
+def is_done(run: RunFolder, recipe: Recipe, stage: Stage, task: int) -> bool:
+    """Whether a task's results are whole, by its marker on the disk."""
+    marker = files.read_json(run.marker(stage.name, task))
+    if marker is None:
+        return False
+    if stage.name == "train":
+        # A continued run may ask for more steps than were done.
+        return bool(marker["steps"] >= recipe.train.max_steps)
+    return True
+
+
+def missing_tasks(run: RunFolder, recipe: Recipe, stage: Stage) -> list[int]:
+    """Tasks of a stage that are not done."""
+    return [task for task in range(stage.tasks) if not is_done(run, recipe, stage, task)]

@@ -1,0 +1,130 @@
+"""Clips of ids as training samples: one clip a sample, nothing across clips."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cosmos_hpc import files
+from cosmos_hpc.errors import WorkError
+from cosmos_hpc.recipe import Split
+from cosmos_hpc.runs import RunFolder
+
+
+def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, list[int]]:
+    """Documents of each part: ``train``, ``validation`` and ``test``.
+
+    Videos are ordered by a hash of the seed and their path and dealt out by weight, all clips of a
+    video to one part. The order depends on neither shards nor the order of the clips. A part with a
+    weight gets at least one video when there are three or more.
+    """
+    by_video: dict[str, list[int]] = {}
+    for clip in clips:
+        by_video.setdefault(clip["video"], []).append(clip["document"])
+
+    def key(video: str) -> bytes:
+        return hashlib.sha256(f"{split.seed}:{video}".encode("utf-8", "surrogateescape")).digest()
+
+    videos = sorted(by_video, key=key)
+    total = split.train + split.validation + split.test
+    sizes = {}
+    for part in ("validation", "test"):
+        weight = getattr(split, part)
+        least = int(weight > 0 and len(videos) >= 3)
+        sizes[part] = max(least, int(len(videos) * weight / total))
+    parts, start = {}, 0
+    for part, size in sizes.items():
+        parts[part] = videos[start : start + size]
+        start += size
+    parts["train"] = videos[start:]
+    return {
+        part: sorted(document for video in chosen for document in by_video[video])
+        for part, chosen in parts.items()
+    }
+
+
+class Clips(Dataset[dict[str, Tensor]]):
+    """Samples of some documents, as many as the training asks for.
+
+    The documents are passed through in epochs, each in an order of its own that follows from the
+    seed. With ``once``, in the given order, every document counts once, and samples beyond carry no
+    loss.
+
+    A sample holds ``tokens`` and ``labels`` int64 ``[S]``, where a label is the id that follows,
+    and ``loss_mask`` float32 ``[S]``: the last id of a clip has no successor and no loss.
+
+    Args:
+        prefix: of the ``.bin`` and ``.idx`` files.
+        documents: which ones.
+        length: number of samples.
+        sequence_length: ids of every document.
+        seed: of the order.
+        once: see above.
+
+    Raises:
+        WorkError: a document has another length.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        documents: list[int],
+        length: int,
+        sequence_length: int,
+        seed: int = 0,
+        once: bool = False,
+    ) -> None:
+        self._ids = IndexedDataset(prefix)
+        self.documents, self.length, self.seed, self.once = documents, length, seed, once
+        self._epoch, self._order = -1, np.arange(0)
+        lengths = set(self._ids.sequence_lengths[documents].tolist())
+        if lengths - {sequence_length}:
+            raise WorkError(
+                f"clips in {prefix} have {sorted(lengths)} ids where the recipe expects "
+                f"{sequence_length}"
+            )
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        epoch, position = divmod(index, len(self.documents))
+        document = self.documents[position if self.once else self._shuffled(epoch)[position]]
+        ids = torch.from_numpy(self._ids[document].astype(np.int64))
+        mask = torch.ones(len(ids))
+        mask[-1] = 0.0
+        if self.once and epoch:
+            mask.zero_()
+        return {"tokens": ids, "labels": torch.roll(ids, -1), "loss_mask": mask}
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
+            self._epoch, self._order = epoch, order
+        return self._order
+
+    def unigram_loss(self) -> float:
+        """Loss in nats of the best model that ignores all context: the entropy of the ids."""
+        ids = np.concatenate([self._ids[document] for document in self.documents])
+        counts = np.unique(ids, return_counts=True)[1]
+        share = counts / counts.sum()
+        return float(-(share * np.log(share)).sum())
+
+
+def load_splits(run: RunFolder, split: Split) -> dict[str, list[int]]:
+    """Documents of each part of a run's finished tokens.
+
+    Raises:
+        WorkError: there are none to train on.
+    """
+    parts = split_documents(files.read_jsonl(run.clips), split)
+    if not parts["train"]:
+        raise WorkError(f"run {run.name} has no clips to train on")
+    return parts

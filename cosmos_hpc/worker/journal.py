@@ -1,0 +1,93 @@
+"""What a shard has finished so far, so that an interrupted worker goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from cosmos_hpc import files
+
+#: 64 000 ids and the special ones fit; half of int32 on the disk.
+ID_DTYPE = np.uint16
+
+
+class Journal:
+    """One line a finished video, and the ids of its clips beside it.
+
+    The ids of a video reach the disk before its line does, so a line is a promise: what is read
+    back after any interruption is the finished videos, each whole. Open within a lock.
+
+    Args:
+        path: of the lines; the ids lie beside it.
+        ids_per_clip: ids of one clip.
+
+    Attributes:
+        rows: one a finished video, in order.
+    """
+
+    def __init__(self, path: Path, ids_per_clip: int) -> None:
+        self.path, self.ids_path = path, path.with_suffix(".ids")
+        self.ids_per_clip = ids_per_clip
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.ids_path.touch()
+        self.rows = self._whole_rows()
+        # Drop what a killed writer left behind the last whole video.
+        files.write_jsonl(path, self.rows)
+        clips = sum(row["clips"] for row in self.rows)
+        os.truncate(self.ids_path, clips * ids_per_clip * ID_DTYPE().itemsize)
+        self._lines = open(path, "ab")  # noqa: SIM115 - closed in __exit__
+        self._ids = open(self.ids_path, "ab")  # noqa: SIM115
+
+    def _whole_rows(self) -> list[dict[str, Any]]:
+        rows = []
+        with open(self.ids_path, "rb") as f:
+            for row in files.read_jsonl(self.path):
+                content = f.read(row["clips"] * self.ids_per_clip * ID_DTYPE().itemsize)
+                if zlib.crc32(content) != row["crc"]:
+                    break
+                rows.append(row)
+        return rows
+
+    def append(self, rows: list[tuple[dict[str, Any], np.ndarray]]) -> None:
+        """Add finished videos: what is said of each, and its ids ``[clips, ids_per_clip]``."""
+        lines = []
+        for row, ids in rows:
+            content = ids.astype(ID_DTYPE).tobytes()
+            self._ids.write(content)
+            lines.append({**row, "clips": len(ids), "crc": zlib.crc32(content)})
+        _flush(self._ids)
+        self._lines.write("".join(json.dumps(line) + "\n" for line in lines).encode())
+        _flush(self._lines)
+        self.rows.extend(lines)
+
+    def ids(self) -> np.ndarray:
+        """Ids of all clips so far, ``[clips, ids_per_clip]``."""
+        return np.fromfile(self.ids_path, ID_DTYPE).reshape(-1, self.ids_per_clip)
+
+    def remove(self) -> None:
+        """Delete the journal, after its content has been published."""
+        self.path.unlink(missing_ok=True)
+        self.ids_path.unlink(missing_ok=True)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lines.close()
+        self._ids.close()
+
+
+def _flush(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())

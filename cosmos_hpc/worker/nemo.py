@@ -1,0 +1,270 @@
+"""The one place that knows NeMo: a recipe as model, data, optimizer and trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from megatron.core.num_microbatches_calculator import update_num_microbatches
+from megatron.core.optimizer import OptimizerConfig
+from nemo import lightning as nl
+from nemo.collections import llm
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.pytorch.optim import WarmupHoldPolicyScheduler
+from nemo.lightning.pytorch.strategies.utils import RestoreConfig
+from torch import Tensor
+
+from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.decoder import CosmosDecoder, local_layer_spec
+from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.worker import patches
+from cosmos_hpc.worker.dataset import Clips
+
+
+def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
+    batch = next(batches)
+    batch = batch[0] if isinstance(batch, tuple) else batch
+    return {key: value.cuda(non_blocking=True) for key, value in batch.items()}
+
+
+def _forward_step(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    # NeMo's own insists on a dense mask where there is no Transformer Engine; the layers know
+    # that they are causal. Positions come from the rotary table, not from position ids.
+    return model(
+        input_ids=batch["tokens"], position_ids=None, attention_mask=None, labels=batch["labels"]
+    )
+
+
+@dataclass
+class CosmosConfig(llm.GPTConfig):
+    """NeMo's configuration of a Cosmos decoder, with the fields of :class:`ModelConfig`."""
+
+    latent_shape: tuple[int, int, int] = (1, 1, 1)
+    output_vocab_size: int = 0
+    yarn_scale: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_original_latent_shape: tuple[int, int, int] | None = None
+    context_width: int | None = None
+    pad_to_multiple_of: int | None = None
+
+    def configure_model(
+        self,
+        tokenizer: Any,
+        pre_process: Any = None,
+        post_process: Any = None,
+        vp_stage: Any = None,
+    ) -> CosmosDecoder:
+        """Build the decoder on Megatron-Core."""
+        model = ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+        return CosmosDecoder(
+            self,
+            model,
+            transformer_layer_spec=local_layer_spec(self),
+            pre_process=True if pre_process is None else pre_process,
+            post_process=True if post_process is None else post_process,
+            vp_stage=vp_stage,
+        )
+
+
+def nemo_config(model: ModelConfig, cpu: bool) -> CosmosConfig:
+    """NeMo's configuration of ``model``: what Cosmos has and Megatron's defaults do not."""
+    return CosmosConfig(
+        **model.model_dump(),
+        seq_length=model.sequence_length,
+        position_embedding_type="rope",
+        normalization="RMSNorm",
+        layernorm_epsilon=1e-5,
+        qk_layernorm=True,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        share_embeddings_and_output_weights=False,
+        use_cpu_initialization=cpu,
+        # Fused kernels that only CUDA has; PyTorch's norms are not persistent either.
+        bias_dropout_fusion=False,
+        bias_activation_fusion=not cpu,
+        masked_softmax_fusion=False,
+        cross_entropy_loss_fusion=not cpu,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        gradient_accumulation_fusion=False,
+        forward_step_fn=_forward_step,
+        data_step_fn=_data_step,
+    )
+
+
+class ClipData(pl.LightningDataModule):
+    """Training and validation clips behind Megatron's sampler, resumable by consumed samples."""
+
+    def __init__(self, train: Clips, validation: Clips | None, recipe: Recipe) -> None:
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.seq_length = recipe.model_for_clips().sequence_length
+        self.micro_batch_size = recipe.train.micro_batch_size
+        self.global_batch_size = recipe.train.global_batch_size
+        self.data_sampler = nl.MegatronDataSampler(
+            seq_len=self.seq_length,
+            micro_batch_size=self.micro_batch_size,
+            global_batch_size=self.global_batch_size,
+        )
+
+    def train_dataloader(self) -> WrappedDataLoader:
+        """Loader of the training clips; the data sampler gives it its batches."""
+        return WrappedDataLoader(mode="train", dataset=self.train, num_workers=0)
+
+    def val_dataloader(self) -> WrappedDataLoader | list[Any]:
+        """Loader of the validation clips; empty without any."""
+        if self.validation is None:
+            return []
+        return WrappedDataLoader(mode="validation", dataset=self.validation, num_workers=0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples that all steps so far have consumed."""
+        return {"consumed_samples": self.trainer.global_step * self.global_batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the sample after those consumed."""
+        consumed = state_dict["consumed_samples"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        self.data_sampler.if_first_step = 1
+        update_num_microbatches(consumed_samples=consumed, consistency_check=False)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The finished checkpoint of the highest step; None where there is none.
+
+    NeMo marks a checkpoint while it is written, and refuses to start when its last one is marked;
+    here the one before is taken instead.
+    """
+    finished = {}
+    for path in folder.glob("step=*"):
+        marked = Path(f"{path}{nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}").exists()
+        if path.is_dir() and not marked and (path / "weights" / "metadata.json").is_file():
+            step = re.match(r"step=(\d+)", path.name)
+            if step:
+                finished[int(step[1]), path.name] = path
+    return finished[max(finished)] if finished else None
+
+
+def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
+    return nl.MegatronStrategy(
+        tensor_model_parallel_size=recipe.train.tensor_parallel,
+        pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
+        process_group_backend="gloo" if cpu else "nccl",
+        ckpt_async_save=False,
+        gradient_as_bucket_view=not cpu,
+    )
+
+
+def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
+    train = recipe.train
+    return nl.MegatronOptimizerModule(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=train.learning_rate,
+            weight_decay=train.weight_decay,
+            clip_grad=train.clip_grad,
+            adam_beta1=0.9,
+            adam_beta2=0.95,
+            bf16=train.precision == "bf16",
+            params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
+            use_distributed_optimizer=not cpu,
+        ),
+        lr_scheduler=WarmupHoldPolicyScheduler(
+            warmup_steps=train.warmup_steps,
+            hold_steps=10**9,
+            max_steps=train.max_steps,
+            min_lr=train.learning_rate,
+        ),
+    )
+
+
+def _wandb(run: RunFolder) -> WandbLogger | None:
+    """Weights & Biases when its key is set, or when it is told to work offline."""
+    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
+        return None
+    # The same id for every attempt, so that a resumed run continues its curves.
+    identity = hashlib.sha256(str(run.path).encode()).hexdigest()[:12]
+    return WandbLogger(
+        project="cosmos-hpc", name=run.name, id=identity, resume="allow", save_dir=str(run.train)
+    )
+
+
+def fit(
+    run: RunFolder,
+    recipe: Recipe,
+    data: ClipData,
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """Train with NeMo's ``llm.train``, from the run's latest checkpoint where there is one.
+
+    Returns:
+        The trainer, after its last step.
+    """
+    train = recipe.train
+    cpu = not torch.cuda.is_available()
+    if not cpu:
+        patches.synchronize_before_ddp()
+    mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
+    trainer = nl.Trainer(
+        accelerator="cpu" if cpu else "gpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        max_steps=train.max_steps,
+        strategy=_strategy(recipe, cpu),
+        plugins=mixed if train.precision == "bf16" else None,
+        callbacks=callbacks,
+        val_check_interval=train.validate_every,
+        limit_val_batches=train.validation_batches if data.validation else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=False,
+        # NeMo 2.7.3's progress printer runs a collective on rank 0 only, which hangs with two.
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    checkpoint = nl.ModelCheckpoint(
+        dirpath=run.checkpoints,
+        filename="{step}-{reduced_train_loss:.4f}",
+        monitor="reduced_train_loss",
+        save_top_k=train.keep_checkpoints,
+        save_last="link",
+        every_n_train_steps=train.save_every,
+        # Without the optimizer a finished run could not be continued.
+        save_optim_on_train_end=True,
+    )
+    latest = latest_checkpoint(run.checkpoints)
+    start = RestoreConfig(path=train.init_from, load_artifacts=False) if train.init_from else None
+    optimizer = _optimizer(recipe, cpu)
+    pl.seed_everything(train.seed)
+    llm.train(
+        model=llm.GPTModel(nemo_config(recipe.model_for_clips(), cpu), optim=optimizer),
+        data=data,
+        trainer=trainer,
+        log=nl.NeMoLogger(
+            # A folder of its own: NeMo moves files of earlier attempts out of it.
+            explicit_log_dir=str(run.train / "nemo"),
+            ckpt=checkpoint,
+            wandb=_wandb(run),
+        ),
+        resume=nl.AutoResume(
+            resume_if_exists=latest is not None,
+            resume_from_path=str(latest) if latest else None,
+            restore_config=start,
+        ),
+        optim=optimizer,
+    )
+    return trainer

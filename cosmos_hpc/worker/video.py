@@ -1,0 +1,155 @@
+"""From a video file to the frames of a clip, decoding no more than the clip needs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cosmos_hpc.progress import Stopwatch
+
+
+class VideoError(Exception):
+    """A video that gives no clip.
+
+    Attributes:
+        kind: ``unreadable``, ``truncated``, ``short`` or ``missing``, for counting.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames of a clip and how they came about.
+
+    Attributes:
+        pixels: uint8 ``[3, T, H, W]``, RGB.
+        seconds: time in the video of the frame after the last decoded one, about the clip's length.
+        padded: frames at the end that repeat the last one.
+        rotated: degrees counter-clockwise by which the frames were turned, as the file asks for.
+    """
+
+    pixels: Tensor
+    seconds: float
+    padded: int
+    rotated: int
+
+
+def read_clip(
+    path: Path,
+    frames: int,
+    height: int,
+    width: int,
+    pad: bool = True,
+    clock: Stopwatch | None = None,
+) -> Clip:
+    """Read the first ``frames`` frames of a video, upright, resized and cropped to the clip.
+
+    Frames are resized, keeping their aspect, until both sides cover the target (antialiased
+    bilinear), then cropped to its centre.
+
+    Args:
+        pad: repeat the last frame of a shorter video; otherwise it is an error.
+        clock: is told the time spent in ``decode`` and ``resize``.
+
+    Raises:
+        VideoError: the file holds no such clip; the message says why.
+    """
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return _read(container, frames, height, width, pad, clock or Stopwatch())
+    except FileNotFoundError:
+        raise VideoError("missing", "the file is gone") from None
+    except PermissionError:
+        raise VideoError("unreadable", "no permission to read the file") from None
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as e:
+        reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
+        if path.exists() and path.stat().st_size == 0:
+            reason = "the file is empty"
+        raise VideoError("unreadable", f"not a readable video: {reason}") from None
+
+
+def _read(
+    container: av.container.InputContainer,
+    frames: int,
+    height: int,
+    width: int,
+    pad: bool,
+    clock: Stopwatch,
+) -> Clip:
+    if not container.streams.video:
+        raise VideoError("unreadable", "the file has no video stream")
+    stream = container.streams.video[0]
+    pixels = torch.empty(frames, 3, height, width, dtype=torch.uint8)
+    found, seconds, rotated = 0, 0.0, 0
+    broken = ""
+    try:
+        for frame in container.decode(stream):
+            clock.lap("decode")
+            if frame.is_corrupt:
+                broken = f"frame {found} is damaged"
+                break
+            rotated = int(frame.rotation or 0)
+            pixels[found] = _fit(_upright(frame), height, width)
+            clock.lap("resize")
+            found += 1
+            seconds = float(frame.time or 0.0)
+            if found == frames:
+                break
+    except av.error.FFmpegError as e:
+        broken = f"frame {found} cannot be decoded ({e.strerror})"
+
+    if found < frames:
+        declared = _declared_frames(stream)
+        if not broken and declared > found + max(1, declared // 10):
+            broken = f"the header says {declared} frames"
+        if broken:
+            raise VideoError("truncated", f"truncated or damaged: {found} frames decode, {broken}")
+        if found == 0:
+            raise VideoError("unreadable", "the video holds no frame")
+        if not pad:
+            raise VideoError("short", f"{found} frames, a clip needs {frames}")
+        pixels[found:] = pixels[found - 1]
+    rate = float(stream.average_rate or 0)
+    length = seconds + (1 / rate if rate else 0.0)
+    return Clip(pixels.transpose(0, 1).contiguous(), length, frames - found, rotated % 360)
+
+
+def _declared_frames(stream: av.video.stream.VideoStream) -> int:
+    """Frames that the header promises; 0 where it does not say."""
+    if stream.frames:
+        return int(stream.frames)
+    if stream.duration and stream.time_base and stream.average_rate:
+        return int(stream.duration * stream.time_base * stream.average_rate)
+    return 0
+
+
+def _upright(frame: av.VideoFrame) -> np.ndarray:
+    """RGB pixels uint8 ``[H, W, 3]``, turned as the file's rotation metadata asks."""
+    rgb = frame.to_ndarray(format="rgb24")
+    quarter_turns = round((frame.rotation or 0) / 90) % 4
+    return np.ascontiguousarray(np.rot90(rgb, quarter_turns)) if quarter_turns else rgb
+
+
+def _fit(rgb: np.ndarray, height: int, width: int) -> Tensor:
+    """uint8 ``[3, height, width]``: resized until both sides cover the target, then cropped."""
+    image = torch.from_numpy(rgb).permute(2, 0, 1)
+    rows, columns = rgb.shape[:2]
+    # In integers, so that a side which fits exactly is not rounded up.
+    if width * rows >= height * columns:
+        size = (math.ceil(rows * width / columns), width)
+    else:
+        size = (height, math.ceil(columns * height / rows))
+    if size != (rows, columns):
+        image = F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return image[:, top : top + height, left : left + width]
