@@ -144,6 +144,10 @@ def submit(
     resolved = _absolute_input(resolved)
     videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos))
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise RequestError(explain_os_error(e, "making the run folder")) from None
     check_disk(what, folder.path)
     try:
         with files.lock(folder.lock):

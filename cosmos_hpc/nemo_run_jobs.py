@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ class LocalJob:
     def __init__(self, run: RunFolder, stage: Stage) -> None:
         # Read when NeMo-Run is first imported: its job registry would go to the home folder.
         os.environ.setdefault("NEMORUN_HOME", str(run.path.parent / ".nemo_run"))
+        # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
+        warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
         import nemo_run
 
         _prepend_path(str(Path(sys.executable).parent))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,19 +147,14 @@ def check_supported(recipe: Recipe) -> None:
 
 
 def check_disk(plan: Plan, folder: Path) -> None:
-    """Refuse a run folder that cannot be written or will not hold the run.
+    """Refuse a folder whose file system will not hold the run.
 
     Raises:
-        RequestError: no permission, or too little space.
+        RequestError: too little space; says how much is needed.
     """
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(existing, os.W_OK | os.X_OK) or not existing.is_dir():
-        raise RequestError(
-            f"cannot write to {existing}; choose another place with cluster.runs=DIR"
-        )
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(folder).free
     if free < plan.disk_bytes:
         raise RequestError(
-            f"the run needs up to {gigabytes(plan.disk_bytes)} in {existing}, which has "
+            f"the run needs up to {gigabytes(plan.disk_bytes)} in {folder}, which has "
             f"{gigabytes(free)} free; free some space or choose another place with cluster.runs=DIR"
         )

@@ -17,6 +17,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +40,10 @@ CHANGEABLE = {
     "train.save_every",
     "train.keep_checkpoints",
     "train.validate_every",
+    # Any layout reads the checkpoints of any other.
+    "train.gpus",
+    "train.tensor_parallel",
+    "train.micro_batch_size",
 }
 _PACKAGES = [
     "cosmos-hpc",
@@ -136,8 +141,7 @@ def check_name(name: str) -> None:
         RequestError: it is empty, begins with a dot or dash, or holds other than letters, digits,
             and ``. _ -``.
     """
-    plain = name.replace(".", "").replace("_", "").replace("-", "")
-    if not (plain.isascii() and plain.isalnum()) or name[0] in ".-":
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
         raise RequestError(
             f"run name {name!r} may hold letters, digits, '.', '_' and '-', "
             f"and begin with none of '.' and '-'"

@@ -31,7 +31,7 @@ class Architecture(Section):
         yarn_beta_fast, yarn_beta_slow: YaRN's cut-offs, in rotations.
         yarn_original_latent_shape: ``(T, H, W)`` that the model was first trained on.
         context_width: width of the text embedding that cross-attention reads; None without text.
-        pad_to_multiple_of: of what the sequence is a multiple, with begin-of-video; None for neither.
+        pad_to_multiple_of: of what the sequence is a multiple, begin-of-video included.
 
     Raises:
         pydantic.ValidationError: (a ValueError) the sizes do not fit together.

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def main(arguments: list[str]) -> int:
     task = int(arguments[1]) if len(arguments) > 1 else 0
     spec = files.read_json(spec_path)
     stage, run = spec["stage"], RunFolder(spec_path.resolve().parents[1])
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
     if os.environ.get("COSMOS_HPC_DIE_WITH_PARENT"):
         _die_with_parent()
     error = run.error(stage, task)
@@ -86,4 +88,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     raise SystemExit(main(sys.argv[1:]))

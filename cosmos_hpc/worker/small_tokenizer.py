@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -39,13 +40,14 @@ class SmallTokenizer(Section):
 class _Blocks(nn.Module):
     """What encoder and decoder share: block sizes, levels and the companding curve."""
 
-    positions: Tensor
-    to_ycc: Tensor
-    to_rgb: Tensor
-    levels: Tensor
-    middle: Tensor
-    radix: Tensor
-    gains: Tensor
+    if TYPE_CHECKING:  # TorchScript cannot read annotations that are strings
+        positions: Tensor
+        to_ycc: Tensor
+        to_rgb: Tensor
+        levels: Tensor
+        middle: Tensor
+        radix: Tensor
+        gains: Tensor
 
     def __init__(self, compression: Sequence[int]) -> None:
         super().__init__()

@@ -52,9 +52,9 @@ class VideoTokenizer:
         ids = self._encoder(video)[0].to(torch.int32).cpu()
         if tuple(ids.shape[1:]) != self.latent_shape:
             raise WorkError(
-                f"the tokenizer in {self.folder} gives ids of shape {list(ids.shape[1:])} where "
-                f"the recipe expects {list(self.latent_shape)}; do data.tokenizer and data.compression "
-                f"agree?"
+                f"the tokenizer in {self.folder} gives ids of shape {list(ids.shape[1:])}, the "
+                f"recipe expects {list(self.latent_shape)}; do data.tokenizer and "
+                f"data.compression agree?"
             )
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < NUM_IDS):
             raise WorkError(f"the tokenizer in {self.folder} gives ids outside 0..{NUM_IDS - 1}")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,29 +94,24 @@ def _read(
     stream = container.streams.video[0]
     pixels = torch.empty(frames, 3, height, width, dtype=torch.uint8)
     found, seconds, rotated = 0, 0.0, 0
-    broken = ""
-    try:
-        for frame in container.decode(stream):
-            clock.lap("decode")
-            if frame.is_corrupt:
-                broken = f"frame {found} is damaged"
-                break
-            rotated = int(frame.rotation or 0)
-            pixels[found] = _fit(_upright(frame), height, width)
-            clock.lap("resize")
-            found += 1
-            seconds = float(frame.time or 0.0)
-            if found == frames:
-                break
-    except av.error.FFmpegError as e:
-        broken = f"frame {found} cannot be decoded ({e.strerror})"
+    problems: list[str] = []
+    for frame in _frames(container, stream, problems):
+        clock.lap("decode")
+        rotated = int(frame.rotation or 0)
+        pixels[found] = _fit(_upright(frame), height, width)
+        clock.lap("resize")
+        found += 1
+        seconds = float(frame.time or 0.0)
+        if found == frames:
+            break
 
     if found < frames:
-        declared = _declared_frames(stream)
-        if not broken and declared > found + max(1, declared // 10):
-            broken = f"the header says {declared} frames"
-        if broken:
-            raise VideoError("truncated", f"truncated or damaged: {found} frames decode, {broken}")
+        declared = _declared_frames(container, stream)
+        if not problems and declared > found + max(1, declared // 10):
+            problems.append(f"the header says {declared}")
+        if problems:
+            reason = f"truncated or damaged: {found} frames decode, then: {problems[0]}"
+            raise VideoError("truncated", reason)
         if found == 0:
             raise VideoError("unreadable", "the video holds no frame")
         if not pad:
@@ -124,13 +122,41 @@ def _read(
     return Clip(pixels.transpose(0, 1).contiguous(), length, frames - found, rotated % 360)
 
 
-def _declared_frames(stream: av.video.stream.VideoStream) -> int:
+def _frames(
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    problems: list[str],
+) -> Iterator[av.VideoFrame]:
+    """Frames up to the first damage, which is added to ``problems``."""
+    try:
+        for packet in container.demux(stream):
+            for frame in packet.decode():
+                if frame.is_corrupt:
+                    problems.append("a damaged frame")
+                    return
+                yield frame
+    except av.error.FFmpegError as e:
+        problems.append(e.strerror or str(e))
+        # The good frames before it that the decoder still holds back.
+        with contextlib.suppress(av.error.FFmpegError):
+            yield from stream.decode(None)
+
+
+def _declared_frames(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> int:
     """Frames that the header promises; 0 where it does not say."""
     if stream.frames:
         return int(stream.frames)
-    if stream.duration and stream.time_base and stream.average_rate:
-        return int(stream.duration * stream.time_base * stream.average_rate)
-    return 0
+    rate = float(stream.average_rate or 0)
+    if stream.duration and stream.time_base:
+        return int(stream.duration * stream.time_base * rate)
+    # Matroska counts no frames, and says the duration of a stream in words.
+    words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if words:
+        hours, minutes, seconds = map(float, words.groups())
+        return int((hours * 3600 + minutes * 60 + seconds) * rate)
+    return int((container.duration or 0) / 1e6 * rate)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:

@@ -1,0 +1,115 @@
+"""Fixtures that several tests share: videos, and one finished run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+#: Planted where a secret would be; must turn up nowhere.
+CANARIES = {"HF_TOKEN": "hf_canary5e1f", "WANDB_API_KEY": "c0ffee" * 6 + "cafe"}
+
+
+def real_videos() -> Path | None:
+    """Folder of real videos, where there is one beside the checkout or it is named."""
+    beside = REPOSITORY.parent / "shared" / "data"
+    folder = Path(os.environ.get("COSMOS_HPC_TEST_DATA", beside)) / "driving"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def driving() -> Path:
+    """Real driving videos, 60 frames of 1024x640 each."""
+    folder = real_videos()
+    if folder is None:
+        pytest.skip("no real videos here; name their folder in COSMOS_HPC_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight small videos that the package makes."""
+    from cosmos_hpc.worker.sample_videos import Samples, make_sample_videos
+
+    folder = tmp_path_factory.mktemp("scenes")
+    make_sample_videos(folder, Samples(count=8, frames=20, height=96, width=160))
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of four megabytes."""
+    folder = tmp_path / "small-disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+def cosmos_hpc(
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 280
+) -> Outcome:
+    """Run the command line as a person would."""
+    command = [sys.executable, "-m", "cosmos_hpc", *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+#: The request of the runs that tests compare with each other.
+REQUEST = (
+    "recipe=ar_tiny",
+    "train.max_steps=40",
+    "train.save_every=15",
+    "train.validate_every=20",
+)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of :data:`REQUEST`, the folder it was submitted from, and what was printed."""
+
+    path: Path
+    home: Path
+    first: Outcome
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> FinishedRun:
+    """A run from raw videos to a trained model, on the real videos where there are any."""
+    home = tmp_path_factory.mktemp("home")
+    videos = real_videos() or scenes
+    outcome = cosmos_hpc(
+        "submit",
+        *REQUEST,
+        f"data.input={videos}",
+        "--name",
+        "whole",
+        cwd=home,
+        env={**CANARIES, "WANDB_MODE": "offline"},
+    )
+    return FinishedRun(home / "runs" / "whole", home, outcome)

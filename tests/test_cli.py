@@ -1,0 +1,103 @@
+"""The command line as a person meets it: what it prints, and its exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import cosmos_hpc
+
+
+def test_help_and_version(tmp_path):
+    shown = cosmos_hpc("--help", cwd=tmp_path)
+    assert shown.code == 0
+    assert "cosmos-hpc submit recipe=ar_tiny data.input=videos" in shown.out
+    assert cosmos_hpc("--version", cwd=tmp_path).out.startswith("cosmos-hpc 0.")
+
+
+def test_recipes(tmp_path):
+    listed = cosmos_hpc("recipes", cwd=tmp_path)
+    assert listed.code == 0
+    assert "ar13b_v2w  Cosmos-1.0 13B Video2World" in listed.out
+    printed = cosmos_hpc("recipes", "ar13b_v2w", "train.max_steps=300", cwd=tmp_path)
+    assert "  max_steps: 300\n" in printed.out
+    as_json = cosmos_hpc("recipes", "ar4b", "--json", cwd=tmp_path)
+    assert json.loads(as_json.out)["model"]["num_layers"] == 16
+
+
+def test_plan(tmp_path, scenes):
+    shown = cosmos_hpc("plan", "recipe=ar_tiny", f"data.input={scenes}", cwd=tmp_path)
+    assert shown.code == 0
+    assert "8 videos in " in shown.out
+    as_json = cosmos_hpc("plan", "recipe=ar_tiny", "--json", cwd=tmp_path)
+    assert json.loads(as_json.out)["sequence_length"] == 180
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["submit"], "recipe= is missing; there are ar12b, ar13b_v2w"),
+        (["submit", "recipe=ar_tiny"], "data.input is not set"),
+        (["submit", "recipe=ar_tiny", "data.input=nowhere"], "/nowhere does not exist; give the folder"),
+        (["submit", "recipe=ar_tiny", "data.imput=x"], "did you mean data.input?"),
+        (["submit", "recipe=ar_tiny", "cluster.paralel=3"], "did you mean parallel?"),
+        (["submit", "recipe=ar_tiny", "cluster=lokal"], "did you mean local?"),
+        (["submit", "recipe=ar_tiny", "data.input=.", "--name", "a/b"], "run name 'a/b' may hold"),
+        (["submit", "recipe=ar_tiny", "--stages", "trian"], "did you mean train?"),
+        (["submit", "recipe=ar13b_v2w"], "is conditioned on text"),
+        (["status", "nothing"], "no run 'nothing'; runs holds no run"),
+        (["sample-videos", "x", "cuont=3"], "did you mean count?"),
+    ],
+)
+def test_a_wrong_request_is_one_sentence_and_starts_nothing(tmp_path, arguments, says):
+    shown = cosmos_hpc(*arguments, cwd=tmp_path)
+    assert shown.code == 2
+    assert says in shown.err
+    assert shown.err.startswith("error: ")
+    assert len(shown.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written(tmp_path, scenes):
+    # Not even root may make a folder there.
+    shown = cosmos_hpc(
+        "submit", "recipe=ar_tiny", f"data.input={scenes}", "cluster.runs=/sys/runs", cwd=tmp_path
+    )
+    assert shown.code == 2
+    assert "permission denied; choose a place that you may write to" in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+def test_the_login_side_imports_neither_torch_nor_nemo_nor_megatron(tmp_path, scenes):
+    code = """
+import sys
+from cosmos_hpc.cli import main
+assert main(sys.argv[1:]) in (0, 2)
+heavy = {"torch", "nemo", "megatron", "nemo_run", "submitit", "av", "numpy"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    for arguments in (
+        ["--help"],
+        ["recipes", "ar4b"],
+        ["plan", "recipe=ar_tiny", f"data.input={scenes}"],
+        ["status", "nothing"],
+        ["logs", "nothing"],
+        ["submit", "recipe=ar_tiny"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_sample_videos_and_small_tokenizer(tmp_path):
+    made = cosmos_hpc(
+        "sample-videos", "v", "count=2", "frames=3", "height=64", "width=96", cwd=tmp_path
+    )
+    assert made.code == 0
+    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == ["scene-0000.mp4", "scene-0001.mp4"]
+    made = cosmos_hpc("small-tokenizer", "t", "compression=[4,8,8]", cwd=tmp_path)
+    assert made.code == 0
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["decoder.jit", "encoder.jit"]

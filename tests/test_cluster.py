@@ -1,0 +1,32 @@
+import pytest
+
+from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.errors import RequestError
+
+
+def test_local_is_built_in():
+    cluster = load_cluster()
+    assert (cluster.name, cluster.kind, cluster.runs) == ("local", "local", "runs")
+    assert cluster.parallel >= 1
+
+
+def test_profiles_are_searched_in_the_working_folder_then_the_user_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    own = tmp_path / "config" / "cosmos-hpc" / "clusters"
+    own.mkdir(parents=True)
+    (own / "box.yaml").write_text("parallel: 3\n")
+    assert load_cluster("box").parallel == 3
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters" / "box.yaml").write_text("parallel: 5\nruns: elsewhere\n")
+    assert load_cluster("box").parallel == 5
+    assert load_cluster("box", ["parallel=7"]).parallel == 7
+    with pytest.raises(RequestError, match="unknown cluster 'bxo'; did you mean box"):
+        load_cluster("bxo")
+
+
+def test_a_wrong_key_in_a_profile(tmp_path):
+    path = tmp_path / "box.yaml"
+    path.write_text("paralel: 3\n")
+    with pytest.raises(RequestError, match="unknown setting 'paralel'; did you mean parallel"):
+        load_cluster(str(path))

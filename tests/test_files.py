@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cosmos_hpc import files
+
+
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, small_disk):
+    path = small_disk / "x.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(OSError, match="No space"):
+        files.write_atomic(path, b"x" * 10_000_000)
+    assert files.read_json(path) == {"a": 1}
+    assert [p.name for p in small_disk.iterdir()] == ["x.json"]
+
+
+def test_names_with_strange_bytes_survive(tmp_path):
+    row = {"video": b"\xff\n.mp4".decode("utf-8", "surrogateescape")}
+    files.write_jsonl(tmp_path / "x", [row])
+    assert files.read_jsonl(tmp_path / "x") == [row]
+
+
+@pytest.mark.parametrize("torn", [b'{"a"', b"\x00\x00", b'{"a": 2}', b"\xff\xfe\n"])
+def test_half_a_line_counts_as_not_written(tmp_path, torn):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + torn)
+    assert files.read_jsonl(path) == [{"a": 1}]
+
+
+def test_appending_cuts_off_half_a_line(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": ')
+    files.append_jsonl(path, {"a": 3})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"a": 1}, {"a": 3}]
+
+
+def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
+    path = tmp_path / "lock"
+    code = (
+        "import sys, time, pathlib; from cosmos_hpc import files\n"
+        "with files.lock(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert files.is_locked(path)
+    with pytest.raises(BlockingIOError, match=f"process {holder.pid} on "), files.lock(path):
+        pass
+    holder.kill()
+    holder.wait()
+    assert not files.is_locked(path)
+    with files.lock(path):
+        pass

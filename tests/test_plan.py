@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+
+from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.plan import check_supported, make_plan
+from cosmos_hpc.recipe import load_recipe
+
+
+def plan(videos=None, recipe=(), cluster=("parallel=2", "gpus=0")):
+    return make_plan(load_recipe("ar_tiny", recipe), load_cluster("local", cluster), videos)
+
+
+@pytest.mark.parametrize(
+    ("videos", "shards"), [(None, None), (1, 1), (2, 2), (8, 2), (100, 2), (101, 3), (1000, 20)]
+)
+def test_shards_of_at_most_so_many_videos_but_enough_to_keep_all_tasks_busy(videos, shards):
+    assert plan(videos).shards == shards
+
+
+def test_layout():
+    p = plan(recipe=["train.gpus=4", "train.tensor_parallel=2", "train.micro_batch_size=2"])
+    assert (p.ranks, p.tensor_parallel, p.data_parallel, p.micro_batches) == (4, 2, 2, 2)
+    assert "tensor parallel 2, data parallel 2, 2 micro batches a step" in p.render()
+
+
+def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
+    local = load_cluster("local", ["gpus=0"])
+    with pytest.raises(RequestError, match=r"ar12b trains in bf16 on 8 GPUs.*has none"):
+        make_plan(load_recipe("ar12b"), local)
+    with pytest.raises(RequestError, match="train.gpus=8, but cluster local has 4"):
+        make_plan(load_recipe("ar12b"), load_cluster("local", ["gpus=4"]))
+    assert make_plan(load_recipe("ar12b"), load_cluster("local", ["gpus=8"])).ranks == 8
+
+
+def test_what_cannot_run_yet_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(RequestError, match="conditioned on text"):
+        check_supported(load_recipe("ar13b_v2w"))
+    with pytest.raises(RequestError, match="init_from=.*is not a folder"):
+        check_supported(load_recipe("ar4b"))
+    with pytest.raises(RequestError, match="neither a folder, nor a Hub repository"):
+        check_supported(load_recipe("ar_tiny", ["data.tokenizer=smal"]))
+    check_supported(load_recipe("ar_tiny", [f"train.init_from={tmp_path}"]))
+
+
+def test_the_disk_must_hold_the_run(small_disk):
+    from cosmos_hpc.plan import check_disk
+
+    with pytest.raises(RequestError, match=r"needs up to 0.81 GB in .*, which has"):
+        check_disk(plan(8), small_disk)
+    check_disk(plan(8), Path.cwd())

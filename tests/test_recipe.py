@@ -1,0 +1,118 @@
+import pytest
+
+from cosmos_hpc.config import dump_yaml
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.recipe import load_recipe, recipe_names
+
+# From the models' published descriptions: layers, width, vocabulary, inputs of a sample, billions
+# of parameters that the names promise.
+PUBLISHED = {
+    "ar4b": (16, 4096, 64000, 12800, 4),
+    "ar12b": (40, 5120, 64000, 12800, 12),
+    "ar5b_v2w": (16, 4096, 64064, 12864, 5),
+    "ar13b_v2w": (40, 5120, 64064, 12864, 13),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models(name):
+    layers, width, vocabulary, inputs, billions = PUBLISHED[name]
+    recipe = load_recipe(name)
+    model = recipe.model_for_clips()
+    assert (model.num_layers, model.hidden_size, model.vocab_size) == (layers, width, vocabulary)
+    assert (model.num_attention_heads, model.num_query_groups, model.kv_channels) == (32, 8, 128)
+    assert (model.ffn_hidden_size, model.output_vocab_size) == (14336, 64000)
+    assert model.rotary_base == 500_000
+    assert model.latent_shape == (5, 40, 64)
+    assert model.sequence_length == inputs
+    assert model.num_parameters / 1e9 == pytest.approx(billions, abs=0.5)
+    assert (model.yarn_scale is not None) == ("12b" in name or "13b" in name)
+    assert (model.context_width == 1024) == name.endswith("v2w")
+
+
+def test_every_recipe_loads_and_survives_being_printed(tmp_path):
+    assert {*PUBLISHED, "ar_tiny"} <= set(recipe_names())
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        printed = tmp_path / f"{name}.yaml"
+        text = dump_yaml(recipe)
+        printed.write_text(text.split("\n", 1)[1])  # the name follows from the file
+        assert load_recipe(str(printed)) == recipe
+
+
+def test_overrides_are_typed():
+    recipe = load_recipe(
+        "ar_tiny", ["train.learning_rate=5e-4", "data.input=007", "train.init_from=null"]
+    )
+    assert recipe.train.learning_rate == 5e-4
+    assert recipe.data.input == "007"
+    assert recipe.train.init_from is None
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.max_step=3", "unknown setting 'train.max_step'; did you mean train.max_steps?"),
+        ("max_steps=3", "did you mean train.max_steps?"),
+        ("data.split.trian=1", "did you mean data.split.train?"),
+        ("train.max_steps=many", "train.max_steps='many': input should be a valid integer"),
+        ("train.max_steps=1.5", "train.max_steps=1.5"),
+        ("train.max_steps=0", "train.max_steps=0: input should be greater than 0"),
+        ("train.precision=bf1", "did you mean bf16?"),
+        ("data.frames=32", "frames=32 is not 8k+1; the nearest are 25 and 33"),
+        ("data.height=100", "height=100 is not a multiple of 16; the nearest are 96 and 112"),
+        ("data.compression=[1,2,3]", "is not a tokenizer's compression; use [8, 16, 16] or [4"),
+        ("train.global_batch_size=3", "is not a multiple of micro_batch_size=8 times 1"),
+        ("train.tensor_parallel=3", "tensor_parallel=3 does not divide gpus=1"),
+        ("model.num_query_groups=3", "num_query_groups=3 does not divide num_attention_heads=4"),
+        ("model.yarn_scale=2", "YaRN needs all of its yarn_ settings"),
+        ("model.context_width=8", "context_width goes with task=video2world"),
+        ("frames", "'frames' is not key=value"),
+        ("data.frames=[", "the value of data.frames is not valid YAML"),
+    ],
+)
+def test_a_wrong_override_is_one_clear_sentence(override, says):
+    with pytest.raises(RequestError) as e:
+        load_recipe("ar_tiny", [override])
+    assert says in str(e.value)
+    assert "\n" not in str(e.value)
+    assert e.value.exit_code == 2
+
+
+def test_a_tokenizer_goes_with_its_compression():
+    with pytest.raises(RequestError, match="the tokenizer for it is .*DV4x8x8"):
+        load_recipe("ar4b", ["data.compression=[4,8,8]"])
+    changed = load_recipe(
+        "ar4b",
+        [
+            "data.compression=[4,8,8]",
+            "data.tokenizer=nvidia/Cosmos-0.1-Tokenizer-DV4x8x8",
+            "data.frames=17",
+            "data.height=320",
+            "data.width=512",
+        ],
+    )
+    assert changed.model_for_clips().latent_shape == (5, 40, 64)
+
+
+def test_tensor_parallel_must_divide_the_model():
+    with pytest.raises(RequestError, match="tensor_parallel=4 does not divide model.num_query"):
+        load_recipe("ar_tiny", ["train.gpus=4", "train.tensor_parallel=4"])
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(RequestError, match="unknown recipe 'ar_tinny'; did you mean ar_tiny"):
+        load_recipe("ar_tinny")
+
+
+def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("base: ar_tiny\ntrain:\n  max_steps: 7\n")
+    assert load_recipe(str(own)).train.max_steps == 7
+    assert load_recipe(str(own)).name == "mine"
+    own.write_text("base: ar_tiny\ntrain:\n  max_stepz: 7\n")
+    with pytest.raises(RequestError, match="mine: unknown setting 'train.max_stepz'; did you mean"):
+        load_recipe(str(own))
+    own.write_text("train: [\n")
+    with pytest.raises(RequestError, match=r"mine.yaml is not valid YAML: .*line 2"):
+        load_recipe(str(own))

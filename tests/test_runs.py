@@ -1,0 +1,88 @@
+import pytest
+
+from cosmos_hpc import files
+from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.plan import make_plan
+from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.runs import (
+    RunFolder,
+    check_name,
+    default_name,
+    find_run,
+    open_run,
+    pin_videos,
+    shard_videos,
+)
+
+
+def open_with(path, *overrides):
+    recipe, cluster = load_recipe("ar_tiny", overrides), load_cluster()
+    folder = RunFolder(path)
+    return folder, open_run(folder, recipe, cluster, make_plan(recipe, cluster, 8))
+
+
+def test_a_run_holds_what_it_was_asked_for_and_by_which_versions(tmp_path):
+    folder, existed = open_with(tmp_path / "a", "train.max_steps=7")
+    assert not existed
+    assert folder.recipe().train.max_steps == 7
+    assert folder.cluster().name == "local"
+    info = files.read_json(folder.info)
+    assert {"nemo_run", "submitit", "torch", "megatron-core"} <= set(info["versions"])
+    assert (folder.code() / "cosmos_hpc" / "worker" / "__main__.py").is_file()
+
+
+def test_continuing_keeps_the_request_but_may_go_further(tmp_path):
+    open_with(tmp_path / "a", "train.max_steps=7")
+    folder, existed = open_with(tmp_path / "a", "train.max_steps=9", "train.micro_batch_size=4", "train.gpus=2")
+    assert existed
+    assert folder.recipe().train.max_steps == 9
+    with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25; choose"):
+        open_with(tmp_path / "a", "data.frames=25")
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(RequestError, match="exists and is not a run"):
+        open_with(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_that_was_interrupted_while_it_was_made_is_completed(tmp_path):
+    folder, _ = open_with(tmp_path / "a")
+    for path in (folder.info, folder.plan_file, folder.cluster_file):
+        path.unlink()
+    folder, existed = open_with(tmp_path / "a")
+    assert existed
+    assert find_run(str(tmp_path / "a")).info.is_file()
+
+
+def test_the_same_request_gets_the_same_name():
+    cluster = load_cluster()
+    names = {default_name(load_recipe("ar_tiny", o), cluster) for o in ([], [], ["data.input=x"])}
+    assert len(names) == 2
+    assert all(name.startswith("ar_tiny-") for name in names)
+
+
+@pytest.mark.parametrize("name", ["", ".", "-x", "a b", "a/b", "../x", "$(x)", "ü", "a\n"])
+def test_names_that_are_no_plain_folder_names(name):
+    with pytest.raises(RequestError, match="may hold letters"):
+        check_name(name)
+
+
+def test_an_unknown_run_names_the_ones_there_are(tmp_path):
+    open_with(tmp_path / "a")
+    with pytest.raises(RequestError, match="no run 'b'; runs in .*: a"):
+        find_run("b", str(tmp_path))
+
+
+def test_shards_are_pinned_and_cover_every_video_once(tmp_path):
+    folder = RunFolder(tmp_path)
+    videos = [f"{i}.mp4" for i in range(11)]
+    pin_videos(folder, "/videos", videos, 3)
+    pin_videos(folder, "/other", videos[:2], 1)  # a later listing changes nothing
+    assert folder.num_shards() == 3
+    shards = [shard_videos(folder, i) for i in range(3)]
+    assert [name for _, _, names in shards for name in names] == videos
+    assert [first for _, first, _ in shards] == [0, 4, 7]
+    assert {str(root) for root, _, _ in shards} == {"/videos"}

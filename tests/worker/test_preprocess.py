@@ -1,0 +1,232 @@
+"""Preprocess and finalize on real files: what fails is listed, ids never depend on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+from cosmos_hpc import files
+from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.errors import WorkError
+from cosmos_hpc.plan import make_plan
+from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.runs import RunFolder, open_run, pin_videos
+from cosmos_hpc.stages import task_command, stages_of, write_specs
+from cosmos_hpc.videos import list_videos
+from cosmos_hpc.worker.download import download
+from cosmos_hpc.worker.finalize import finalize
+from cosmos_hpc.worker.preprocess import preprocess
+from cosmos_hpc.worker.tokenizer import VideoTokenizer
+from cosmos_hpc.worker.video import read_clip
+from tests.worker import make_videos
+
+SMALL = ("data.frames=9", "data.height=48", "data.width=80")
+
+
+def planned(path, videos, *overrides, shards=2):
+    """A run folder with a pinned plan and a tokenizer."""
+    recipe = load_recipe("ar_tiny", [f"data.input={videos}", *SMALL, *overrides])
+    cluster = load_cluster()
+    run = RunFolder(path)
+    found = list_videos(str(videos))
+    open_run(run, recipe, cluster, make_plan(recipe, cluster, len(found)))
+    pin_videos(run, str(videos), found, shards)
+    write_specs(run, recipe)
+    download(run, recipe)
+    return run, recipe
+
+
+def prepared(path, videos, *overrides, shards=2):
+    run, recipe = planned(path, videos, *overrides, shards=shards)
+    for shard in range(shards):
+        preprocess(run, recipe, shard)
+    finalize(run, recipe)
+    return run
+
+
+def content(run):
+    return [(run.tokens / name).read_bytes() for name in ("tokens.bin", "tokens.idx", "clips.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, scenes):
+    """The scenes prepared in one shard."""
+    return prepared(tmp_path_factory.mktemp("runs") / "reference", scenes, shards=1)
+
+
+def test_one_document_a_video_with_the_ids_of_the_tokenizer(reference, scenes):
+    dataset = IndexedDataset(str(reference.token_prefix))
+    clips = files.read_jsonl(reference.clips)
+    assert len(dataset) == len(clips) == 8
+    assert len(dataset.document_indices) == 9
+    tokenizer = VideoTokenizer(reference.tokenizer, (2, 3, 5))
+    for document, row in enumerate(clips):
+        assert row["document"] == document
+        pixels = read_clip(scenes / row["video"], 9, 48, 80).pixels
+        assert np.array_equal(dataset[document], tokenizer.encode(pixels[None]).flatten())
+    assert dataset[0].dtype == np.uint16
+
+
+@pytest.mark.parametrize(("shards", "batch"), [(2, 1), (3, 3), (8, 8)])
+def test_ids_do_not_depend_on_shards_or_batches(tmp_path, reference, scenes, shards, batch):
+    run = prepared(tmp_path / "run", scenes, f"data.batch_size={batch}", shards=shards)
+    assert content(run) == content(reference)
+
+
+def test_ids_of_real_videos_do_not_depend_on_shards_or_batches(tmp_path, driving):
+    ways = [("data.batch_size=1", 1), ("data.batch_size=3", 3)]
+    runs = [prepared(tmp_path / f"{n}", driving, o, shards=n) for o, n in ways]
+    assert content(runs[0]) == content(runs[1])
+
+
+def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, reference, scenes):
+    run, recipe = planned(tmp_path / "run", scenes, "data.batch_size=1", shards=1)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    moments = 0
+    for lines in range(1, 7, 2):
+        worker = subprocess.Popen(
+            task_command(run, stage), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while worker.poll() is None and len(files.read_jsonl(run.journal(0))) < lines:
+            time.sleep(0.002)
+        moments += worker.poll() is None
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+    assert moments >= 1
+    journal = files.read_jsonl(run.journal(0))
+    before = run.journal(0).with_suffix(".ids").stat().st_size
+    assert journal or run.marker("preprocess", 0).exists()
+    preprocess(run, recipe, 0)
+    finalize(run, recipe)
+    assert content(run) == content(reference)
+    assert before  # finished clips were there to be kept
+
+
+def test_a_whole_shard_is_not_done_again(tmp_path, scenes):
+    run, recipe = planned(tmp_path / "run", scenes)
+    preprocess(run, recipe, 0)
+    inode = run.shard(0).stat().st_ino
+    preprocess(run, recipe, 0)
+    assert run.shard(0).stat().st_ino == inode
+
+
+def test_two_workers_on_one_shard_wait_for_each_other(tmp_path, reference, scenes):
+    run, recipe = planned(tmp_path / "run", scenes, "data.batch_size=1", shards=1)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    workers = [
+        subprocess.Popen(task_command(run, stage), stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert sum("shard 0 is whole: 8 clips" in text for text in said) == 1
+    finalize(run, recipe)
+    assert content(run) == content(reference)
+
+
+def mixed_folder(folder):
+    """Five good videos, one of them short, and four bad ones."""
+    folder.mkdir()
+    pictures = make_videos.frames(12)
+    for i in range(4):
+        make_videos.write(folder / f"good {i}.mp4", pictures)
+    make_videos.write(folder / "short.mp4", pictures[:3])
+    make_videos.truncate(make_videos.write(folder / "cut.mp4", pictures), 0.5)
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("x" * 1000)
+    name = os.path.join(os.fsencode(folder), b"b\xff\n.mp4")
+    os.close(os.open(name, os.O_CREAT))
+    return folder
+
+
+def test_broken_videos_are_listed_and_do_not_stop_the_rest(tmp_path, capsys):
+    run = prepared(tmp_path / "run", mixed_folder(tmp_path / "videos"))
+    failed = files.read_jsonl(run.failed)
+    assert sorted(row["video"] for row in failed if row["video"][0] != "b") == [
+        "cut.mp4",
+        "empty.mp4",
+        "text.mp4",
+    ]
+    assert all(row["reason"] and row["error"] == "unreadable" for row in failed)
+    clips = files.read_jsonl(run.clips)
+    assert [row["video"] for row in clips if row["padded"]] == ["short.mp4"]
+    assert len(clips) == 5
+    said = capsys.readouterr().out
+    assert "4 of 9 videos failed (4 unreadable); the first is" in said
+    assert files.read_json(run.marker("finalize"))["failed"] == {"unreadable": 4}
+
+
+def test_too_many_failures_fail_the_run_but_leave_the_list(tmp_path):
+    run, recipe = planned(
+        tmp_path / "run", mixed_folder(tmp_path / "videos"), "data.max_failed_fraction=0.4"
+    )
+    for shard in range(2):
+        preprocess(run, recipe, shard)
+    with pytest.raises(WorkError, match=r"4 of 9 .*max_failed_fraction=0.4 does not allow so many"):
+        finalize(run, recipe)
+    assert len(files.read_jsonl(run.failed)) == 4
+    assert not run.marker("finalize").exists()
+    finalize(run, load_recipe("ar_tiny", [*SMALL, "data.max_failed_fraction=0.45"]))
+    assert run.marker("finalize").exists()
+
+
+def test_no_good_video_at_all(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    (folder / "a.mp4").touch()
+    with pytest.raises(WorkError, match="no video could be prepared"):
+        prepared(tmp_path / "run", folder, "data.max_failed_fraction=1", shards=1)
+
+
+def test_a_damaged_shard_is_found(tmp_path, scenes):
+    run, recipe = planned(tmp_path / "run", scenes)
+    preprocess(run, recipe, 0)
+    with pytest.raises(WorkError, match="shard 00001 is not whole"):
+        finalize(run, recipe)
+    preprocess(run, recipe, 1)
+    with open(run.shard(1) / "tokens.bin", "r+b") as f:
+        f.write(b"\x00\x01")
+    with pytest.raises(WorkError, match="tokens.bin is not what its shard's marker says; delete"):
+        finalize(run, recipe)
+
+
+def test_a_video_that_vanishes_meanwhile(tmp_path):
+    folder = mixed_folder(tmp_path / "videos")
+    run, recipe = planned(tmp_path / "run", folder, "data.max_failed_fraction=1")
+    (folder / "good 1.mp4").unlink()
+    for shard in range(2):
+        preprocess(run, recipe, shard)
+    finalize(run, recipe)
+    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.failed)}
+    assert kinds["good 1.mp4"] == "missing"
+
+
+def test_a_full_disk_is_one_clear_sentence(small_disk, scenes):
+    run, recipe = planned(small_disk / "run", scenes)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    free = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(b"x" * (free.f_bavail * free.f_bsize))
+    done = subprocess.run(task_command(run, stage), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the disk is full; free some space and run the same command again" in done.stderr
+    (small_disk / "filler").unlink()
+    preprocess(run, recipe, 0)
+    assert run.marker("preprocess", 0).exists()
+
+
+def test_a_run_folder_can_be_moved(tmp_path, reference, scenes):
+    run, recipe = planned(tmp_path / "run", scenes)
+    preprocess(run, recipe, 0)
+    moved = RunFolder(Path(str(run.path) + "-moved"))
+    run.path.rename(moved.path)
+    (stage,) = [s for s in stages_of(moved, recipe) if s.name == "preprocess"]
+    subprocess.run(task_command(moved, stage, 1), check=True, capture_output=True)
+    finalize(moved, recipe)
+    assert content(moved) == content(reference)
+    assert sys.executable in task_command(moved, stage)

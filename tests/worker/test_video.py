@@ -1,0 +1,137 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_hpc.progress import Stopwatch
+from cosmos_hpc.worker.video import VideoError, read_clip
+from tests.worker import make_videos
+
+
+def psnr(a, b):
+    error = (torch.as_tensor(a).float() - torch.as_tensor(b).float()).square().mean()
+    return float(10 * torch.log10(255**2 / error.clamp(min=1e-9)))
+
+
+def test_frames_come_out_as_they_went_in(tmp_path):
+    pictures = make_videos.frames(20)
+    path = make_videos.write(tmp_path / "v.mkv", pictures, "ffv1", "bgr0")  # lossless
+    clip = read_clip(path, 17, 48, 80)
+    assert clip.pixels.shape == (3, 17, 48, 80)
+    assert clip.pixels.dtype == torch.uint8
+    assert (clip.padded, clip.rotated) == (0, 0)
+    assert clip.seconds == pytest.approx(17 / 30, abs=1e-3)
+    assert np.array_equal(clip.pixels, np.moveaxis(pictures[:17], -1, 0))
+
+
+def test_only_the_frames_of_the_clip_are_decoded(driving, monkeypatch):
+    laps = []
+    monkeypatch.setattr(Stopwatch, "lap", lambda self, activity: laps.append(activity))
+    read_clip(driving / "0.mp4", 9, 96, 160, clock=Stopwatch())
+    assert laps.count("decode") == 9
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [((48, 80), (48, 80)), ((96, 160), (48, 80)), ((50, 90), (48, 87)), ((33, 47), (56, 80))],
+)
+def test_resized_to_cover_then_cropped_to_the_centre(tmp_path, size, fitted):
+    path = make_videos.write(tmp_path / "v.mkv", make_videos.frames(1, *size), "ffv1", "bgr0")
+    pixels = read_clip(path, 1, 48, 80).pixels[:, 0]
+    source = torch.from_numpy(make_videos.frames(1, *size)[0]).permute(2, 0, 1)[None].float()
+    whole = torch.nn.functional.interpolate(source, fitted, mode="bilinear", antialias=True)[0]
+    top, left = (fitted[0] - 48) // 2, (fitted[1] - 80) // 2
+    assert psnr(pixels, whole[:, top : top + 48, left : left + 80]) > 45
+
+
+@pytest.mark.parametrize("clockwise", [90, 180, 270])
+def test_rotation_metadata_is_followed(tmp_path, clockwise):
+    pictures = make_videos.frames(9)
+    sideways = np.rot90(pictures, clockwise // 90, (1, 2))  # turned back when it is played
+    path = make_videos.write(tmp_path / "v.mp4", sideways)
+    clip = read_clip(make_videos.set_rotation(path, clockwise), 9, 48, 80)
+    assert clip.rotated == 360 - clockwise
+    assert psnr(clip.pixels, np.moveaxis(pictures, -1, 0)) > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("odd.mkv", "ffv1", "bgr0"),
+        ("444.mp4", "libx264", "yuv444p"),
+        ("10bit.mp4", "libx264", "yuv420p10le"),
+        ("grey.mp4", "libx264", "gray"),
+        ("mpeg4.avi", "mpeg4", "yuv420p"),
+        ("vp9.webm", "libvpx-vp9", "yuv420p"),
+    ],
+)
+def test_unusual_but_sound_videos_are_read(tmp_path, name, codec, pix_fmt):
+    size = (49, 81) if name.startswith("odd") else (48, 80)
+    pictures = make_videos.frames(9, *size)
+    clip = read_clip(make_videos.write(tmp_path / name, pictures, codec, pix_fmt), 9, 48, 80)
+    left, right = clip.pixels[0, :, :, :35].float(), clip.pixels[0, :, :, 45:].float()
+    assert right.mean() - left.mean() > 80
+
+
+def test_a_short_video_is_padded_with_its_last_frame_or_refused(tmp_path):
+    path = make_videos.write(tmp_path / "v.mp4", make_videos.frames(5))
+    clip = read_clip(path, 9, 48, 80)
+    assert clip.padded == 4
+    assert torch.equal(clip.pixels[:, 4:], clip.pixels[:, 4:5].expand(-1, 5, -1, -1))
+    with pytest.raises(VideoError, match="5 frames, a clip needs 9") as e:
+        read_clip(path, 9, 48, 80, pad=False)
+    assert e.value.kind == "short"
+
+
+def broken(tmp_path, how):
+    path = tmp_path / "v.mp4"
+    pictures = make_videos.frames(60, 96, 160)
+    if how == "no moov":
+        return make_videos.truncate(make_videos.write(path, pictures), 0.7)
+    if how == "cut":
+        options = {"movflags": "+faststart"}
+        return make_videos.truncate(make_videos.write(path, pictures, options=options), 0.75)
+    if how == "cut mkv":
+        return make_videos.truncate(make_videos.write(tmp_path / "v.mkv", pictures), 0.5)
+    if how == "empty":
+        path.touch()
+    if how == "text":
+        path.write_text("not a video\n" * 100)
+    if how == "audio":
+        return make_videos.write_audio(path)
+    if how == "folder":
+        path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "kind", "says"),
+    [
+        ("no moov", "unreadable", "not a readable video"),
+        ("cut", "truncated", "truncated or damaged"),
+        ("cut mkv", "truncated", "truncated or damaged"),
+        ("empty", "unreadable", "the file is empty"),
+        ("text", "unreadable", "not a readable video"),
+        ("audio", "unreadable", "the file has no video stream"),
+        ("folder", "unreadable", "not a readable video"),
+        ("gone", "missing", "the file is gone"),
+    ],
+)
+def test_broken_videos_say_why(tmp_path, how, kind, says):
+    with pytest.raises(VideoError, match=says) as e:
+        read_clip(broken(tmp_path, how), 60, 48, 80)
+    assert e.value.kind == kind
+
+
+def test_a_clip_before_the_damage_is_good(tmp_path):
+    path = broken(tmp_path, "cut")
+    assert read_clip(path, 9, 48, 80).padded == 0
+
+
+def test_real_videos(driving):
+    for path in sorted(driving.glob("*.mp4")):
+        clip = read_clip(path, 33, 640, 1024)
+        assert clip.pixels.shape == (3, 33, 640, 1024)
+        assert clip.pixels.float().std() > 10
+        assert os.path.getsize(path) > 0
