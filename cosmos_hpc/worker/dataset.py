@@ -95,6 +95,8 @@ class Clips(Dataset[dict[str, Tensor]]):
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
         epoch, position = divmod(index, len(self.documents))
         document = self.documents[position if self.once else self._shuffled(epoch)[position]]
         ids = torch.from_numpy(self._ids[document].astype(np.int64))
