@@ -190,8 +190,12 @@ def _print(value: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 the work failed, 2 the request was wrong."""
     parser = _parser()
-
-    chosen = parser.parse_args(arguments)
+    chosen, rest = parser.parse_known_args(arguments)
+    # argparse stops taking settings at the first flag; they may stand behind it as well.
+    if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    elif rest:
+        chosen.settings += rest
     if chosen.version:
         from cosmos_hpc import __version__
 

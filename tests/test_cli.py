@@ -40,7 +40,10 @@ def test_plan(tmp_path, scenes):
     [
         (["submit"], "recipe= is missing; there are ar12b, ar13b_v2w"),
         (["submit", "recipe=ar_tiny"], "data.input is not set"),
-        (["submit", "recipe=ar_tiny", "data.input=nowhere"], "/nowhere does not exist; give the folder"),
+        (
+            ["submit", "recipe=ar_tiny", "data.input=nowhere"],
+            "/nowhere does not exist; give the folder",
+        ),
         (["submit", "recipe=ar_tiny", "data.imput=x"], "did you mean data.input?"),
         (["submit", "recipe=ar_tiny", "cluster.paralel=3"], "did you mean parallel?"),
         (["submit", "recipe=ar_tiny", "cluster=lokal"], "did you mean local?"),
@@ -97,7 +100,24 @@ def test_sample_videos_and_small_tokenizer(tmp_path):
         "sample-videos", "v", "count=2", "frames=3", "height=64", "width=96", cwd=tmp_path
     )
     assert made.code == 0
-    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == ["scene-0000.mp4", "scene-0001.mp4"]
+    assert sorted(p.name for p in (tmp_path / "v").iterdir()) == [
+        "scene-0000.mp4",
+        "scene-0001.mp4",
+    ]
     made = cosmos_hpc("small-tokenizer", "t", "compression=[4,8,8]", cwd=tmp_path)
     assert made.code == 0
     assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["decoder.jit", "encoder.jit"]
+
+
+def test_settings_and_flags_stand_in_any_order(tmp_path):
+    orders = (
+        ["--json", "recipe=ar_tiny", "train.max_steps=7"],
+        ["recipe=ar_tiny", "--json", "train.max_steps=7"],
+        ["recipe=ar_tiny", "train.max_steps=7", "--json"],
+    )
+    for order in orders:
+        shown = cosmos_hpc("plan", *order, cwd=tmp_path)
+        assert json.loads(shown.out)["max_steps"] == 7
+    shown = cosmos_hpc("plan", "recipe=ar_tiny", "--jsn", cwd=tmp_path)
+    assert shown.code == 2
+    assert "unrecognized arguments: --jsn" in shown.err

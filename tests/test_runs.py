@@ -34,7 +34,9 @@ def test_a_run_holds_what_it_was_asked_for_and_by_which_versions(tmp_path):
 
 def test_continuing_keeps_the_request_but_may_go_further(tmp_path):
     open_with(tmp_path / "a", "train.max_steps=7")
-    folder, existed = open_with(tmp_path / "a", "train.max_steps=9", "train.micro_batch_size=4", "train.gpus=2")
+    folder, existed = open_with(
+        tmp_path / "a", "train.max_steps=9", "train.micro_batch_size=4", "train.gpus=2"
+    )
     assert existed
     assert folder.recipe().train.max_steps == 9
     with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25; choose"):

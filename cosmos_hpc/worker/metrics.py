@@ -107,7 +107,8 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, flo
         axes.axhline(loss, color="grey", linestyle=style, linewidth=1, label=f"{name}, {loss:.2f}")
     axes.set(xlabel="step", ylabel="loss (nats an id)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
     temporary = path.with_name(f".{path.name}.tmp")
     FigureCanvasAgg(figure).print_png(str(temporary))
     temporary.replace(path)

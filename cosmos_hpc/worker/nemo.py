@@ -227,7 +227,7 @@ def fit(
         strategy=_strategy(recipe, cpu),
         plugins=mixed if train.precision == "bf16" else None,
         callbacks=callbacks,
-        val_check_interval=train.validate_every,
+        val_check_interval=min(train.validate_every, train.max_steps),
         limit_val_batches=train.validation_batches if data.validation else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

@@ -16,9 +16,7 @@ def test_what_was_written_is_read_back(tmp_path):
     path = filled(tmp_path / "s.jsonl", 6)
     with Journal(path, 4) as journal:
         assert [row["index"] for row in journal.rows] == list(range(6))
-        assert journal.ids().tolist() == [
-            [63_990 + i] * 4 for i in range(6) for _ in range(i % 3)
-        ]
+        assert journal.ids().tolist() == [[63_990 + i] * 4 for i in range(6) for _ in range(i % 3)]
 
 
 @pytest.mark.parametrize("cut_lines", [0, 1, 30])

@@ -17,7 +17,7 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.plan import make_plan
 from cosmos_hpc.recipe import load_recipe
 from cosmos_hpc.runs import RunFolder, open_run, pin_videos
-from cosmos_hpc.stages import task_command, stages_of, write_specs
+from cosmos_hpc.stages import stages_of, task_command, write_specs
 from cosmos_hpc.videos import list_videos
 from cosmos_hpc.worker.download import download
 from cosmos_hpc.worker.finalize import finalize
@@ -51,7 +51,9 @@ def prepared(path, videos, *overrides, shards=2):
 
 
 def content(run):
-    return [(run.tokens / name).read_bytes() for name in ("tokens.bin", "tokens.idx", "clips.jsonl")]
+    return [
+        (run.tokens / name).read_bytes() for name in ("tokens.bin", "tokens.idx", "clips.jsonl")
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,9 @@ def test_interface_of_the_published_scripts(pair):
     assert decoded.shape == video.shape
     assert decoded.abs().max() <= 1
     # The id is the mixed-radix number of the digits c * (L // 2) + L // 2, first level lowest.
-    digits = torch.stack([codes[:, i].float() * (n // 2) + n // 2 for i, n in enumerate(FSQ_LEVELS)])
+    digits = torch.stack(
+        [codes[:, i].float() * (n // 2) + n // 2 for i, n in enumerate(FSQ_LEVELS)]
+    )
     radix = torch.tensor([1, 8, 64, 512, 2560, 12800]).view(6, 1, 1, 1, 1)
     assert torch.equal((digits.round() * radix).sum(0).int(), ids)
 

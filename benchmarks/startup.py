@@ -1,0 +1,35 @@
+"""How long the command line takes to answer: the median of ten runs of each command.
+
+python benchmarks/startup.py
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+
+GOALS = {("--help",): 0.3, ("recipes",): None, ("plan", "recipe=ar_tiny"): 0.5}
+
+
+def seconds(command: list[str]) -> float:
+    """Wall time of a command."""
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Print the medians, beside a Python that does nothing."""
+    bare = statistics.median(seconds([sys.executable, "-c", ""]) for _ in range(10))
+    print(f"python -c ''                    {bare:.3f} s")
+    for arguments, goal in GOALS.items():
+        command = [sys.executable, "-m", "cosmos_hpc", *arguments]
+        median = statistics.median(seconds(command) for _ in range(10))
+        aim = f" (goal: under {goal} s)" if goal else ""
+        print(f"cosmos-hpc {' '.join(arguments):<20} {median:.3f} s{aim}")
+
+
+if __name__ == "__main__":
+    main()

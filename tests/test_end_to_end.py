@@ -1,0 +1,258 @@
+"""The main job: raw videos in, a post-trained model out, through interruptions too."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cosmos_hpc import files
+from cosmos_hpc.api import Run
+from cosmos_hpc.runs import RunFolder
+from tests.conftest import CANARIES, REQUEST, cosmos_hpc, real_videos
+
+pytestmark = pytest.mark.slow
+
+
+def test_raw_videos_in_a_trained_model_out(finished):
+    assert finished.first.code == 0, finished.first.err
+    run = RunFolder(finished.path)
+    assert "checkpoint  " in finished.first.out
+    for path in (run.loss_curve, run.metrics, run.token_prefix.with_suffix(".bin"), run.clips):
+        assert path.stat().st_size > 0
+    assert run.loss_curve.read_bytes().startswith(b"\x89PNG")
+    marker = files.read_json(run.marker("train"))
+    checkpoint = run.path / marker["checkpoint"]
+    assert (checkpoint / "weights" / ".metadata").is_file()
+    assert (checkpoint / "context" / "io.json").is_file()
+    # At least two array tasks, each with a log of its own.
+    assert run.num_shards() >= 2
+    logs = Run(finished.path).logs("preprocess")
+    assert len(set(logs.values())) == run.num_shards()
+    assert all("is whole" in path.read_text() for path in logs.values())
+
+
+def test_the_model_learns_more_than_the_frequency_of_ids(finished):
+    marker = files.read_json(RunFolder(finished.path).marker("train"))
+    assert marker["first_loss"] == pytest.approx(marker["reference"]["untrained"], abs=0.2)
+    last = [loss for _, loss in Run(finished.path).losses()][-5:]
+    assert max(last) < marker["reference"]["untrained"] - 3
+    assert max(last) < marker["reference"]["unigram"] - 1
+
+
+def test_progress_reads_well_in_a_log_file(finished):
+    text = finished.first.err
+    assert "\r" not in text
+    assert "\x1b" not in text
+    assert "  preprocess  done, 8/8 videos (" in text
+    assert "  train       step " in text
+    assert "s/step, " in text
+    assert " left" in text
+
+
+def test_status_and_logs(finished):
+    shown = cosmos_hpc("status", "whole", cwd=finished.home)
+    assert shown.code == 0
+    assert "whole: done" in shown.out
+    assert "train       done     step 40/40, loss " in shown.out
+    as_json = json.loads(cosmos_hpc("status", "whole", "--json", cwd=finished.home).out)
+    assert [stage["state"] for stage in as_json["stages"]] == ["done"] * 4
+    logs = cosmos_hpc("logs", "whole", "train", cwd=finished.home)
+    assert "step 40/40, loss" in logs.out
+    one = cosmos_hpc("logs", str(finished.path), "preprocess.1", cwd=finished.home)
+    assert one.out.count("==> preprocess.1 ") == 1
+    assert "==> preprocess.0 " not in one.out
+
+
+def test_the_same_request_again_redoes_nothing(finished):
+    run = RunFolder(finished.path)
+    kept = [p for p in run.path.rglob("*") if p.is_file() and p.suffix in (".bin", ".distcp")]
+    before = {p: p.stat().st_mtime_ns for p in kept}
+    source = json.loads(run.shards.read_text())["root"]
+    started = time.monotonic()
+    again = cosmos_hpc(
+        "submit", *REQUEST, f"data.input={source}", "--name", "whole", cwd=finished.home
+    )
+    assert again.code == 0, again.err
+    assert time.monotonic() - started < 15
+    assert again.err.count("done before") == 4
+    assert {p: p.stat().st_mtime_ns for p in kept} == before
+
+
+def test_another_request_may_not_take_over_a_run(finished):
+    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    other = cosmos_hpc(
+        "submit",
+        *REQUEST,
+        f"data.input={source}",
+        "data.frames=25",
+        "--name",
+        "whole",
+        cwd=finished.home,
+    )
+    assert other.code == 2
+    assert "run whole was made with data.frames=17, not 25; choose another --name" in other.err
+
+
+def test_secrets_are_nowhere(finished):
+    texts = [finished.first.out, finished.first.err]
+    for path in finished.home.rglob("*"):
+        if path.is_file():
+            texts.append(path.read_bytes().decode("latin-1"))
+    for name, value in CANARIES.items():
+        assert not any(value in text for text in texts), name
+
+
+def test_weights_and_biases_works_offline(finished):
+    assert list((finished.path / "train" / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_a_longer_run_goes_on_with_another_layout(finished, tmp_path):
+    """Tensor parallel 2 over gloo reads a checkpoint of one rank, optimizer included."""
+    copy = tmp_path / "runs" / "whole"
+    shutil.copytree(finished.path, copy, symlinks=True)
+    source = json.loads(RunFolder(copy).shards.read_text())["root"]
+    longer = cosmos_hpc(
+        "submit",
+        *REQUEST,
+        f"data.input={source}",
+        "train.max_steps=43",
+        "train.gpus=2",
+        "train.tensor_parallel=2",
+        "--name",
+        "whole",
+        cwd=tmp_path,
+    )
+    assert longer.code == 0, longer.err
+    losses = dict(Run(copy).losses())
+    assert sorted(losses) == list(range(1, 44))
+    before = dict(Run(finished.path).losses())
+    assert all(losses[step] == before[step] for step in before)
+    assert all(losses[step] < before[30] for step in (41, 42, 43))
+
+
+def test_training_starts_from_a_given_checkpoint(finished, tmp_path):
+    checkpoint = (
+        finished.path / files.read_json(RunFolder(finished.path).marker("train"))["checkpoint"]
+    )
+    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    started = cosmos_hpc(
+        "submit",
+        *REQUEST,
+        f"data.input={source}",
+        f"train.init_from={checkpoint}",
+        "train.max_steps=2",
+        "--name",
+        "from",
+        cwd=tmp_path,
+    )
+    assert started.code == 0, started.err
+    assert Run(tmp_path / "runs" / "from").losses()[0][1] < 5
+
+
+def descendants(pid):
+    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
+    children = {}
+    for row in rows.splitlines():
+        child, parent = map(int, row.split())
+        children.setdefault(parent, []).append(child)
+    found, queue = [], [pid]
+    while queue:
+        found += children.get(queue[0], [])
+        queue += children.get(queue.pop(0), [])
+    return found
+
+
+def interrupt(submit, how):
+    """Stop a submit as a person, a crash of the login node, or the out-of-memory killer would."""
+    if how == "ctrl-c":
+        os.killpg(submit.pid, signal.SIGINT)
+        assert submit.wait(timeout=60) == 130
+    elif how == "kill":
+        submit.kill()
+        submit.wait(timeout=60)
+    else:
+        workers = descendants(submit.pid)
+        if workers:
+            os.kill(workers[-1], signal.SIGKILL)
+        submit.wait(timeout=120)
+
+
+def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path):
+    """Stopped again and again, the tokens and every loss are those of the undisturbed run."""
+    moments = random.Random(os.environ.get("COSMOS_HPC_TEST_SEED", "5"))
+    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    command = [sys.executable, "-m", "cosmos_hpc", "submit", *REQUEST, f"data.input={source}"]
+    command += ["data.batch_size=1", "--name", "broken"]
+    with open(tmp_path / "log", "w") as log:
+        for how, least, most in (
+            ("ctrl-c", 2, 12),
+            ("kill", 5, 15),
+            ("worker", 10, 20),
+            ("ctrl-c", 20, 45),
+            ("worker", 20, 45),
+        ):
+            submit = subprocess.Popen(
+                command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            )
+            try:
+                submit.wait(timeout=moments.uniform(least, most))
+            except subprocess.TimeoutExpired:
+                interrupt(submit, how)
+        subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, check=True, timeout=300)
+    run, whole = RunFolder(tmp_path / "runs" / "broken"), RunFolder(finished.path)
+    for name in ("tokens.bin", "tokens.idx", "clips.jsonl"):
+        assert (run.tokens / name).read_bytes() == (whole.tokens / name).read_bytes()
+    losses = Run(run.path).losses()
+    assert [step for step, _ in losses] == list(range(1, 41))
+    expected = [loss for _, loss in Run(whole.path).losses()]
+    assert [loss for _, loss in losses] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
+    request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x"]
+    tokenizer = tmp_path / "mine"
+    tokenizer.mkdir()
+    failing = cosmos_hpc(*request, f"data.tokenizer={tokenizer}", cwd=tmp_path)
+    assert failing.code == 1
+    assert "error: download: data.tokenizer=" in failing.err
+    assert "has no encoder.jit and no decoder.jit" in failing.err
+    shown = cosmos_hpc("status", "x", cwd=tmp_path)
+    assert "x: failed" in shown.out
+    assert "has no encoder.jit" in shown.out
+    made = cosmos_hpc("small-tokenizer", str(tokenizer), cwd=tmp_path)
+    assert made.code == 0
+    prepared = cosmos_hpc(
+        *request, f"data.tokenizer={tokenizer}", "--stages", "download,preprocess", cwd=tmp_path
+    )
+    assert prepared.code == 0, prepared.err
+    assert "x: stopped" in cosmos_hpc("status", "x", cwd=tmp_path).out
+
+
+def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
+    request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x"]
+    first = subprocess.Popen(
+        [sys.executable, "-m", "cosmos_hpc", *request, "--stages", "download,preprocess"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while not files.is_locked(tmp_path / "runs" / "x" / ".lock"):
+        assert first.poll() is None
+        time.sleep(0.01)
+    second = cosmos_hpc(*request, cwd=tmp_path)
+    assert second.code == 2
+    assert f"run x is being worked on by process {first.pid} on " in second.err
+    assert "running" in cosmos_hpc("status", "x", cwd=tmp_path).out
+    assert first.wait(timeout=60) == 0
+
+
+def test_real_videos_were_used_where_there_are_any(finished):
+    root = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    if real_videos():
+        assert root == str(real_videos().resolve())
