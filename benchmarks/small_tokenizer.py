@@ -2,7 +2,7 @@
 
 python benchmarks/small_tokenizer.py VIDEOS [PICTURE.png]
 
-With a picture, the first, a middle and the last frame of one clip are drawn above their decoded ones.
+With a picture, three frames of one clip are drawn above their decoded ones.
 """
 
 from __future__ import annotations

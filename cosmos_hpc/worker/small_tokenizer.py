@@ -79,23 +79,20 @@ class SmallEncoder(_Blocks):
             ids int32 ``[B, T', H', W']``, codes ``[B, 6, T', H', W']`` in [-1, 1] and dtype of the
             input, and a zero loss.
         """
-        t, s = self.frames, self.size
-        first = video[:, :, :1].expand(-1, -1, t - 1, -1, -1)
-        padded = torch.cat([first, video], 2)
-        b, c, frames, height, width = padded.shape
-        blocks = padded.view(b, c, frames // t, t, height // s, s, width // s, s)
-        # Pixels of 8 bits, as bf16, are multiples of 2**-15: a sum of 8 of them is exact in
-        # float32, and weighted with multiples of 1/16 in float64. So the ids depend neither on the
-        # order of summation nor on the rest of the batch.
-        rows = blocks.to(torch.float32).mean(3).to(torch.float64)
-        flat = rows.mean((4, 6))
-        across = (rows.mean(4) * self.positions).mean(-1)
-        down = (rows.mean(-1) * self.positions.view(-1, 1)).mean(4)
+        means: list[Tensor] = []
+        across: list[Tensor] = []
+        down: list[Tensor] = []
+        for t in range(1 + (video.shape[2] - 1) // self.frames):
+            rows = self._blocks(video, t)
+            means.append(rows.mean((3, 5)))
+            across.append((rows.mean(3) * self.positions).mean(-1))
+            down.append((rows.mean(-1) * self.positions.view(-1, 1)).mean(3))
+        ycc = torch.stack([self._mix(torch.stack(means, 2), i) for i in range(3)], 1)
         spread = (self.positions * self.positions).mean()
-
-        ycc = torch.einsum("ij,bjthw->bithw", self.to_ycc, flat)
-        slopes = torch.stack([across, down], 1) / spread
-        slopes = torch.einsum("j,bkjthw->bkthw", self.to_ycc[0], slopes)
+        slopes = torch.stack(
+            [self._mix(torch.stack(across, 2), 0), self._mix(torch.stack(down, 2), 0)], 1
+        )
+        slopes = slopes / spread
         small = torch.cat([slopes, ycc[:, 1:]], 1) * self.gains.view(1, -1, 1, 1, 1)
         small = torch.sign(small) * torch.sqrt(small.abs().clamp(max=1.0))
 
@@ -107,6 +104,28 @@ class SmallEncoder(_Blocks):
         ids = (digits.to(torch.int64) * self.radix.view(shape)).sum(1).to(torch.int32)
         codes = (digits - self.middle.view(shape)) / self.middle.view(shape)
         return ids, codes.to(video.dtype), torch.zeros(1, dtype=video.dtype, device=video.device)
+
+    def _blocks(self, video: Tensor, t: int) -> Tensor:
+        """Mean frame of latent frame ``t`` in blocks, float64 ``[B, 3, H', size, W', size]``.
+
+        Pixels of 8 bits, as bf16, are multiples of 2**-15: a sum of 8 of them is exact in float32,
+        and weighted with multiples of 1/16 in float64. So the ids depend neither on the order of
+        summation nor on the rest of the batch.
+        """
+        first = max(0, 1 + (t - 1) * self.frames)
+        frames = self.frames if t > 0 else 1
+        total = video[:, :, first].to(torch.float32)
+        for frame in range(first + 1, first + frames):
+            total = total + video[:, :, frame].to(torch.float32)
+        b, c, height, width = total.shape
+        s = self.size
+        mean = (total / frames).to(torch.float64)
+        return mean.reshape(b, c, height // s, s, width // s, s)
+
+    def _mix(self, rgb: Tensor, channel: int) -> Tensor:
+        """One channel of YCbCr; a product of matrices might round differently by size."""
+        weights = self.to_ycc[channel]
+        return rgb[:, 0] * weights[0] + rgb[:, 1] * weights[1] + rgb[:, 2] * weights[2]
 
     def _digits(self, values: Tensor, start: int, end: int) -> Tensor:
         """Digit of each value in [-1, 1] for levels ``start`` to ``end``."""

@@ -48,7 +48,10 @@ class VideoTokenizer:
         Raises:
             WorkError: the tokenizer gives another latent shape, or ids outside its code.
         """
-        video = pixels.to(self.device).float().div_(127.5).sub_(1.0).to(torch.bfloat16)
+        # Clip by clip: all of a batch in float32 would be gigabytes at full size.
+        video = torch.empty(pixels.shape, dtype=torch.bfloat16, device=self.device)
+        for i, clip in enumerate(pixels):
+            video[i] = clip.to(self.device).float().div_(127.5).sub_(1.0)
         ids = self._encoder(video)[0].to(torch.int32).cpu()
         if tuple(ids.shape[1:]) != self.latent_shape:
             raise WorkError(
