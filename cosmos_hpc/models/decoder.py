@@ -1,52 +1,18 @@
-"""The decoder on Megatron-Core: local layers with PyTorch's attention, 3D rotary positions."""
+"""The Cosmos decoder on Megatron-Core."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
+from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.layers import local_block_spec
 from cosmos_hpc.models.positions import rotary_angles
-
-
-class TorchCoreAttention(MegatronModule):
-    """Core attention over ``scaled_dot_product_attention``.
-
-    Causal by flag instead of a dense mask (at 12 800 ids a mask alone is 164 MB a sample), grouped
-    queries without repeating keys, and the same code on a CPU and a GPU.
-    """
-
-    def __init__(
-        self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any
-    ) -> None:
-        super().__init__(config=config)
-        self.softmax_scale: float | None = config.softmax_scale
-        self.is_causal = attn_mask_type == AttnMaskType.causal
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
-    ) -> Tensor:
-        """Attend; ``query`` is ``[s, b, heads, d]``, ``key`` and ``value`` ``[s, b, groups, d]``.
-
-        Returns:
-            ``[s, b, heads * d]`` in the dtype of the query.
-        """
-        if attention_mask is not None:
-            raise ValueError("TorchCoreAttention takes no dense mask")
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            q, k, v, is_causal=self.is_causal, scale=self.softmax_scale, enable_gqa=True
-        )
-        return out.permute(2, 0, 1, 3).flatten(2)
 
 
 class VideoRotaryEmbedding(RotaryEmbedding):
@@ -64,15 +30,8 @@ class VideoRotaryEmbedding(RotaryEmbedding):
         return self.angles[offset : offset + max_seq_len]
 
 
-def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """Megatron's own layers with :class:`TorchCoreAttention`; Transformer Engine not needed."""
-    spec = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
-    spec.submodules.self_attention.submodules.core_attention = TorchCoreAttention
-    return spec
-
-
 class CosmosDecoder(GPTModel):
-    """Megatron's GPT with the positions of a video.
+    """Megatron's GPT with the positions of a video and, with text, cross-attention to it.
 
     Args:
         config: Megatron's configuration (parallel sizes, dtypes).
@@ -83,6 +42,7 @@ class CosmosDecoder(GPTModel):
     def __init__(self, config: TransformerConfig, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(
             config=config,
+            transformer_layer_spec=local_block_spec(model),
             vocab_size=model.vocab_size,
             max_sequence_length=model.sequence_length,
             position_embedding_type="rope",
@@ -96,3 +56,41 @@ class CosmosDecoder(GPTModel):
             use_cpu_initialization=config.use_cpu_initialization,
             cp_group=self.pg_collection.cp,
         )
+        if self.post_process and model.output_vocab_size != model.vocab_size:
+            # Special ids are read but never predicted.
+            self.output_layer = tensor_parallel.ColumnParallelLinear(
+                model.hidden_size,
+                model.output_vocab_size,
+                config=config,
+                init_method=config.init_method,
+                bias=False,
+                skip_bias_add=False,
+                gather_output=not self.parallel_output,
+                tp_group=self.pg_collection.tp,
+            )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        attention_mask: None = None,
+        context: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Logits, or with ``labels`` the loss of every position.
+
+        Args:
+            input_ids: int64 ``[batch, sequence]``.
+            position_ids: not used: positions come from the shape of the clip.
+            attention_mask: none: the layers know what they may see.
+            context: text embedding ``[batch, text positions, context_width]``.
+            kwargs: as for Megatron's GPT, ``labels`` int64 ``[batch, sequence]`` among them.
+
+        Returns:
+            Logits ``[batch, sequence, output vocabulary / tensor parallel]``, or losses float32
+            ``[batch, sequence]``.
+        """
+        if context is not None:
+            # Megatron's layers take the sequence first.
+            kwargs["extra_block_kwargs"] = {"context": context.transpose(0, 1).contiguous()}
+        return super().forward(input_ids, position_ids, attention_mask, **kwargs)

@@ -11,6 +11,7 @@ import contextlib
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import random as megatron_random
 from torch.overrides import TorchFunctionMode
 
 
@@ -72,6 +73,11 @@ class _OnCpu(TorchFunctionMode):
 def _nothing(*_: Any, **__: Any) -> None: ...
 
 
+def _replace(stack: contextlib.ExitStack, place: Any, name: str, value: Any) -> None:
+    stack.callback(setattr, place, name, getattr(place, name))
+    setattr(place, name, value)
+
+
 def adapt() -> contextlib.ExitStack:
     """Patch ``torch.cuda`` and enter the function mode, until the returned stack is closed.
 
@@ -104,7 +110,9 @@ def adapt() -> contextlib.ExitStack:
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
     }
     for name, value in harmless.items():
-        stack.callback(setattr, torch.cuda, name, getattr(torch.cuda, name))
-        setattr(torch.cuda, name, value)
+        _replace(stack, torch.cuda, name, value)
+    # Recomputation saves and restores the generator states of CUDA, of which there is none.
+    _replace(stack, megatron_random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state())
+    _replace(stack, megatron_random, "_set_cuda_rng_state", _nothing)
     stack.enter_context(_OnCpu())
     return stack

@@ -23,7 +23,8 @@ from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from torch import Tensor
 
 from cosmos_hpc.models.config import ModelConfig
-from cosmos_hpc.models.decoder import CosmosDecoder, local_layer_spec
+from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.megatron import megatron_settings
 from cosmos_hpc.recipe import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker import patches
@@ -69,7 +70,6 @@ class CosmosConfig(llm.GPTConfig):
         return CosmosDecoder(
             self,
             model,
-            transformer_layer_spec=local_layer_spec(self),
             pre_process=True if pre_process is None else pre_process,
             post_process=True if post_process is None else post_process,
             vp_stage=vp_stage,
@@ -77,29 +77,12 @@ class CosmosConfig(llm.GPTConfig):
 
 
 def nemo_config(model: ModelConfig, cpu: bool) -> CosmosConfig:
-    """NeMo's configuration of ``model``: what Cosmos has and Megatron's defaults do not."""
+    """NeMo's configuration of ``model``."""
     return CosmosConfig(
-        **model.model_dump(),
+        **{**model.model_dump(), **megatron_settings(model, cpu)},
         seq_length=model.sequence_length,
         position_embedding_type="rope",
-        normalization="RMSNorm",
-        layernorm_epsilon=1e-5,
-        qk_layernorm=True,
-        gated_linear_unit=True,
-        activation_func=torch.nn.functional.silu,
-        add_bias_linear=False,
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
         share_embeddings_and_output_weights=False,
-        use_cpu_initialization=cpu,
-        # Fused kernels that only CUDA has; PyTorch's norms are not persistent either.
-        bias_dropout_fusion=False,
-        bias_activation_fusion=not cpu,
-        masked_softmax_fusion=False,
-        cross_entropy_loss_fusion=not cpu,
-        apply_rope_fusion=False,
-        persist_layer_norm=False,
-        gradient_accumulation_fusion=False,
         forward_step_fn=_forward_step,
         data_step_fn=_data_step,
     )

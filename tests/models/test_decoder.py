@@ -12,7 +12,7 @@ from cosmos_hpc.models import ModelConfig
 def decoder(tmp_path_factory):
     from megatron.core import parallel_state
 
-    from cosmos_hpc.models.decoder import CosmosDecoder, local_layer_spec
+    from cosmos_hpc.models.decoder import CosmosDecoder
     from cosmos_hpc.worker import cpu
     from cosmos_hpc.worker.nemo import nemo_config
 
@@ -35,7 +35,7 @@ def decoder(tmp_path_factory):
         )
         parallel_state.initialize_model_parallel()
         config = nemo_config(model, cpu=True)
-        built = CosmosDecoder(config, model, transformer_layer_spec=local_layer_spec(config))
+        built = CosmosDecoder(config, model)
         yield built.eval()
         parallel_state.destroy_model_parallel()
         torch.distributed.destroy_process_group()

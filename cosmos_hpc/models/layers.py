@@ -1,0 +1,192 @@
+"""Layers that Megatron-Core lacks for these models, and the layer specs that use them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import Attention, CrossAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec, build_module
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from torch import Tensor
+
+from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.positions import absolute_positions
+
+
+class RMSNorm(torch.nn.RMSNorm):
+    """PyTorch's RMSNorm with Megatron's signature; unlike Megatron's own, sequence parallel too."""
+
+    def __init__(
+        self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
+    ) -> None:
+        super().__init__(hidden_size, eps=eps)
+        # Tells Megatron to sum the gradients of ranks that each see a part of the sequence.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class TorchCoreAttention(MegatronModule):
+    """Core attention over ``scaled_dot_product_attention``.
+
+    Causal by flag instead of a dense mask (at 12 800 ids a mask alone is 164 MB a sample), grouped
+    queries without repeating keys, and the same code on a CPU and a GPU.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any
+    ) -> None:
+        super().__init__(config=config)
+        self.softmax_scale: float | None = config.softmax_scale
+        self.is_causal = attn_mask_type == AttnMaskType.causal
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
+    ) -> Tensor:
+        """Attend; ``query`` is ``[s, b, heads, d]``, ``key`` and ``value`` ``[t, b, groups, d]``.
+
+        Returns:
+            ``[s, b, heads * d]`` in the dtype of the query.
+
+        Raises:
+            ValueError: there is a dense mask.
+        """
+        if attention_mask is not None:
+            raise ValueError("TorchCoreAttention takes no dense mask")
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(
+            q, k, v, is_causal=self.is_causal, scale=self.softmax_scale, enable_gqa=True
+        )
+        return out.permute(2, 0, 1, 3).flatten(2)
+
+
+class TextCrossAttention(Attention):
+    """Cross-attention from hidden states to a text embedding of another width.
+
+    Queries and keys have an RMSNorm a head and no positions, keys and values come in query groups,
+    and every position of the text is seen: Megatron's own has none of these.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        submodules: CrossAttentionSubmodules,
+        layer_number: int,
+        context_width: int,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            config=config,
+            submodules=submodules,
+            layer_number=layer_number,
+            attn_mask_type=AttnMaskType.no_mask,
+            attention_type="cross",
+            **kwargs,
+        )
+        linear = {
+            "init_method": config.init_method,
+            "gather_output": False,
+            "bias": False,
+            "skip_bias_add": False,
+            "is_expert": False,
+        }
+        self.linear_q = build_module(
+            submodules.linear_q,
+            config.hidden_size,
+            self.query_projection_size,
+            config=config,
+            **linear,
+        )
+        # Every rank holds the whole text, also where the sequence is spread over ranks.
+        whole = copy.copy(config)
+        whole.sequence_parallel = False
+        self.linear_kv = build_module(
+            submodules.linear_kv, context_width, 2 * self.kv_projection_size, config=whole, **linear
+        )
+        width = self.hidden_size_per_attention_head
+        self.q_layernorm = RMSNorm(config, width, config.layernorm_epsilon)
+        self.k_layernorm = RMSNorm(config, width, config.layernorm_epsilon)
+
+    def get_query_key_value_tensors(
+        self, hidden_states: Tensor, key_value_states: Tensor, split_qkv: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[s, b, heads, d]``, keys and values ``[t, b, groups, d]`` of this rank."""
+        width = self.hidden_size_per_attention_head
+        query = self.linear_q(hidden_states)[0].unflatten(-1, (-1, width))
+        pairs = self.linear_kv(key_value_states)[0].unflatten(-1, (-1, 2, width))
+        key, value = pairs.unbind(-2)
+        return self.q_layernorm(query), self.k_layernorm(key), value
+
+
+class AbsolutePositions:
+    """The sine-cosine table of a model, one copy a device and dtype for all layers.
+
+    Not a buffer: it follows from the configuration, and a module's buffers would be copied a layer.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._tables: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def add_to(self, hidden_states: Tensor, sequence_parallel: bool) -> Tensor:
+        """``hidden_states``, ``[s, b, hidden]``, with the rows of its positions added.
+
+        Under sequence parallelism ``s`` is this tensor-parallel rank's part of the sequence.
+        """
+        key = (hidden_states.device, hidden_states.dtype)
+        if key not in self._tables:
+            self._tables[key] = absolute_positions(self._model).to(*key)
+        length = hidden_states.shape[0]
+        start = 0
+        if sequence_parallel:
+            start = parallel_state.get_tensor_model_parallel_rank() * length
+        return hidden_states + self._tables[key][start : start + length, None]
+
+
+class PositionedLayer(TransformerLayer):
+    """Megatron's layer with absolute positions added to its input."""
+
+    def __init__(self, *args: Any, positions: AbsolutePositions, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._positions = positions
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As Megatron's layer."""
+        hidden_states = self._positions.add_to(hidden_states, self.config.sequence_parallel)
+        output: tuple[Tensor, Tensor] = super().forward(hidden_states, *args, **kwargs)
+        return output
+
+
+def local_block_spec(model: ModelConfig) -> TransformerBlockSubmodules:
+    """Layers of local linears and PyTorch's attention and norms; no Transformer Engine needed."""
+    layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
+    parts = layer.submodules
+    parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    attention = parts.self_attention.submodules
+    attention.core_attention = TorchCoreAttention
+    attention.q_layernorm = attention.k_layernorm = RMSNorm
+    if model.context_width is not None:
+        layer.module = PositionedLayer
+        layer.params = {"positions": AbsolutePositions(model)}
+        parts.pre_cross_attn_layernorm = RMSNorm
+        parts.cross_attn_bda = get_bias_dropout_add
+        parts.cross_attention = ModuleSpec(
+            module=TextCrossAttention,
+            params={"context_width": model.context_width},
+            submodules=CrossAttentionSubmodules(
+                linear_q=ColumnParallelLinear,
+                linear_kv=ColumnParallelLinear,
+                core_attention=TorchCoreAttention,
+                linear_proj=RowParallelLinear,
+            ),
+        )
+    return TransformerBlockSubmodules(layer_specs=[layer] * model.num_layers, layer_norm=RMSNorm)

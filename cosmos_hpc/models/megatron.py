@@ -1,0 +1,48 @@
+"""Megatron's configuration of an architecture: what Cosmos has and Megatron's defaults do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from cosmos_hpc.models.config import ModelConfig
+
+
+def megatron_settings(model: ModelConfig, cpu: bool) -> dict[str, Any]:
+    """Fields of Megatron's ``TransformerConfig`` for an architecture.
+
+    Args:
+        model: the architecture.
+        cpu: no CUDA: weights are initialised on the CPU, and kernels that only CUDA has are off.
+    """
+    return {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "kv_channels": model.kv_channels,
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": 1e-5,
+        "qk_layernorm": True,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "use_cpu_initialization": cpu,
+        "bias_activation_fusion": not cpu,
+        "cross_entropy_loss_fusion": not cpu,
+        "bias_dropout_fusion": False,
+        "masked_softmax_fusion": False,
+        "apply_rope_fusion": False,
+        "persist_layer_norm": False,
+        "gradient_accumulation_fusion": False,
+    }
+
+
+def megatron_config(model: ModelConfig, cpu: bool, **parallel: Any) -> TransformerConfig:
+    """Megatron's configuration of an architecture without NeMo, with ``parallel`` settings."""
+    return TransformerConfig(**megatron_settings(model, cpu), **parallel)

@@ -1,0 +1,104 @@
+"""One rank of the tensor-parallel comparison: ``torchrun ... -m tests.models.parallel_worker VARIANT [sequence] [recompute]``.
+
+Exits 0 when logits and every gradient agree with the plain statement of the architecture.
+"""
+
+import sys
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import custom_backward
+from megatron.core.tensor_parallel import (
+    gather_from_tensor_model_parallel_region,
+    model_parallel_cuda_manual_seed,
+)
+
+from cosmos_hpc.models import ModelConfig
+from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.megatron import megatron_config
+from cosmos_hpc.models.published import to_megatron
+from cosmos_hpc.worker import cpu
+from tests.models import reference
+from tests.models.test_published import inputs, sizes, weights
+
+#: Dimension that tensor parallelism splits; other weights are whole on every rank.
+SPLIT = {
+    "word_embeddings": 0,
+    "output_layer": 0,
+    "linear_qkv": 0,
+    "linear_q": 0,
+    "linear_kv": 0,
+    "linear_fc1": 0,
+    "linear_proj": 1,
+    "linear_fc2": 1,
+}
+
+
+RECOMPUTATION = {
+    "recompute_granularity": "full",
+    "recompute_method": "uniform",
+    "recompute_num_layers": 1,
+}
+
+
+def part(name, tensor, rank, ranks):
+    """This rank's part of a weight or gradient; gate and up are each split."""
+    kind = name.split(".")[-2]
+    if kind not in SPLIT:
+        return tensor
+    pieces = tensor.chunk(2) if kind == "linear_fc1" else [tensor]
+    return torch.cat([piece.chunk(ranks, SPLIT[kind])[rank] for piece in pieces])
+
+
+def main(variant, sequence_parallel, recompute):
+    cpu.adapt()
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
+    model_parallel_cuda_manual_seed(1)
+    config = ModelConfig(**sizes(variant))
+    w = {name: tensor.requires_grad_() for name, tensor in weights(config).items()}
+    ids, context = inputs(config)
+    probe = torch.randn(
+        2,
+        config.sequence_length,
+        config.output_vocab_size,
+        generator=torch.Generator().manual_seed(2),
+    )
+    expected = reference.logits(w, sizes(variant), ids, context)
+    (expected * probe).sum().backward()
+
+    settings = megatron_config(
+        config,
+        cpu=True,
+        tensor_model_parallel_size=ranks,
+        sequence_parallel=sequence_parallel,
+        **(RECOMPUTATION if recompute else {}),
+    )
+    decoder = CosmosDecoder(settings, config, pre_process=True, post_process=True)
+    decoder.load_state_dict(
+        {name: part(name, tensor.detach(), rank, ranks) for name, tensor in to_megatron(w, config)}
+    )
+    got = decoder(input_ids=ids, context=context)
+    whole = gather_from_tensor_model_parallel_region(got)
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
+    # Megatron's schedule calls the engine like this; torch's own functions would suspend the CPU
+    # adaptation during the backward pass.
+    custom_backward((got * probe.chunk(ranks, -1)[rank]).sum(), None)
+
+    wanted = dict(to_megatron({name: tensor.grad for name, tensor in w.items()}, config))
+    for name, parameter in decoder.named_parameters():
+        gradient = parameter.grad.clone()
+        # Megatron sums these after the backward pass (finalize_model_grads).
+        per_head = "q_layernorm" in name or "k_layernorm" in name
+        if per_head or (sequence_parallel and getattr(parameter, "sequence_parallel", False)):
+            dist.all_reduce(gradient)
+        torch.testing.assert_close(
+            gradient, part(name, wanted[name], rank, ranks), rtol=1e-4, atol=1e-4, msg=name
+        )
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], "sequence" in sys.argv, "recompute" in sys.argv)

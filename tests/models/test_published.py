@@ -1,0 +1,133 @@
+"""Megatron's decoder against the plain statement of the architecture, logits and gradients."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models import ModelConfig, from_published
+from cosmos_hpc.models.positions import absolute_positions, rotary_angles
+from cosmos_hpc.models.published import published_shapes, to_megatron
+from cosmos_hpc.recipe import load_recipe
+from tests.conftest import REPOSITORY
+from tests.models import reference
+
+SIZES = {
+    "num_layers": 2,
+    "hidden_size": 64,
+    "ffn_hidden_size": 96,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "kv_channels": 32,
+    "vocab_size": 80,
+    "output_vocab_size": 80,
+    "latent_shape": (2, 3, 4),
+    "rotary_base": 500_000,
+}
+YARN = {
+    "yarn_scale": 2.0,
+    "yarn_beta_fast": 4.0,
+    "yarn_beta_slow": 1.0,
+    "yarn_original_latent_shape": (2, 3, 4),
+}
+TEXT = {"vocab_size": 96, "context_width": 48, "pad_to_multiple_of": 8}
+VARIANTS = {"4b": {}, "12b": YARN, "5b": TEXT, "13b": {**YARN, **TEXT}}
+
+
+def sizes(variant):
+    return {**SIZES, **VARIANTS[variant]}
+
+
+def weights(config, seed=0, scale=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, generator=generator) * scale + (len(shape) == 1)
+        for name, shape in published_shapes(config).items()
+    }
+
+
+def inputs(config, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, config.vocab_size, (2, config.sequence_length), generator=generator)
+    context = None
+    if config.context_width:
+        context = torch.randn(2, 5, config.context_width, generator=generator)
+    return ids, context
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_and_all_gradients_agree(variant):
+    config = ModelConfig(**sizes(variant))
+    assert config.sequence_length == (32 if config.context_width else 24)
+    w = {name: tensor.requires_grad_() for name, tensor in weights(config).items()}
+    ids, context = inputs(config)
+    probe = torch.randn(2, config.sequence_length, config.output_vocab_size)
+
+    expected = reference.logits(w, sizes(variant), ids, context)
+    (expected * probe).sum().backward()
+    model = from_published({name: tensor.detach() for name, tensor in w.items()}, config)
+    got = model(ids) if context is None else model(ids, context=context)
+    (got * probe).sum().backward()
+
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    wanted = dict(to_megatron({name: tensor.grad for name, tensor in w.items()}, config))
+    found = {name: p.grad for name, p in model.decoder.named_parameters()}
+    assert set(found) == set(wanted)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("name", ["ar4b", "ar12b", "ar5b_v2w", "ar13b_v2w"])
+def test_tables_agree_at_full_size(name):
+    config = load_recipe(name).model_for_clips()
+    c = config.model_dump()
+    torch.testing.assert_close(rotary_angles(config), reference.rotary_table(c))
+    if config.context_width:
+        # A width of 96 checks the formula; all 5120 columns would take a minute of plain Python.
+        narrow = config.model_copy(update={"hidden_size": 96})
+        table = absolute_positions(narrow)
+        torch.testing.assert_close(table, reference.absolute_table(narrow.model_dump()))
+        assert not table[0].any()
+        assert not table[12801:].any()
+
+
+def test_a_beginning_of_a_clip_is_enough():
+    config = ModelConfig(**sizes("5b"))
+    ids, context = inputs(config)
+    model = from_published(weights(config), config)
+    with torch.no_grad():
+        whole, part = model(ids, context=context), model(ids[:, :9], context=context)
+    torch.testing.assert_close(part, whole[:, :9])
+
+
+def test_bfloat16_weights_are_taken():
+    config = ModelConfig(**sizes("4b"))
+    half = {name: tensor.bfloat16() for name, tensor in weights(config).items()}
+    model = from_published(half, config)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_weights_of_another_model_are_named():
+    config = ModelConfig(**sizes("5b"))
+    other = weights(ModelConfig(**sizes("4b")))
+    with pytest.raises(RequestError, match=r"14 missing \(model.layers.0.cross_attention_norm"):
+        from_published(other, config)
+    with pytest.raises(RequestError, match="1 misshapen .model.tok_embeddings.weight is .80, 64."):
+        from_published(other, config)
+    with pytest.raises(RequestError, match=r"14 unexpected"):
+        from_published(weights(config), ModelConfig(**sizes("4b")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", ["4b", "13b", "12b sequence", "5b sequence", "13b sequence", "13b recompute"]
+)
+def test_two_tensor_parallel_ranks_agree_as_well(case):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.models.parallel_worker", *case.split()]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
