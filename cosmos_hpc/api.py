@@ -143,7 +143,7 @@ def submit(
     # The working folder of tomorrow's submit may be another one.
     resolved = _absolute_input(resolved)
     videos = _pinned_or_listed(folder, resolved)
-    what = make_plan(resolved, profile, len(videos))
+    what = make_plan(resolved, profile, len(videos), folder.num_shards())
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:

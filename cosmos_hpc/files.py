@@ -109,11 +109,14 @@ def publish_folder(temporary: Path, final: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[None]:
+def lock(
+    path: Path, on_wait: Callable[[str], None] | None = None, note: str = ""
+) -> Iterator[None]:
     """Hold an exclusive lock on ``path`` during the block; the kernel frees it with the process.
 
     Args:
         on_wait: called once, with who holds the lock, before waiting for it. None: do not wait.
+        note: is written into the file behind who holds the lock, and stays there.
 
     Raises:
         BlockingIOError: the lock is held and ``on_wait`` is None; the message says by whom.
@@ -123,11 +126,11 @@ def lock(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[N
         told = False
         while True:
             try:
-                fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 f.seek(0)
-                holder = f.read().strip() or "another process"
+                holder = f.readline().strip() or "another process"
                 if on_wait is None:
                     raise BlockingIOError(holder) from None
                 if not told:
@@ -135,7 +138,7 @@ def lock(path: Path, on_wait: Callable[[str], None] | None = None) -> Iterator[N
                     told = True
                 time.sleep(0.5)
         f.truncate(0)
-        f.write(f"process {os.getpid()} on {socket.gethostname()}")
+        f.write(f"process {os.getpid()} on {socket.gethostname()}\n{note}")
         f.flush()
         yield
 
@@ -144,7 +147,7 @@ def is_locked(path: Path) -> bool:
     """Whether a living process holds :func:`lock` on ``path``."""
     try:
         with open(path, "r+") as f:
-            fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:

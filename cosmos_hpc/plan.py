@@ -76,8 +76,15 @@ def gigabytes(size: int) -> str:
     return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
 
 
-def make_plan(recipe: Recipe, cluster: Cluster, videos: int | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, cluster: Cluster, videos: int | None = None, shards: int | None = None
+) -> Plan:
     """Resolve a recipe on a cluster. Pure: reads nothing but its arguments.
+
+    Args:
+        recipe, cluster: resolved ones.
+        videos: how many there are; None before that is known.
+        shards: how many an earlier submit of the run has pinned, if one has.
 
     Raises:
         RequestError: the cluster cannot run the recipe.
@@ -93,8 +100,7 @@ def make_plan(recipe: Recipe, cluster: Cluster, videos: int | None = None) -> Pl
             f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.gpus}; "
             f"set train.gpus and train.tensor_parallel to what it has"
         )
-    shards = None
-    if videos is not None:
+    if videos is not None and not shards:
         # As many shards as tasks run at a time, if there are videos enough, so that none idles.
         wanted = -(-videos // recipe.data.videos_per_shard)
         shards = min(videos, max(wanted, cluster.parallel))

@@ -52,7 +52,10 @@ def _die_with_parent() -> None:
     """Ask Linux for SIGTERM when the process that started this one dies."""
     import ctypes
 
+    parent = os.getppid()
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        raise SystemExit("the process that started this one is gone")
 
 
 def main(arguments: list[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 
 import torch
 
@@ -20,14 +21,19 @@ def train(run: RunFolder, recipe: Recipe) -> None:
     Raises:
         WorkError: there is nothing to train on, or the clips do not fit the recipe.
     """
+    lock = run.train / ".lock"
+    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}:{os.environ.get('MASTER_PORT')}"
     if int(os.environ.get("RANK", "0")) == 0:
 
         def waiting(holder: str) -> None:
             say(f"the run is being trained by {holder}; waiting for it")
 
-        with files.lock(run.train / ".lock", waiting):
+        with files.lock(lock, waiting, note=attempt):
             _train(run, recipe)
     else:
+        # Only then is it decided whether there is anything left to train.
+        while not lock.exists() or attempt not in lock.read_text():
+            time.sleep(0.2)
         _train(run, recipe)
 
 

@@ -1,4 +1,4 @@
-"""One rank of the tensor-parallel comparison: ``torchrun ... -m tests.models.parallel_worker VARIANT [sequence] [recompute]``.
+"""One rank of the tensor-parallel comparison, started by torchrun with a variant.
 
 Exits 0 when logits and every gradient agree with the plain statement of the architecture.
 """
