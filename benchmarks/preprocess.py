@@ -23,8 +23,8 @@ import torch
 
 from cosmos_hpc import files
 from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.plan import make_plan
-from cosmos_hpc.recipe import Recipe, load_recipe
+from cosmos_hpc.plans import make_plan
+from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import RunFolder, open_run, pin_videos
 from cosmos_hpc.stages import stages_of, task_command, write_specs
 from cosmos_hpc.videos import list_videos

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -12,10 +13,11 @@ from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, load_cluster
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
-from cosmos_hpc.plan import Plan, check_disk, check_supported, make_plan
-from cosmos_hpc.recipe import Recipe, load_recipe
+from cosmos_hpc.plans import Plan, check_disk, check_installed, check_supported, make_plan
+from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import (
     RunFolder,
+    check_folder,
     check_name,
     default_name,
     find_run,
@@ -83,7 +85,7 @@ def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by name, or by the path of a YAML file, with ``key=value`` overrides.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.recipe.load_recipe`.
+        RequestError: see :func:`cosmos_hpc.recipes.load_recipe`.
     """
     return load_recipe(name, overrides)
 
@@ -135,20 +137,26 @@ def submit(
     _check_stages(stages)
     resolved, profile = _resolve(recipe, cluster, overrides)
     check_supported(resolved)
-    if name is not None:
-        check_name(name)
-    folder = RunFolder(Path(profile.runs) / (name or default_name(resolved, profile)))
+    check_installed(stages)
+    name = name or default_name(resolved, profile)
+    check_name(name)
+    folder = RunFolder(Path(profile.runs) / name)
     if resolved.data.input is None:
         raise RequestError("data.input is not set; give the folder that holds the videos")
-    # The working folder of tomorrow's submit may be another one.
-    resolved = _absolute_input(resolved)
+    resolved = _absolute_paths(resolved)
+    check_folder(folder, resolved)
     videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos), folder.num_shards())
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RequestError(explain_os_error(e, "making the run folder")) from None
-    check_disk(what, folder.path)
+    try:
+        check_disk(what, folder.path)
+    except RequestError:
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()  # if it is new, and so empty
+        raise
     try:
         with files.lock(folder.lock):
             continued = open_run(folder, resolved, profile, what)
@@ -172,9 +180,19 @@ def _run(
     run_stages(folder, recipe, cluster, stages, console)
 
 
-def _absolute_input(recipe: Recipe) -> Recipe:
-    source = os.path.abspath(str(recipe.data.input))
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"input": source})})
+def _absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
+    data, train = recipe.data, recipe.train
+    data_paths = {"input": os.path.abspath(str(data.input))}
+    if Path(data.tokenizer).is_dir():
+        data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
+    start = {"init_from": os.path.abspath(train.init_from)} if train.init_from else {}
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update=data_paths),
+            "train": train.model_copy(update=start),
+        }
+    )
 
 
 def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> list[str]:
@@ -191,15 +209,34 @@ def _check_stages(stages: Sequence[str]) -> None:
             raise RequestError(f"unknown stage {stage!r}{hint}")
 
 
-def follow(run: Run, path: Path, every: float = 0.5) -> Iterator[str]:
-    """Text that is appended to a log, until nobody works on the run any more."""
-    with open(path, errors="replace") as f:
-        while True:
-            working = files.is_locked(run.folder.lock)
-            text = f.read()
-            if text:
-                yield text
-            elif not working:
-                return
-            else:
-                time.sleep(every)
+def follow(
+    run: Run, stage: str | None = None, task: int | None = None, every: float = 0.5
+) -> Iterator[str]:
+    """Text that is added to the run's newest log, stage after stage, while the run is worked on.
+
+    Args:
+        run: the run.
+        stage, task: only logs of these.
+        every: seconds between looks.
+    """
+    log, position = None, 0
+    while True:
+        working = files.is_locked(run.folder.lock)
+        rows = files.read_jsonl(run.folder.log_index)
+        chosen = [r for r in rows if stage in (None, r["stage"]) and task in (None, r["task"])]
+        newest = run.path / chosen[-1]["log"] if chosen else None
+        if newest != log:
+            log, position = newest, 0
+            yield f"==> {log} <==\n"
+        text = b""
+        if log and log.exists():
+            with open(log, "rb") as f:
+                f.seek(position)
+                text = f.read()
+            position += len(text)
+        if text:
+            yield text.decode(errors="replace")
+        elif not working:
+            return
+        else:
+            time.sleep(every)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 # Everything else is imported by the command that needs it: --help stays quick.
-from cosmos_hpc.errors import CosmosError, RequestError
+from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
 
 _EPILOG = """\
 examples:
@@ -88,9 +88,12 @@ def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
         else:
             overrides.append(setting)
     if not named["recipe"]:
-        from cosmos_hpc.recipe import recipe_names
+        from cosmos_hpc.config import nearest
+        from cosmos_hpc.recipes import recipe_names
 
-        raise RequestError(f"recipe= is missing; there are {', '.join(recipe_names())}")
+        hints = [nearest(o.partition("=")[0], named) for o in overrides]
+        hint = next(filter(None, hints), f"; there are {', '.join(recipe_names())}")
+        raise RequestError(f"recipe= is missing{hint}")
     return named["recipe"], named["cluster"], overrides
 
 
@@ -102,7 +105,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     recipe, cluster, overrides = _split_settings(arguments.settings)
-    stages = arguments.stages.split(",") if arguments.stages else STAGES
+    stages = STAGES if arguments.stages is None else arguments.stages.split(",")
     try:
         run = api.submit(recipe, cluster, overrides, name=arguments.name, stages=stages)
     except KeyboardInterrupt:
@@ -124,7 +127,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _recipes(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.config import dump_yaml
-    from cosmos_hpc.recipe import load_recipe, recipe_names
+    from cosmos_hpc.recipes import load_recipe, recipe_names
 
     if arguments.name:
         recipe = load_recipe(arguments.name, arguments.settings)
@@ -150,14 +153,15 @@ def _logs(arguments: argparse.Namespace) -> None:
     stage, _, task = (arguments.stage or "").partition(".")
     if task and not task.isdigit():
         raise RequestError(f"{arguments.stage!r} is not STAGE or STAGE.TASK, with TASK a number")
-    logs = run.logs(stage or None, int(task) if task else None)
+    chosen = (stage or None, int(task) if task else None)
+    logs = run.logs(*chosen)
     if arguments.follow:
-        for text in follow(run, list(logs.values())[-1]):
+        for text in follow(run, *chosen):
             print(text, end="", flush=True)
         return
     for name, path in logs.items():
         print(f"==> {name}  {path} <==")
-        print(path.read_text(errors="replace"))
+        print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
 
 
 def _sample_videos(arguments: argparse.Namespace) -> None:
@@ -226,7 +230,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # `cosmos-hpc logs | head`: nobody reads on, which is no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as e:
+        print(f"error: {explain_os_error(e, chosen.command)}", file=sys.stderr)
+        return 1
     return 0

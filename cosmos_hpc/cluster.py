@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from cosmos_hpc.config import Section, apply_overrides, load_mapping, nearest, validate
 from cosmos_hpc.errors import RequestError
@@ -33,10 +33,26 @@ class Cluster(Section):
     parallel: PositiveInt
     gpus: NonNegativeInt
 
+    @model_validator(mode="after")
+    def _a_gpu_for_every_task(self) -> Cluster:
+        if self.gpus and self.parallel > self.gpus:
+            raise ValueError(
+                f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
+            )
+        return self
+
+
+def visible_gpus() -> list[str]:
+    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them, of which it may leave out some."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name.strip() for name in chosen.split(",") if name.strip()]
+    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
 
 def _this_machine() -> dict[str, object]:
     """The built-in profile: all GPUs, or all cores where there is none."""
-    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    gpus = len(visible_gpus())
     cores = len(os.sched_getaffinity(0))
     return {"kind": "local", "gpus": gpus, "parallel": gpus or max(2, cores)}
 
@@ -63,7 +79,8 @@ def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     candidates = [f / f"{name}.yaml" for f in profile_folders()]
     if name.endswith((".yaml", ".yml")):
         candidates = [Path(name)]
-    path = next((p for p in candidates if p.is_file()), None)
+    # os.path's answer is no, not an error, where a folder on the way may not be read.
+    path = next((p for p in candidates if os.path.isfile(p)), None)  # noqa: PTH113
     if path is None and name != "local":
         hint = (
             nearest(name, cluster_names()) or f"; looked for {' and '.join(map(str, candidates))}"

@@ -21,13 +21,27 @@ S = TypeVar("S", bound="Section")
 class Section(BaseModel):
     """A group of settings: strict types, no unknown keys, no changes after loading."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader, which reads ``5e-5`` as the number it is in YAML 1.2."""
 
 
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose keys all differ; PyYAML would silently keep the last."""
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{twice[0]!r} stands there twice", node.start_mark
+        )
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
@@ -123,6 +137,8 @@ def nearest(word: str, words: Iterable[str]) -> str:
 def _takes_text(annotation: Any) -> bool:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return any(_takes_text(a) for a in typing.get_args(annotation))
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _takes_text(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is typing.Literal:
         return all(isinstance(a, str) for a in typing.get_args(annotation))
     return annotation is str
@@ -133,13 +149,15 @@ def apply_overrides(
 ) -> dict[str, Any]:
     """``data`` with ``section.key=value`` strings applied.
 
+    The name is not a setting: it follows from the file.
+
     A text setting takes its value verbatim (``data.input=007`` is a folder of that name); others
     are read as YAML.
 
     Raises:
         RequestError: an unknown key, with the nearest right one, or no ``=``.
     """
-    leaves = leaf_keys(schema)
+    leaves = {key: kind for key, kind in leaf_keys(schema).items() if key != "name"}
     for override in overrides:
         key, sep, text = override.partition("=")
         if not sep:
@@ -171,6 +189,8 @@ def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:
     leaves = leaf_keys(schema)
     if first["type"] == "extra_forbidden":
         message = f"unknown setting {key!r}{nearest(key, leaves)}"
+    elif first["type"] == "missing" and len(parts) < len(first["loc"]):
+        message = f"{key} has too few values"
     elif first["type"] == "missing":
         message = f"{key} is missing"
     elif first["type"] == "value_error":

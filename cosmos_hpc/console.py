@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
@@ -28,7 +29,7 @@ class Console:
     def say(self, message: str) -> None:
         """A line of its own."""
         self._clear()
-        print(message, file=self.stream, flush=True)
+        self._print(message)
 
     def begin(self, stage: str) -> None:
         """A stage begins."""
@@ -36,12 +37,15 @@ class Console:
         self._last = ""
         self._show(stage, "starting")
 
+    def due(self) -> bool:
+        """Whether :meth:`progress` would show anything now; finding out what may take a while."""
+        return self.live or time.monotonic() - self._said >= self.every
+
     def progress(self, stage: str, text: str) -> None:
         """How far the stage is; shown when it is time to and there is news."""
-        now = time.monotonic()
-        if text == self._last or (not self.live and now - self._said < self.every):
+        if text == self._last or not self.due():
             return
-        self._said, self._last = now, text
+        self._said, self._last = time.monotonic(), text
         self._show(stage, text)
 
     def end(self, stage: str, state: str, text: str = "") -> None:
@@ -53,12 +57,15 @@ class Console:
         line = f"  {stage:<11} {text}"
         if self.live:
             self._clear()
-            print(
-                line[: shutil.get_terminal_size().columns - 1], end="", file=self.stream, flush=True
-            )
+            self._print(line[: shutil.get_terminal_size().columns - 1], end="")
         else:
-            print(line, file=self.stream, flush=True)
+            self._print(line)
 
     def _clear(self) -> None:
         if self.live:
-            print("\r\x1b[2K", end="", file=self.stream)
+            self._print("\r\x1b[2K", end="")
+
+    def _print(self, text: str, end: str = "\n") -> None:
+        # Nobody may be reading any more (`submit | head`, a closed terminal): the work goes on.
+        with contextlib.suppress(BrokenPipeError):
+            print(text, end=end, file=self.stream, flush=True)

@@ -99,13 +99,16 @@ def publish_folder(temporary: Path, final: Path) -> None:
 
     Replaces a ``final`` that an earlier attempt left without its completion marker.
     """
-    for path in temporary.iterdir():
+    for path in (*temporary.rglob("*"), temporary):
         fsync_path(path)
-    fsync_path(temporary)
     if final.exists():
         shutil.rmtree(final)
     temporary.rename(final)
     fsync_path(final.parent)
+
+
+#: Somebody who asks whether a lock is held holds it for a moment.
+_PROBE_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -123,7 +126,7 @@ def lock(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as f:
-        told = False
+        told, patience = False, time.monotonic() + _PROBE_SECONDS
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,23 +134,31 @@ def lock(
             except BlockingIOError:
                 f.seek(0)
                 holder = f.readline().strip() or "another process"
-                if on_wait is None:
-                    raise BlockingIOError(holder) from None
-                if not told:
-                    on_wait(holder)
-                    told = True
-                time.sleep(0.5)
+                if time.monotonic() > patience:
+                    if on_wait is None:
+                        raise BlockingIOError(holder) from None
+                    if not told:
+                        on_wait(holder)
+                        told = True
+                time.sleep(0.1)
         f.truncate(0)
         f.write(f"process {os.getpid()} on {socket.gethostname()}\n{note}")
         f.flush()
         yield
 
 
+def lock_holder(path: Path) -> str | None:
+    """Who holds :func:`lock` on ``path``; None where nobody does."""
+    if not is_locked(path):
+        return None
+    return path.read_text().partition("\n")[0] or "another process"
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds :func:`lock` on ``path``."""
     try:
         with open(path, "r+") as f:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except OSError:

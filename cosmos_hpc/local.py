@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_hpc import files
-from cosmos_hpc.cluster import Cluster
+from cosmos_hpc.cluster import Cluster, visible_gpus
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.nemo_run_jobs import LocalJob, python_path
-from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.nemo_run_jobs import LocalJob
+from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.stages import Stage, missing_tasks, stages_of
 from cosmos_hpc.state import stage_progress
@@ -40,43 +40,59 @@ def run_stages(
             )
             continue
         console.begin(stage.name)
+        _mention_others(run, stage, missing, console)
+        for task in missing:
+            run.error(stage.name, task).unlink(missing_ok=True)
+        gpus = visible_gpus()[: cluster.gpus]
         if stage.name == "preprocess":
-            _run_array(run, stage, missing, cluster, console)
+            _run_array(run, stage, missing, cluster.parallel, gpus, console)
         else:
-            _run_job(run, stage, console)
+            _run_job(run, stage, gpus[: stage.ranks], console)
         still = missing_tasks(run, recipe, stage)
         if still:
+            _note_silent_deaths(run, stage, still)
             console.end(stage.name, "failed", stage_progress(run, stage))
             raise WorkError(_reasons(run, stage, still))
         console.end(stage.name, "done", stage_progress(run, stage))
 
 
+def _mention_others(run: RunFolder, stage: Stage, tasks: list[int], console: Console) -> None:
+    """Say who still works on tasks: workers that a killed submit left behind."""
+    for task in tasks:
+        holder = files.lock_holder(run.task_lock(stage.name, task))
+        if holder:
+            which = f" task {task}" if stage.tasks > 1 else ""
+            console.say(f"  {stage.name}{which} is still being worked on by {holder}; waiting")
+
+
 def _run_array(
-    run: RunFolder, stage: Stage, tasks: list[int], cluster: Cluster, console: Console
+    run: RunFolder,
+    stage: Stage,
+    tasks: list[int],
+    parallel: int,
+    gpus: list[str],
+    console: Console,
 ) -> None:
     # Parallel tasks share the cores; without this every one would start a thread for each.
-    threads = max(1, len(os.sched_getaffinity(0)) // cluster.parallel)
-    environment = {
-        "PYTHONPATH": python_path(run),
-        "OMP_NUM_THREADS": str(threads),
-        "COSMOS_HPC_DIE_WITH_PARENT": "1",
-    }
-    array = LocalArray(run, stage, environment, cluster.gpus)
+    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+    environment = {"OMP_NUM_THREADS": str(threads), "COSMOS_HPC_DIE_WITH_PARENT": "1"}
+    array = LocalArray(run, stage, environment, gpus)
     queue = list(reversed(tasks))
     try:
         while queue or array.running:
-            while queue and len(array.running) < cluster.parallel:
+            while queue and len(array.running) < parallel:
                 task = queue.pop()
                 note_log(run, stage, task, array.start(task))
             time.sleep(_POLL_SECONDS)
-            array.ended()
-            console.progress(stage.name, stage_progress(run, stage))
+            array.forget_ended()
+            if console.due():
+                console.progress(stage.name, stage_progress(run, stage))
     finally:
         array.cancel()
 
 
-def _run_job(run: RunFolder, stage: Stage, console: Console) -> None:
-    with LocalJob(run, stage) as job:
+def _run_job(run: RunFolder, stage: Stage, gpus: list[str], console: Console) -> None:
+    with LocalJob(run, stage, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}) as job:
         noted = False
         try:
             while job.running():
@@ -84,7 +100,8 @@ def _run_job(run: RunFolder, stage: Stage, console: Console) -> None:
                 if not noted and job.log:
                     note_log(run, stage, 0, job.log)
                     noted = True
-                console.progress(stage.name, stage_progress(run, stage) or "starting")
+                if console.due() and (text := stage_progress(run, stage)):
+                    console.progress(stage.name, text)
         finally:
             job.cancel()
         if not noted and job.log:
@@ -97,21 +114,27 @@ def note_log(run: RunFolder, stage: Stage, task: int, path: Path) -> None:
     files.append_jsonl(run.log_index, {**row, "time": round(time.time(), 3)})
 
 
+def _latest_logs(run: RunFolder, stage: Stage) -> dict[int, Path]:
+    rows = files.read_jsonl(run.log_index)
+    return {row["task"]: run.path / row["log"] for row in rows if row["stage"] == stage.name}
+
+
+def _note_silent_deaths(run: RunFolder, stage: Stage, tasks: list[int]) -> None:
+    """Leave a reason for tasks that could not: they were killed."""
+    logs = _latest_logs(run, stage)
+    for task in tasks:
+        if not run.error(stage.name, task).exists():
+            reason = "ended without a reason, perhaps killed or out of memory"
+            files.write_atomic(run.error(stage.name, task), reason + _tail(logs.get(task)) + "\n")
+
+
 def _reasons(run: RunFolder, stage: Stage, tasks: list[int]) -> str:
-    """Why tasks failed, in their own words or by the end of their logs; the first few of them."""
-    logs = {
-        row["task"]: run.path / row["log"]
-        for row in files.read_jsonl(run.log_index)
-        if row["stage"] == stage.name
-    }
+    """Why tasks failed, in words; the first few of them."""
+    logs = _latest_logs(run, stage)
     lines = []
     for task in tasks[:3]:
         log = logs.get(task)
-        error = run.error(stage.name, task)
-        if error.exists():
-            reason = error.read_text().strip()
-        else:
-            reason = f"ended without a reason, perhaps killed or out of memory{_tail(log)}"
+        reason = run.error(stage.name, task).read_text().strip()
         which = f" task {task}" if stage.tasks > 1 else ""
         lines.append(f"{stage.name}{which}: {reason}" + (f"\n  log: {log}" if log else ""))
     if len(tasks) > 3:

@@ -9,45 +9,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.stages import Stage, task_arguments
+from cosmos_hpc.stages import Stage, task_script
 
 if TYPE_CHECKING:
     import nemo_run
 
 
-def task(run: RunFolder, stage: Stage) -> nemo_run.Script:
-    """A stage as a NeMo-Run task: the worker's module with its spec.
+def task(run: RunFolder, stage: Stage, environment: dict[str, str]) -> nemo_run.Script:
+    """A stage as a NeMo-Run task on one machine: its script, under torchrun with several ranks.
+
+    torchrun is called here and not by NeMo-Run's launcher, which quotes arguments for a shell that
+    a local job does not have: paths with spaces would break.
 
     Args:
         run: an existing run folder.
         stage: a stage of one task.
+        environment: variables on top of the submitting process's own; no secrets, NeMo-Run keeps
+            them.
     """
     import nemo_run
 
+    script = task_script(run, stage)
+    if stage.ranks == 1:
+        return nemo_run.Script(
+            path=script[0], args=script[1:], entrypoint=sys.executable, env=environment
+        )
+    flags = ["--standalone", f"--nproc-per-node={stage.ranks}"]
     return nemo_run.Script(
-        path="cosmos_hpc.worker",
-        m=True,
-        entrypoint="python",
-        args=task_arguments(run, stage),
-        env={"PYTHONPATH": python_path(run)},
+        path=flags[0],
+        args=[*flags[1:], *script],
+        entrypoint=str(Path(sys.executable).with_name("torchrun")),
+        env=environment,
     )
 
 
-def local_executor(stage: Stage) -> nemo_run.LocalExecutor:
-    """NeMo-Run's executor for a stage on this machine, through torchrun when it has ranks."""
+def local_executor() -> nemo_run.LocalExecutor:
+    """NeMo-Run's executor for this machine."""
     import nemo_run
 
-    return nemo_run.LocalExecutor(
-        ntasks_per_node=stage.ranks,
-        launcher="torchrun" if stage.ranks > 1 else None,
-        # The default packager fails outside a git repository; the run's code is a snapshot already.
-        packager=nemo_run.Packager(),
-    )
-
-
-def python_path(run: RunFolder) -> str:
-    """PYTHONPATH of a worker: the run's snapshot of this package before what was there."""
-    return os.pathsep.join(filter(None, [str(run.code()), os.environ.get("PYTHONPATH", "")]))
+    # The default packager fails outside a git repository; the run's code is a snapshot already.
+    return nemo_run.LocalExecutor(packager=nemo_run.Packager())
 
 
 class LocalJob:
@@ -56,18 +57,18 @@ class LocalJob:
     Args:
         run: the run folder; the experiment is kept in it.
         stage: a stage of one task.
+        environment: see :func:`task`.
     """
 
-    def __init__(self, run: RunFolder, stage: Stage) -> None:
+    def __init__(self, run: RunFolder, stage: Stage, environment: dict[str, str]) -> None:
         # Read when NeMo-Run is first imported: its job registry would go to the home folder.
         os.environ.setdefault("NEMORUN_HOME", str(run.path.parent / ".nemo_run"))
         # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
         warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
         import nemo_run
 
-        _prepend_path(str(Path(sys.executable).parent))
         self._stage = stage
-        self._task, self._executor = task(run, stage), local_executor(stage)
+        self._task, self._executor = task(run, stage, environment), local_executor()
         self._experiment = nemo_run.Experiment(
             f"{run.name}-{stage.name}",
             base_dir=str(run.path / "nemo_run"),
@@ -80,8 +81,14 @@ class LocalJob:
 
     def __enter__(self) -> LocalJob:
         self._experiment.__enter__()
-        self._experiment.add(self._task, executor=self._executor, name=self._stage.name)
-        self._experiment.run()
+        try:
+            self._experiment.add(self._task, executor=self._executor, name=self._stage.name)
+            self._experiment.run()
+        except BaseException:
+            # Interrupted here, the job may have begun, and nobody else would stop it.
+            self.cancel()
+            self._experiment.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -102,10 +109,3 @@ class LocalJob:
     def cancel(self) -> None:
         """Stop the job and its ranks, and wait until they are gone."""
         self._experiment.cancel(self._stage.name)
-
-
-def _prepend_path(folder: str) -> None:
-    """NeMo-Run starts ``python`` and ``torchrun`` by name: those of this environment come first."""
-    path = os.environ.get("PATH", "")
-    if path.split(os.pathsep)[0] != folder:
-        os.environ["PATH"] = os.pathsep.join([folder, path])

@@ -21,6 +21,7 @@ import re
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from cosmos_hpc import files
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.config import dump_yaml, flatten, load_mapping, validate
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.plan import Plan
-from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.plans import Plan
+from cosmos_hpc.recipes import Recipe
 
 #: Settings that may change when a run is continued: they decide how far or how to go on, not what
 #: the finished parts contain.
@@ -57,6 +58,20 @@ _PACKAGES = [
     "lightning",
     "wandb",
 ]
+
+
+#: Beside the snapshot of the package: runs one task with that snapshot.
+LAUNCHER = "run_task.py"
+_LAUNCHER_TEXT = '''"""Runs one task of one stage: python run_task.py SPEC TASK."""
+
+import sys
+import uuid
+
+if __name__ == "__main__":
+    from cosmos_hpc.worker.__main__ import main
+
+    sys.exit(main(sys.argv[1:]))
+'''
 
 
 class RunFolder:
@@ -96,6 +111,10 @@ class RunFolder:
         """Folder of a published shard."""
         return self.tokens / "shards" / f"{index:05d}"
 
+    def task_lock(self, stage: str, task: int) -> Path:
+        """What the one process that works on a task holds."""
+        return self.path / "stages" / "locks" / f"{stage}.{task}"
+
     def journal(self, index: int) -> Path:
         """Progress of a shard that is not published yet, one line a video."""
         return self.tokens / "partial" / f"{index:05d}.jsonl"
@@ -117,10 +136,6 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         return validate(Recipe, load_mapping(self.recipe_file), str(self.recipe_file))
-
-    def cluster(self) -> Cluster:
-        """The resolved cluster profile."""
-        return validate(Cluster, load_mapping(self.cluster_file), str(self.cluster_file))
 
     def num_shards(self) -> int:
         """Number of pinned shards; 0 before they are planned."""
@@ -171,20 +186,16 @@ def open_run(folder: RunFolder, recipe: Recipe, cluster: Cluster, plan: Plan) ->
     Raises:
         RequestError: the folder holds another run, or something that is no run.
     """
-    exists = folder.recipe_file.exists()
-    if exists:
-        _check_same(folder, recipe)
-    elif folder.path.is_dir() and any(p.name != ".lock" for p in folder.path.iterdir()):
-        raise RequestError(f"{folder.path} exists and is not a run; choose another --name")
+    exists = check_folder(folder, recipe)
     # First: from here on the folder is this request's, and repeating it completes the rest.
     files.write_atomic(folder.recipe_file, dump_yaml(recipe))
     digest = snapshot_code(folder.path / "code")
-    info = files.read_json(folder.info) or {"created": _now(), "name": folder.name}
+    new = {"created": _now(), "name": folder.name, "id": uuid.uuid4().hex[:12]}
+    info: dict[str, Any] = files.read_json(folder.info) or new
     info.update(
         submitted=[*info.get("submitted", []), _now()],
         code=digest,
         git=git_state(),
-        python=platform.python_version(),
         host=platform.node(),
         versions=installed_versions(),
     )
@@ -192,6 +203,21 @@ def open_run(folder: RunFolder, recipe: Recipe, cluster: Cluster, plan: Plan) ->
     files.write_json(folder.plan_file, plan.as_dict())
     files.write_json(folder.info, info)
     return exists
+
+
+def check_folder(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether there is a run of this request in the folder.
+
+    Raises:
+        RequestError: the folder holds another run, or something that is no run.
+    """
+    if folder.recipe_file.exists():
+        _check_same(folder, recipe)
+        return True
+    # The package's own temporary files begin with a dot: of a submit that was killed early.
+    if folder.path.is_dir() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
+        raise RequestError(f"{folder.path} exists and is not a run; choose another --name")
+    return False
 
 
 def _check_same(folder: RunFolder, recipe: Recipe) -> None:
@@ -215,7 +241,7 @@ def snapshot_code(target: Path) -> str:
     """
     package = Path(__file__).resolve().parent
     sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed", ".yaml"))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
     for path in sources:
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     name = digest.hexdigest()[:12]
@@ -226,6 +252,7 @@ def snapshot_code(target: Path) -> str:
             copy = temporary / package.name / path.relative_to(package)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+        (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)
         files.publish_folder(temporary, target / name)
     return name
 

@@ -6,8 +6,8 @@ import sys
 from dataclasses import dataclass
 
 from cosmos_hpc import files
-from cosmos_hpc.recipe import Recipe
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.recipes import Recipe
+from cosmos_hpc.runs import LAUNCHER, RunFolder
 
 #: In order; each needs the ones before it.
 STAGES = ("download", "preprocess", "finalize", "train")
@@ -46,22 +46,26 @@ def write_specs(run: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def task_arguments(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
-    """Arguments of ``python -m cosmos_hpc.worker`` for one task of a stage."""
-    return [str(run.spec(stage.name))] + ([str(task)] if stage.tasks > 1 or task else [])
+def task_script(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
+    """A Python script and its arguments that run one task of a stage on one rank.
+
+    A script instead of a module: Python puts the script's folder first, so that the run's snapshot
+    is what runs, whatever the working folder or PYTHONPATH hold.
+    """
+    return [str(run.code() / LAUNCHER), str(run.spec(stage.name)), str(task)]
 
 
 def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
     """Command line of one task of a stage on one rank."""
-    return [sys.executable, "-m", "cosmos_hpc.worker", *task_arguments(run, stage, task)]
+    return [sys.executable, *task_script(run, stage, task)]
 
 
-def is_done(run: RunFolder, recipe: Recipe, stage: Stage, task: int) -> bool:
+def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int) -> bool:
     """Whether a task's results are whole, by its marker on the disk."""
-    marker = files.read_json(run.marker(stage.name, task))
+    marker = files.read_json(run.marker(stage, task))
     if marker is None:
         return False
-    if stage.name == "train":
+    if stage == "train":
         # A continued run may ask for more steps than were done.
         return bool(marker["steps"] >= recipe.train.max_steps)
     return True
@@ -69,4 +73,4 @@ def is_done(run: RunFolder, recipe: Recipe, stage: Stage, task: int) -> bool:
 
 def missing_tasks(run: RunFolder, recipe: Recipe, stage: Stage) -> list[int]:
     """Tasks of a stage that are not done."""
-    return [task for task in range(stage.tasks) if not is_done(run, recipe, stage, task)]
+    return [task for task in range(stage.tasks) if not is_done(run, recipe, stage.name, task)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import statistics
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,13 +40,13 @@ class StageState:
 
 @dataclass(frozen=True)
 class RunState:
-    """State of a run and its stages, and what it has produced."""
+    """State of a run and its stages, and the number of failed videos by kind."""
 
     name: str
     path: str
     state: str
     stages: list[StageState]
-    failed_videos: int
+    failed_videos: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -62,7 +65,9 @@ class RunState:
                 lines.append(f"    and {len(stage.errors) - 3} more failed tasks")
         run = RunFolder(self.path)
         if self.failed_videos:
-            lines.append(f"  {self.failed_videos} videos failed, listed in {run.failed}")
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.failed_videos.items())
+            count = sum(self.failed_videos.values())
+            lines.append(f"  {count} videos failed ({kinds}), listed in {run.failed}")
         if self.state == "done":
             marker = files.read_json(run.marker("train"))
             lines.append(f"  checkpoint  {run.path / marker['checkpoint']}")
@@ -80,10 +85,10 @@ def read_state(run: RunFolder) -> RunState:
         missing = missing_tasks(run, recipe, stage)
         # Before the videos are listed there is not even a task to miss.
         whole = not missing and stage.tasks > 0
-        errors = _errors(run, stage, missing)
+        errors = _errors(run, stage, missing) if reached else {}
         if whole:
             state = "done"
-        elif reached and driven:
+        elif reached and (driven or _is_worked_on(run, stage, missing)):
             state = "running"
         elif errors:
             state = "failed"
@@ -93,12 +98,14 @@ def read_state(run: RunFolder) -> RunState:
         done = stage.tasks - len(missing)
         text = "" if state == "waiting" else stage_progress(run, stage)
         stages.append(StageState(stage.name, state, stage.tasks, done, text, errors))
-    return RunState(run.name, str(run.path), _overall(stages), stages, _failed_videos(run, stages))
+    kinds = Counter(row["error"] for row in files.read_jsonl(run.failed))
+    failed = dict(kinds.most_common())
+    return RunState(run.name, str(run.path), _overall(stages), stages, failed)
 
 
 def _overall(stages: list[StageState]) -> str:
     states = [stage.state for stage in stages]
-    for state in ("failed", "running"):
+    for state in ("running", "failed"):
         if state in states:
             return state
     return "done" if set(states) == {"done"} else "stopped"
@@ -113,12 +120,13 @@ def _errors(run: RunFolder, stage: Stage, missing: list[int]) -> dict[int, str]:
     return errors
 
 
+def _is_worked_on(run: RunFolder, stage: Stage, tasks: list[int]) -> bool:
+    """Whether a worker is alive, perhaps one that a killed submit left behind."""
+    return any(files.is_locked(run.task_lock(stage.name, task)) for task in tasks)
+
+
 def _begun(run: RunFolder, stage: Stage) -> bool:
     return any(row["stage"] == stage.name for row in files.read_jsonl(run.log_index))
-
-
-def _failed_videos(run: RunFolder, stages: list[StageState]) -> int:
-    return len(files.read_jsonl(run.failed)) if stages[1].state == "done" else 0
 
 
 def stage_progress(run: RunFolder, stage: Stage) -> str:
@@ -154,32 +162,34 @@ def _preprocess_progress(run: RunFolder, stage: Stage) -> str:
 
 
 def _train_progress(run: RunFolder) -> str:
-    row = _last_row(run.metrics, "loss")
-    if row is None:
+    rows = _last_rows(run.metrics)
+    steps = [row for row in rows if "loss" in row]
+    if not steps:
         return ""
+    last = steps[-1]
     total = files.read_json(run.spec("train"))["recipe"]["train"]["max_steps"]
-    text = f"step {row['step']}/{total}, loss {row['loss']:.3f}"
-    validated = _last_row(run.metrics, "validation_loss")
+    text = f"step {last['step']}/{total}, loss {last['loss']:.3f}"
+    validated = [row["validation_loss"] for row in rows if "validation_loss" in row]
     if validated:
-        text += f", validation loss {validated['validation_loss']:.3f}"
-    if row["step"] < total:
-        left = duration((total - row["step"]) * row["seconds"])
-        text += f", {row['seconds']:.2f} s/step, {left} left"
+        text += f", validation loss {validated[-1]:.3f}"
+    if last["step"] < total:
+        # The median: a step beside a checkpoint takes longer.
+        seconds = statistics.median(row["seconds"] for row in steps[-20:])
+        left = duration((total - last["step"]) * seconds)
+        text += f", {seconds:.2f} s/step, {left} left"
     return text
 
 
-def _last_row(path: Path, key: str, tail: int = 1 << 16) -> dict[str, Any] | None:
-    """The last whole row that has ``key``, looking at the end of the file only."""
+def _last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
+    """The whole rows at the end of a file, which may be long."""
     if not path.exists():
-        return None
+        return []
     with open(path, "rb") as f:
         f.seek(max(0, os.path.getsize(path) - tail))
         lines = f.read().splitlines(keepends=True)
-    for line in reversed(lines):
-        try:
-            row: dict[str, Any] = json.loads(line)
-        except ValueError:  # cut at the beginning of the tail, or being written
-            continue
-        if key in row:
-            return row
-    return None
+    rows = []
+    for line in lines:
+        # Cut at the beginning of the tail, or being written: not whole.
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows

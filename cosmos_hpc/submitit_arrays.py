@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,23 @@ from cosmos_hpc.stages import Stage, task_command
 _NO_TIMEOUT_MINUTES = 60 * 24 * 365
 
 
+@contextlib.contextmanager
+def _stderr_to(path: Path) -> Iterator[None]:
+    """Processes started in the block write their errors to a file.
+
+    submitit's controllers would print a traceback each into the terminal at Ctrl-C.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = os.dup(2)
+    try:
+        with open(path, "ab") as f:
+            os.dup2(f.fileno(), 2)
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
+
+
 class LocalArray:
     """Tasks of an array stage in processes of this machine, through submitit's local executor.
 
@@ -20,16 +40,17 @@ class LocalArray:
         run: the run folder; submitit's logs and pickles go below its logs.
         stage: the array stage.
         environment: variables that every task gets on top of this process's own.
-        gpus: GPUs to hand out, one to a task at a time; 0 for none.
+        gpus: GPUs to hand out, one to a task at a time, as CUDA_VISIBLE_DEVICES names them; at
+            least as many as tasks run at a time, or none.
     """
 
     def __init__(
-        self, run: RunFolder, stage: Stage, environment: dict[str, str], gpus: int
+        self, run: RunFolder, stage: Stage, environment: dict[str, str], gpus: list[str]
     ) -> None:
         self._run, self._stage = run, stage
         self._environment = environment
-        self._free_gpus = list(range(gpus))
-        self._jobs: dict[int, tuple[Any, list[int]]] = {}
+        self._free_gpus = gpus[::-1]
+        self._jobs: dict[int, tuple[Any, list[str]]] = {}
 
     def start(self, task: int) -> Path:
         """Start a task; returns its log file."""
@@ -37,32 +58,29 @@ class LocalArray:
 
         executor = submitit.LocalExecutor(self._run.logs / self._stage.name)
         gpus = [self._free_gpus.pop()] if self._free_gpus else []
-        executor.update_parameters(
-            timeout_min=_NO_TIMEOUT_MINUTES,
-            stderr_to_stdout=True,
-            gpus_per_node=len(gpus),
-            visible_gpus=gpus,
-        )
+        executor.update_parameters(timeout_min=_NO_TIMEOUT_MINUTES, stderr_to_stdout=True)
         # A command and a spec instead of live objects. Not submitit's CommandFunction: that keeps
         # all output in memory and fails on bytes that are not UTF-8.
-        environment = [f"{key}={value}" for key, value in self._environment.items()]
+        # submitit sets CUDA_VISIBLE_DEVICES by number, which is wrong where only some are ours.
+        values = {**self._environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        environment = [f"{key}={value}" for key, value in values.items()]
         command = ["env", *environment, *task_command(self._run, self._stage, task)]
-        job = executor.submit(subprocess.check_call, command)
+        with _stderr_to(self._run.logs / self._stage.name / "submitit.log"):
+            job = executor.submit(subprocess.check_call, command)
         self._jobs[task] = (job, gpus)
         return Path(job.paths.stdout)
 
     @property
     def running(self) -> list[int]:
-        """Tasks that were started and not yet reported as ended."""
+        """Tasks that were started and not yet found to have ended."""
         return list(self._jobs)
 
-    def ended(self) -> list[int]:
-        """Tasks that have ended since the last call."""
-        ended = [task for task, (job, _) in self._jobs.items() if job.done()]
-        for task in ended:
-            _, gpus = self._jobs.pop(task)
-            self._free_gpus.extend(gpus)
-        return ended
+    def forget_ended(self) -> None:
+        """Take tasks that have ended off the list, and their GPUs back."""
+        for task, (job, gpus) in list(self._jobs.items()):
+            if job.done():
+                del self._jobs[task]
+                self._free_gpus.extend(gpus)
 
     def cancel(self) -> None:
         """Stop all running tasks, and wait until they are gone."""

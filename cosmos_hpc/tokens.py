@@ -31,11 +31,6 @@ def _published(value: tuple[int, int, int]) -> tuple[int, int, int]:
 #: (time, height, width) factors of a published tokenizer, as a setting.
 Compression = Annotated[tuple[int, int, int], Field(strict=False), AfterValidator(_published)]
 
-#: Begins a Video2World sequence.
-BEGIN_OF_VIDEO = 64000
-#: Fills a Video2World sequence up to its length.
-PADDING = 64002
-
 #: Hub repository of the tokenizer for each compression.
 TOKENIZERS = {
     (8, 16, 16): "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16",

@@ -17,28 +17,38 @@ def list_videos(folder: str) -> list[str]:
     through surrogate escapes.
 
     Raises:
-        RequestError: the folder does not exist, cannot be read or holds no video.
+        RequestError: the folder does not exist, it or one in it cannot be read, or it holds no
+            video.
     """
     root = Path(folder)
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise RequestError(f"data.input={folder} {what}; give the folder that holds the videos")
-    if not os.access(root, os.R_OK | os.X_OK):
-        raise RequestError(f"data.input={folder} cannot be read; check its permissions")
     videos: list[str] = []
     others = 0
     seen: set[tuple[int, int]] = set()
-    for path, folders, files in os.walk(root, followlinks=True):
-        status = Path(path).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        for name in files:
-            if name.lower().endswith(EXTENSIONS):
-                videos.append(os.path.relpath(os.path.join(path, name), root))
-            else:
-                others += 1
+    folders = [""]
+    try:
+        while folders:
+            inside = folders.pop()
+            status = (root / inside).stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(root / inside) as entries:
+                # Sorted: which of two links to a folder counts must not follow from the disk.
+                for entry in sorted(entries, key=lambda e: e.name, reverse=True):
+                    name = os.path.join(inside, entry.name)
+                    if entry.is_dir():
+                        folders.append(name)
+                    elif entry.is_file() and name.lower().endswith(EXTENSIONS):
+                        videos.append(name)
+                    else:
+                        others += 1
+    except OSError as e:
+        raise RequestError(
+            f"data.input={folder} cannot be read: {e.filename}: {e.strerror}"
+        ) from None
     if not videos:
         raise RequestError(
             f"data.input={folder} holds no video: none of its {others} files ends in "

@@ -1,6 +1,6 @@
 import pytest
 
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.cluster import load_cluster, visible_gpus
 from cosmos_hpc.errors import RequestError
 
 
@@ -23,6 +23,17 @@ def test_profiles_are_searched_in_the_working_folder_then_the_user_s(tmp_path, m
     assert load_cluster("box", ["parallel=7"]).parallel == 7
     with pytest.raises(RequestError, match="unknown cluster 'bxo'; did you mean box"):
         load_cluster("bxo")
+
+
+def test_only_the_gpus_that_are_ours(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 5")
+    assert visible_gpus() == ["2", "5"]
+    cluster = load_cluster()
+    assert (cluster.gpus, cluster.parallel) == (2, 2)
+    with pytest.raises(RequestError, match="parallel=3 array tasks need as many GPUs, and gpus=2"):
+        load_cluster("local", ["parallel=3"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert load_cluster().gpus == 0
 
 
 def test_a_wrong_key_in_a_profile(tmp_path):

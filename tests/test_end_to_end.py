@@ -14,7 +14,7 @@ import pytest
 from cosmos_hpc import files
 from cosmos_hpc.api import Run
 from cosmos_hpc.runs import RunFolder
-from tests.conftest import CANARIES, REQUEST, cosmos_hpc, real_videos
+from tests.conftest import CANARIES, REQUEST, cosmos_hpc
 
 pytestmark = pytest.mark.slow
 
@@ -112,21 +112,54 @@ def test_weights_and_biases_works_offline(finished):
     assert list((finished.path / "train" / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
+def submit_again(finished, home, *overrides):
+    """Submit the finished run's request again, with overrides, from another folder."""
+    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    request = [*REQUEST, f"data.input={source}", *overrides, "--name", "whole"]
+    return cosmos_hpc("submit", *request, cwd=home)
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_marker_is_finished(finished, tmp_path):
+    copy = tmp_path / "runs" / "whole"
+    shutil.copytree(finished.path, copy, symlinks=True)
+    before = (copy / "train" / "done.json").read_text()
+    (copy / "train" / "done.json").unlink()
+    (copy / "train" / "loss.png").unlink()
+    again = submit_again(finished, tmp_path)
+    assert again.code == 0, again.err
+    assert (copy / "train" / "done.json").read_text() == before
+    assert (copy / "train" / "loss.png").exists()
+
+
+def test_validations_fall_on_their_steps(finished):
+    rows = files.read_jsonl(RunFolder(finished.path).metrics)
+    assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
+
+
+def test_without_validation_the_last_step_is_saved_all_the_same(finished, tmp_path):
+    """In a folder with a space and a quote, on two ranks from the beginning."""
+    home = tmp_path / "it's mine"
+    home.mkdir()
+    short = submit_again(
+        finished,
+        home,
+        "data.split.validation=0",
+        "train.max_steps=4",
+        "train.gpus=2",
+        "train.tensor_parallel=2",
+    )
+    assert short.code == 0, short.err
+    marker = files.read_json(RunFolder(home / "runs" / "whole").marker("train"))
+    assert marker["checkpoint"].startswith("train/checkpoints/step=3-")
+    assert "whole: done" in cosmos_hpc("status", "whole", cwd=home).out
+
+
 def test_a_longer_run_goes_on_with_another_layout(finished, tmp_path):
     """Tensor parallel 2 over gloo reads a checkpoint of one rank, optimizer included."""
     copy = tmp_path / "runs" / "whole"
     shutil.copytree(finished.path, copy, symlinks=True)
-    source = json.loads(RunFolder(copy).shards.read_text())["root"]
-    longer = cosmos_hpc(
-        "submit",
-        *REQUEST,
-        f"data.input={source}",
-        "train.max_steps=43",
-        "train.gpus=2",
-        "train.tensor_parallel=2",
-        "--name",
-        "whole",
-        cwd=tmp_path,
+    longer = submit_again(
+        finished, tmp_path, "train.max_steps=43", "train.gpus=2", "train.tensor_parallel=2"
     )
     assert longer.code == 0, longer.err
     losses = dict(Run(copy).losses())
@@ -212,6 +245,11 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     assert [step for step, _ in losses] == list(range(1, 41))
     expected = [loss for _, loss in Run(whole.path).losses()]
     assert [loss for _, loss in losses] == pytest.approx(expected, rel=1e-4)
+    steps = [
+        [row["step"] for row in files.read_jsonl(r.metrics) if "validation_loss" in row]
+        for r in (run, whole)
+    ]
+    assert steps[0] == steps[1]
 
 
 def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
@@ -250,9 +288,3 @@ def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
     assert f"run x is being worked on by process {first.pid} on " in second.err
     assert "running" in cosmos_hpc("status", "x", cwd=tmp_path).out
     assert first.wait(timeout=60) == 0
-
-
-def test_real_videos_were_used_where_there_are_any(finished):
-    root = json.loads(RunFolder(finished.path).shards.read_text())["root"]
-    if real_videos():
-        assert root == str(real_videos().resolve())

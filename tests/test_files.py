@@ -1,4 +1,5 @@
 import json
+import platform
 import subprocess
 import sys
 
@@ -49,8 +50,11 @@ def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
     assert files.is_locked(path)
     with pytest.raises(BlockingIOError, match=f"process {holder.pid} on "), files.lock(path):
         pass
+    assert files.lock_holder(path) == f"process {holder.pid} on {platform.node()}"
     holder.kill()
     holder.wait()
     assert not files.is_locked(path)
+    assert files.lock_holder(path) is None
     with files.lock(path):
-        pass
+        assert files.is_locked(path)
+        assert files.is_locked(path)  # asking does not give it up

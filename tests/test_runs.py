@@ -3,8 +3,8 @@ import pytest
 from cosmos_hpc import files
 from cosmos_hpc.cluster import load_cluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.plan import make_plan
-from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.plans import make_plan
+from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import (
     RunFolder,
     check_name,
@@ -26,7 +26,7 @@ def test_a_run_holds_what_it_was_asked_for_and_by_which_versions(tmp_path):
     folder, existed = open_with(tmp_path / "a", "train.max_steps=7")
     assert not existed
     assert folder.recipe().train.max_steps == 7
-    assert folder.cluster().name == "local"
+    assert "name: local" in folder.cluster_file.read_text()
     info = files.read_json(folder.info)
     assert {"nemo_run", "submitit", "torch", "megatron-core"} <= set(info["versions"])
     assert (folder.code() / "cosmos_hpc" / "worker" / "__main__.py").is_file()
@@ -48,6 +48,12 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     with pytest.raises(RequestError, match="exists and is not a run"):
         open_with(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_submit_killed_in_its_first_write_is_no_obstacle(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".recipe.yaml.host.1.tmp").touch()
+    assert open_with(tmp_path / "a")[1] is False
 
 
 def test_a_run_that_was_interrupted_while_it_was_made_is_completed(tmp_path):

@@ -27,6 +27,14 @@ def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):
     assert os.fsencode(name) == b"\xff\n.mp4"
 
 
+def test_what_is_no_file_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
+    assert list_videos(str(tmp_path)) == ["a.mp4"]
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

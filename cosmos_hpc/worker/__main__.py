@@ -6,9 +6,11 @@ folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -17,8 +19,10 @@ from typing import Any
 from cosmos_hpc import files
 from cosmos_hpc.config import validate
 from cosmos_hpc.errors import CosmosError, explain_os_error
-from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.progress import say
+from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.stages import is_done
 
 
 def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
@@ -43,6 +47,32 @@ def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
         raise CosmosError(f"unknown stage {stage!r}")
 
 
+def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
+    """Run a task unless it is done, while no other process works on it.
+
+    A submit that was killed may leave workers behind; those of the next one wait for them. Of
+    several ranks the first holds the lock, and the others wait until it does: only then is it
+    decided, and for all alike, whether there is anything left to do and where to go on.
+    """
+    path = run.task_lock(stage, task)
+    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}:{os.environ.get('MASTER_PORT')}"
+
+    def waiting(holder: str) -> None:
+        say(f"{stage} task {task} is being worked on by {holder}; waiting for it")
+
+    lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if int(os.environ.get("RANK", "0")) == 0:
+        lock = files.lock(path, waiting, note=attempt)
+    else:
+        while not path.exists() or attempt not in path.read_text():
+            time.sleep(0.2)
+    with lock:
+        if is_done(run, recipe, stage, task):
+            say(f"{stage} task {task} is done already")
+        else:
+            _run(stage, run, recipe, task)
+
+
 def _stop(number: int, _: Any) -> None:
     """Leave through the normal exits, so that locks and files are closed."""
     raise SystemExit(128 + number)
@@ -60,9 +90,13 @@ def _die_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run a task; the exit code is 0 when it is done, 1 when it failed."""
+    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     spec_path = Path(arguments[0])
     task = int(arguments[1]) if len(arguments) > 1 else 0
     spec = files.read_json(spec_path)
+    if spec is None:
+        print(f"error: there is no spec {spec_path}", file=sys.stderr)
+        return 2
     stage, run = spec["stage"], RunFolder(spec_path.resolve().parents[1])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -70,9 +104,8 @@ def main(arguments: list[str]) -> int:
         _die_with_parent()
     error = run.error(stage, task)
     try:
-        error.unlink(missing_ok=True)
         recipe = validate(Recipe, spec["recipe"], str(spec_path))
-        _run(stage, run, recipe, task)
+        _run_alone(stage, run, recipe, task)
         return 0
     except CosmosError as e:
         reason = str(e)
@@ -84,12 +117,13 @@ def main(arguments: list[str]) -> int:
         reason = f"{type(e).__name__}: {e}"
     print(f"error: {reason}", file=sys.stderr, flush=True)
     try:
-        files.write_atomic(error, reason + "\n")
+        # The first rank to fail has the reason; the others fail because it is gone.
+        if not error.exists():
+            files.write_atomic(error, reason + "\n")
     except OSError as e:
         print(f"(the reason could not be written to {error}: {e})", file=sys.stderr)
     return 1
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     raise SystemExit(main(sys.argv[1:]))

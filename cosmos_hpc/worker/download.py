@@ -8,7 +8,7 @@ from pathlib import Path
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import say
-from cosmos_hpc.recipe import SMALL_TOKENIZER, Recipe
+from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
 from cosmos_hpc.runs import RunFolder
 
 TOKENIZER_FILES = ("encoder.jit", "decoder.jit")

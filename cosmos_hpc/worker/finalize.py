@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import Progress, say
-from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.journal import ID_DTYPE
 
@@ -76,7 +76,11 @@ def _check_failures(
         raise WorkError(f"no video could be prepared: {summary}")
     allowed = recipe.data.max_failed_fraction
     if len(failed) > allowed * videos:
-        raise WorkError(f"{summary}; data.max_failed_fraction={allowed:g} does not allow so many")
+        raise WorkError(
+            f"{summary}; data.max_failed_fraction={allowed:g} does not allow so many. Allow more, "
+            f"or mend them, delete the shards that hold them below {run.tokens / 'shards'} and "
+            f"submit again"
+        )
     say(summary)
 
 

@@ -74,22 +74,13 @@ class MetricsFile(pl.Callback):
         loss = float(trainer.callback_metrics["val_loss"])
         self._append(step=trainer.global_step, validation_loss=loss)
         say(f"step {trainer.global_step}: validation loss {loss:.3f}")
-        self.draw()
+        draw_losses(files.read_jsonl(self.path), self.curve, self.reference)
         # A validation is not part of the next step's time.
         self._step_started = time.monotonic()
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the curve of the whole training."""
-        if trainer.is_global_zero:
-            self.draw()
 
     def _append(self, **row: float) -> None:
         with open(self.path, "a") as f:
             f.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
-
-    def draw(self) -> None:
-        """Draw the curve from what is in the file now."""
-        draw_losses(files.read_jsonl(self.path), self.curve, self.reference)
 
 
 def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, float]) -> None:

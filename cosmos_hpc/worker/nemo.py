@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,12 +19,14 @@ from nemo.lightning.pytorch.optim import WarmupHoldPolicyScheduler
 from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from torch import Tensor
 
+from cosmos_hpc import files
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_settings
-from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker import patches
+from cosmos_hpc.worker.checkpoints import Checkpoints, latest_checkpoint
 from cosmos_hpc.worker.dataset import Clips
 
 
@@ -126,22 +125,6 @@ class ClipData(pl.LightningDataModule):
         update_num_microbatches(consumed_samples=consumed, consistency_check=False)
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The finished checkpoint of the highest step; None where there is none.
-
-    NeMo marks a checkpoint while it is written, and refuses to start when its last one is marked;
-    here the one before is taken instead.
-    """
-    finished = {}
-    for path in folder.glob("step=*"):
-        marked = Path(f"{path}{nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}").exists()
-        if path.is_dir() and not marked and (path / "weights" / "metadata.json").is_file():
-            step = re.match(r"step=(\d+)", path.name)
-            if step:
-                finished[int(step[1]), path.name] = path
-    return finished[max(finished)] if finished else None
-
-
 def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
     return nl.MegatronStrategy(
         tensor_model_parallel_size=recipe.train.tensor_parallel,
@@ -180,9 +163,12 @@ def _wandb(run: RunFolder) -> WandbLogger | None:
     if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
         return None
     # The same id for every attempt, so that a resumed run continues its curves.
-    identity = hashlib.sha256(str(run.path).encode()).hexdigest()[:12]
     return WandbLogger(
-        project="cosmos-hpc", name=run.name, id=identity, resume="allow", save_dir=str(run.train)
+        project="cosmos-hpc",
+        name=run.name,
+        id=files.read_json(run.info)["id"],
+        resume="allow",
+        save_dir=str(run.train),
     )
 
 
@@ -191,12 +177,8 @@ def fit(
     recipe: Recipe,
     data: ClipData,
     callbacks: list[pl.Callback],
-) -> pl.Trainer:
-    """Train with NeMo's ``llm.train``, from the run's latest checkpoint where there is one.
-
-    Returns:
-        The trainer, after its last step.
-    """
+) -> None:
+    """Train with NeMo's ``llm.train``, from the run's latest checkpoint where there is one."""
     train = recipe.train
     cpu = not torch.cuda.is_available()
     if not cpu:
@@ -210,7 +192,9 @@ def fit(
         strategy=_strategy(recipe, cpu),
         plugins=mixed if train.precision == "bf16" else None,
         callbacks=callbacks,
-        val_check_interval=min(train.validate_every, train.max_steps),
+        val_check_interval=train.validate_every,
+        # Count steps over the whole run, through resumes, not within an epoch.
+        check_val_every_n_epoch=None,
         limit_val_batches=train.validation_batches if data.validation else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
@@ -219,17 +203,19 @@ def fit(
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    checkpoint = nl.ModelCheckpoint(
+    checkpoint = Checkpoints(
+        save_every=train.save_every,
+        validate_every=train.validate_every if data.validation else None,
         dirpath=run.checkpoints,
         filename="{step}-{reduced_train_loss:.4f}",
         monitor="reduced_train_loss",
         save_top_k=train.keep_checkpoints,
         save_last="link",
-        every_n_train_steps=train.save_every,
         # Without the optimizer a finished run could not be continued.
         save_optim_on_train_end=True,
     )
     latest = latest_checkpoint(run.checkpoints)
+    resume = str(latest[1]) if latest else None
     start = RestoreConfig(path=train.init_from, load_artifacts=False) if train.init_from else None
     optimizer = _optimizer(recipe, cpu)
     pl.seed_everything(train.seed)
@@ -244,10 +230,9 @@ def fit(
             wandb=_wandb(run),
         ),
         resume=nl.AutoResume(
-            resume_if_exists=latest is not None,
-            resume_from_path=str(latest) if latest else None,
+            resume_if_exists=resume is not None,
+            resume_from_path=resume,
             restore_config=start,
         ),
         optim=optimizer,
     )
-    return trainer

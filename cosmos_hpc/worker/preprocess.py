@@ -12,8 +12,9 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from cosmos_hpc import files
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
-from cosmos_hpc.recipe import Data, Recipe
+from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_videos
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.journal import ID_DTYPE, Journal
@@ -25,27 +26,21 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
     """Prepare a shard and publish it whole; finished clips of an earlier attempt are kept.
 
     Raises:
-        WorkError: the tokenizer is missing or does not fit the recipe.
+        WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
     """
-
-    def waiting(holder: str) -> None:
-        say(f"shard {shard} is being prepared by {holder}; waiting for it")
-
-    journal_path = run.journal(shard)
-    with files.lock(journal_path.with_suffix(".lock"), waiting):
-        if run.marker("preprocess", shard).exists():
-            say(f"shard {shard} is whole already")
-            return
-        clock = Stopwatch()
-        ids_per_clip = int(np.prod(recipe.data.latent_shape))
-        with Journal(journal_path, ids_per_clip) as journal:
-            _fill(run, recipe, shard, journal, clock)
-            _publish(run, shard, journal, clock)
-        journal.remove()
+    clock = Stopwatch()
+    ids_per_clip = int(np.prod(recipe.data.latent_shape))
+    with Journal(run.journal(shard), ids_per_clip) as journal:
+        _fill(run, recipe, shard, journal, clock)
+        _publish(run, shard, journal, clock)
+    journal.remove()
 
 
 def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch) -> None:
     root, first, videos = shard_videos(run, shard)
+    if not root.is_dir():
+        # Every video would count as gone, for good.
+        raise WorkError(f"data.input={root} is not there; is its file system mounted?")
     done = len(journal.rows)
     if done:
         say(f"shard {shard}: {done} of {len(videos)} videos were finished before")

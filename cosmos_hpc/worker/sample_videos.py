@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Annotated
 
 import av
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from cosmos_hpc.config import Section
 
@@ -18,14 +19,14 @@ class Samples(Section):
     Attributes:
         count: videos.
         frames, rate: of each, and frames a second.
-        height, width: in pixels, even.
+        height, width: in pixels, even and at least 16.
         seed: of the scenes.
     """
 
     count: PositiveInt = 8
     frames: PositiveInt = 33
-    height: PositiveInt = 240
-    width: PositiveInt = 400
+    height: Annotated[int, Field(ge=16, multiple_of=2)] = 240
+    width: Annotated[int, Field(ge=16, multiple_of=2)] = 400
     rate: PositiveInt = 30
     seed: NonNegativeInt = 0
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-import time
 
 import torch
 
 from cosmos_hpc import files
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import say
-from cosmos_hpc.recipe import Recipe
+from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.dataset import Clips, load_splits
 
@@ -19,79 +19,83 @@ def train(run: RunFolder, recipe: Recipe) -> None:
     """Train to ``train.max_steps`` and mark the stage done. Every rank runs this.
 
     Raises:
-        WorkError: there is nothing to train on, or the clips do not fit the recipe.
+        WorkError: there is nothing to train on, the clips do not fit the recipe, or no checkpoint
+            was written.
     """
-    lock = run.train / ".lock"
-    attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}:{os.environ.get('MASTER_PORT')}"
-    if int(os.environ.get("RANK", "0")) == 0:
-
-        def waiting(holder: str) -> None:
-            say(f"the run is being trained by {holder}; waiting for it")
-
-        with files.lock(lock, waiting, note=attempt):
-            _train(run, recipe)
-    else:
-        # Only then is it decided whether there is anything left to train.
-        while not lock.exists() or attempt not in lock.read_text():
-            time.sleep(0.2)
-        _train(run, recipe)
-
-
-def _train(run: RunFolder, recipe: Recipe) -> None:
-    marker = files.read_json(run.marker("train"))
-    if marker and marker["steps"] >= recipe.train.max_steps:
-        say(f"training is done already, {marker['steps']} steps")
-        return
     documents = load_splits(run, recipe.data.split)
-    sequence = recipe.model_for_clips().sequence_length
-    prefix, settings = str(run.token_prefix), recipe.train
-    samples = settings.max_steps * settings.global_batch_size
-    training = Clips(prefix, documents["train"], samples, sequence, settings.seed)
-    validation = None
-    if documents["validation"]:
-        samples = settings.validation_batches * settings.global_batch_size
-        validation = Clips(prefix, documents["validation"], samples, sequence, once=True)
-    counts = {part: len(chosen) for part, chosen in documents.items()}
-    say("clips: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
-    reference = {
-        "untrained": math.log(recipe.model.output_vocab_size),
-        "unigram": training.unigram_loss(),
-    }
+    say("clips: " + ", ".join(f"{len(chosen)} {part}" for part, chosen in documents.items()))
+    training, validation = _clips(run, recipe, documents)
+    reference = {"untrained": math.log(recipe.model.output_vocab_size)}
+    if _is_first_rank():
+        reference["unigram"] = training.unigram_loss()
 
     say("loading NeMo")
-    # Both take seconds to import, and the adaptation must come after them.
+    # It takes ten seconds to import, and the adaptation must come after it.
     from cosmos_hpc.worker import nemo
+    from cosmos_hpc.worker.checkpoints import latest_checkpoint
     from cosmos_hpc.worker.metrics import MetricsFile
 
-    if not torch.cuda.is_available():
-        from cosmos_hpc.worker import cpu
+    latest = latest_checkpoint(run.checkpoints)
+    # A run that was killed between its last checkpoint and its marker has no step left to do.
+    if latest is None or latest[0] < recipe.train.max_steps:
+        _use_cpu_if_need_be()
+        metrics = MetricsFile(run.metrics, run.loss_curve, reference)
+        nemo.fit(run, recipe, nemo.ClipData(training, validation, recipe), [metrics])
+    if _is_first_rank():
+        counts = {part: len(chosen) for part, chosen in documents.items()}
+        _mark_done(run, recipe.train.max_steps, counts, reference)
 
-        cpu.adapt()
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
-    metrics = MetricsFile(run.metrics, run.loss_curve, reference)
-    trainer = nemo.fit(run, recipe, nemo.ClipData(training, validation, recipe), [metrics])
-    if trainer.is_global_zero:
-        _mark_done(run, trainer.global_step, counts, reference)
+
+def _is_first_rank() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _clips(
+    run: RunFolder, recipe: Recipe, documents: dict[str, list[int]]
+) -> tuple[Clips, Clips | None]:
+    """Training clips for all steps, and validation clips where there are any."""
+    sequence = recipe.model_for_clips().sequence_length
+    prefix, train = str(run.token_prefix), recipe.train
+    samples = train.max_steps * train.global_batch_size
+    training = Clips(prefix, documents["train"], samples, sequence, train.seed)
+    if not documents["validation"]:
+        return training, None
+    samples = train.validation_batches * train.global_batch_size
+    return training, Clips(prefix, documents["validation"], samples, sequence, once=True)
+
+
+def _use_cpu_if_need_be() -> None:
+    if torch.cuda.is_available():
+        return
+    from cosmos_hpc.worker import cpu
+
+    cpu.adapt()
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
 
 
 def _mark_done(
     run: RunFolder, steps: int, counts: dict[str, int], reference: dict[str, float]
 ) -> None:
-    from cosmos_hpc.worker.nemo import latest_checkpoint
+    from cosmos_hpc.worker.checkpoints import latest_checkpoint
+    from cosmos_hpc.worker.metrics import draw_losses
 
+    latest = latest_checkpoint(run.checkpoints)
+    if latest is None or latest[0] < steps:
+        found = f"its latest is of step {latest[0]}" if latest else "it has none"
+        raise WorkError(f"training ended at step {steps} without a whole checkpoint: {found}")
     rows = files.read_jsonl(run.metrics)
+    draw_losses(rows, run.loss_curve, reference)
     losses = [row["loss"] for row in rows if "loss" in row]
     validated = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    checkpoint = latest_checkpoint(run.checkpoints)
     marker = {
-        "steps": steps,
+        "steps": latest[0],
         "clips": counts,
         "first_loss": losses[0],
         "loss": losses[-1],
         "validation_loss": validated[-1] if validated else None,
         "reference": reference,
-        "checkpoint": str(checkpoint.relative_to(run.path)) if checkpoint else None,
+        "checkpoint": str(latest[1].relative_to(run.path)),
     }
     files.write_json(run.marker("train"), marker)
-    say(f"trained {steps} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    say(f"trained {latest[0]} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import re
 from collections.abc import Iterator
@@ -16,6 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosmos_hpc.progress import Stopwatch
+
+#: The machine's trouble: the task stops, and the next one tries the video again.
+_NOT_THE_VIDEO_S_FAULT = {
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.ENOTCONN,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+}
 
 
 class VideoError(Exception):
@@ -66,6 +78,7 @@ def read_clip(
 
     Raises:
         VideoError: the file holds no such clip; the message says why.
+        OSError: the machine cannot read now, whatever the file holds.
     """
     try:
         with av.open(str(path), metadata_errors="replace") as container:
@@ -74,7 +87,9 @@ def read_clip(
         raise VideoError("missing", "the file is gone") from None
     except PermissionError:
         raise VideoError("unreadable", "no permission to read the file") from None
-    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as e:
+    except (av.error.FFmpegError, OSError, ValueError) as e:
+        if getattr(e, "errno", None) in _NOT_THE_VIDEO_S_FAULT:
+            raise
         reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
         if path.exists() and path.stat().st_size == 0:
             reason = "the file is empty"

@@ -7,7 +7,7 @@ import torch
 
 from cosmos_hpc.models import ModelConfig
 from cosmos_hpc.models.positions import rotary_angles
-from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.recipes import load_recipe
 
 
 def frequency(i, channels, config, original):

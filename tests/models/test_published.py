@@ -10,7 +10,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models import ModelConfig, from_published
 from cosmos_hpc.models.positions import absolute_positions, rotary_angles
 from cosmos_hpc.models.published import published_shapes, to_megatron
-from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.recipes import load_recipe
 from tests.conftest import REPOSITORY
 from tests.models import reference
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.recipe import Split
+from cosmos_hpc.recipes import Split
 from cosmos_hpc.worker.dataset import Clips, split_documents
 from cosmos_hpc.worker.preprocess import write_documents
 

@@ -6,7 +6,7 @@ import pytest
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.download import download, tokenizer_folder
 from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer

@@ -14,8 +14,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from cosmos_hpc import files
 from cosmos_hpc.cluster import load_cluster
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.plan import make_plan
-from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.plans import make_plan
+from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import RunFolder, open_run, pin_videos
 from cosmos_hpc.stages import stages_of, task_command, write_specs
 from cosmos_hpc.videos import list_videos
@@ -24,6 +24,7 @@ from cosmos_hpc.worker.finalize import finalize
 from cosmos_hpc.worker.preprocess import preprocess
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
 from cosmos_hpc.worker.video import read_clip
+from tests.conftest import REPOSITORY
 from tests.worker import make_videos
 
 SMALL = ("data.frames=9", "data.height=48", "data.width=80")
@@ -114,7 +115,10 @@ def test_a_whole_shard_is_not_done_again(tmp_path, scenes):
     run, recipe = planned(tmp_path / "run", scenes)
     preprocess(run, recipe, 0)
     inode = run.shard(0).stat().st_ino
-    preprocess(run, recipe, 0)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    again = subprocess.run(task_command(run, stage), capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "preprocess task 0 is done already" in again.stdout
     assert run.shard(0).stat().st_ino == inode
 
 
@@ -176,6 +180,44 @@ def test_too_many_failures_fail_the_run_but_leave_the_list(tmp_path):
     assert not run.marker("finalize").exists()
     finalize(run, load_recipe("ar_tiny", [*SMALL, "data.max_failed_fraction=0.45"]))
     assert run.marker("finalize").exists()
+
+
+def test_an_input_folder_that_is_gone_is_no_fault_of_the_videos(tmp_path, scenes):
+    run, recipe = planned(tmp_path / "run", scenes)
+    pinned = files.read_json(run.shards)
+    files.write_json(run.shards, {**pinned, "root": str(tmp_path / "unmounted")})
+    with pytest.raises(WorkError, match="unmounted is not there; is its file system mounted"):
+        preprocess(run, recipe, 0)
+    files.write_json(run.shards, pinned)
+    preprocess(run, recipe, 0)
+    assert files.read_json(run.marker("preprocess", 0))["failed"] == 0
+
+
+def test_short_videos_can_be_refused(tmp_path):
+    folder = mixed_folder(tmp_path / "videos")
+    allowed = "data.max_failed_fraction=1"
+    run = prepared(tmp_path / "run", folder, "data.short_videos=reject", allowed)
+    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.failed)}
+    assert kinds["short.mp4"] == "short"
+
+
+def test_the_code_that_runs_is_the_snapshot(tmp_path, scenes):
+    run, recipe = planned(tmp_path / "run", scenes)
+    module = run.code() / "cosmos_hpc" / "worker" / "preprocess.py"
+    module.write_text(module.read_text() + "\nprint('this is', __file__)\n")
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    for folder in (REPOSITORY, tmp_path):  # a checkout in the working folder does not hide it
+        done = subprocess.run(
+            task_command(run, stage),
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    run.marker("preprocess", 0).unlink()
+    done = subprocess.run(task_command(run, stage), cwd=REPOSITORY, capture_output=True, text=True)
+    assert f"this is {module}" in done.stdout
 
 
 def test_no_good_video_at_all(tmp_path):

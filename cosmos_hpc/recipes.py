@@ -25,7 +25,7 @@ from cosmos_hpc.config import (
 )
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture, ModelConfig
-from cosmos_hpc.tokens import TOKENIZERS, Compression, latent_shape
+from cosmos_hpc.tokens import NUM_IDS, TOKENIZERS, Compression, latent_shape
 
 #: Writes the package's own small tokenizer instead of fetching one.
 SMALL_TOKENIZER = "small"
@@ -56,8 +56,8 @@ class Data(Section):
         split: how videos are divided.
     """
 
-    input: str | None = None
-    tokenizer: str
+    input: Annotated[str, Field(min_length=1)] | None = None
+    tokenizer: Annotated[str, Field(min_length=1)]
     compression: Compression = (8, 16, 16)
     frames: PositiveInt = 33
     height: PositiveInt = 640
@@ -127,6 +127,10 @@ class Train(Section):
             raise ValueError(
                 f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
             )
+        if self.warmup_steps >= self.max_steps:
+            raise ValueError(
+                f"warmup_steps={self.warmup_steps} is not below max_steps={self.max_steps}"
+            )
         step = self.micro_batch_size * self.data_parallel
         if self.global_batch_size % step:
             above = -(-self.global_batch_size // step) * step
@@ -168,6 +172,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"train.tensor_parallel={parallel} does not divide model.{name}={size}"
                 )
+        if min(self.model.vocab_size, self.model.output_vocab_size) < NUM_IDS:
+            raise ValueError(f"model.vocab_size and output_vocab_size must hold {NUM_IDS} ids")
         if (self.task == "video2world") != (self.model.context_width is not None):
             raise ValueError("model.context_width goes with task=video2world, and only with it")
         return self
@@ -180,7 +186,7 @@ class Recipe(Section):
 def recipes_folder() -> Path:
     """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
     here = Path(__file__).resolve().parent
-    return next(p for p in (here / "recipes", here.parent / "recipes") if p.is_dir())
+    return next(p for p in (here / "recipe_files", here.parent / "recipes") if p.is_dir())
 
 
 def recipe_names() -> list[str]:
@@ -188,8 +194,10 @@ def recipe_names() -> list[str]:
     return sorted(p.stem for p in recipes_folder().glob("*.yaml"))
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """A recipe file as plain data, on top of the recipe that its ``base`` names."""
+    if name in above:
+        raise RequestError(f"recipe {name} is its own base, through {' and '.join(above)}")
     own = name.endswith((".yaml", ".yml"))
     path = Path(name) if own else recipes_folder() / f"{name}.yaml"
     if not own and name not in recipe_names():
@@ -199,7 +207,7 @@ def _read(name: str) -> dict[str, Any]:
     data = load_mapping(path)
     base = data.pop("base", None)
     data["name"] = path.stem
-    return merge(_read(str(base)), data) if base else data
+    return merge(_read(str(base), (*above, name)), data) if base else data
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

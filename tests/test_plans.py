@@ -4,8 +4,8 @@ import pytest
 
 from cosmos_hpc.cluster import load_cluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.plan import check_supported, make_plan
-from cosmos_hpc.recipe import load_recipe
+from cosmos_hpc.plans import check_supported, make_plan
+from cosmos_hpc.recipes import load_recipe
 
 
 def plan(videos=None, recipe=(), cluster=("parallel=2", "gpus=0")):
@@ -45,8 +45,22 @@ def test_what_cannot_run_yet_is_refused_before_anything_starts(tmp_path):
 
 
 def test_the_disk_must_hold_the_run(small_disk):
-    from cosmos_hpc.plan import check_disk
+    from cosmos_hpc.plans import check_disk
 
     with pytest.raises(RequestError, match=r"needs up to 0.81 GB in .*, which has"):
-        check_disk(plan(8), small_disk)
+        check_disk(plan(8), small_disk / "runs" / "x")
+    assert not (small_disk / "runs").exists()
     check_disk(plan(8), Path.cwd())
+
+
+def test_libraries_that_a_stage_lacks_are_named(monkeypatch):
+    import importlib.util
+
+    from cosmos_hpc.plans import check_installed
+
+    check_installed(["download", "preprocess", "finalize", "train"])
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "nemo" else found(n))
+    check_installed(["download", "preprocess", "finalize"])
+    with pytest.raises(RequestError, match=r"train needs nemo.*pip install 'cosmos-hpc\[train\]'"):
+        check_installed(["train"])

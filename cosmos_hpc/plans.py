@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.recipe import SMALL_TOKENIZER, Recipe
+from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
 #: precision the bf16 weights as well.
@@ -152,15 +154,41 @@ def check_supported(recipe: Recipe) -> None:
         )
 
 
+#: What each stage imports, and the extra of this package that brings it.
+_NEEDS = {
+    "download": ("torch", "worker"),
+    "preprocess": ("av", "worker"),
+    "finalize": ("megatron", "worker"),
+    "train": ("nemo", "train"),
+}
+
+
+def check_installed(stages: Sequence[str]) -> None:
+    """Refuse stages whose libraries are not installed on this machine, where they would run.
+
+    Raises:
+        RequestError: names the library and how to install it.
+    """
+    for stage in stages:
+        library, extra = _NEEDS[stage]
+        if importlib.util.find_spec(library) is None:
+            raise RequestError(
+                f"stage {stage} needs {library}, which is not installed; "
+                f"pip install 'cosmos-hpc[{extra}]'"
+            )
+
+
 def check_disk(plan: Plan, folder: Path) -> None:
-    """Refuse a folder whose file system will not hold the run.
+    """Refuse a folder whose file system will not hold the run, beside what is of it already.
 
     Raises:
         RequestError: too little space; says how much is needed.
     """
-    free = shutil.disk_usage(folder).free
-    if free < plan.disk_bytes:
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    there = sum(p.lstat().st_size for p in folder.rglob("*"))
+    if free < plan.disk_bytes - there:
         raise RequestError(
-            f"the run needs up to {gigabytes(plan.disk_bytes)} in {folder}, which has "
+            f"the run needs up to {gigabytes(plan.disk_bytes - there)} in {existing}, which has "
             f"{gigabytes(free)} free; free some space or choose another place with cluster.runs=DIR"
         )

@@ -2,7 +2,7 @@ import pytest
 
 from cosmos_hpc.config import dump_yaml
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.recipe import load_recipe, recipe_names
+from cosmos_hpc.recipes import load_recipe, recipe_names
 
 # From the models' published descriptions: layers, width, vocabulary, inputs of a sample, billions
 # of parameters that the names promise.
@@ -67,6 +67,12 @@ def test_overrides_are_typed():
         ("model.num_query_groups=3", "num_query_groups=3 does not divide num_attention_heads=4"),
         ("model.yarn_scale=2", "YaRN needs all of its yarn_ settings"),
         ("model.context_width=8", "context_width goes with task=video2world"),
+        ("model.vocab_size=100", "must hold 64000 ids"),
+        ("train.learning_rate=.inf", "should be a finite number"),
+        ("train.warmup_steps=60", "warmup_steps=60 is not below max_steps=60"),
+        ("data.input=", "should have at least 1 character"),
+        ("data.compression=[8,16]", "data.compression has too few values"),
+        ("name=foo", "unknown setting 'name'"),
         ("frames", "'frames' is not key=value"),
         ("data.frames=[", "the value of data.frames is not valid YAML"),
     ],
@@ -112,6 +118,12 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     assert load_recipe(str(own)).name == "mine"
     own.write_text("base: ar_tiny\ntrain:\n  max_stepz: 7\n")
     with pytest.raises(RequestError, match="mine: unknown setting 'train.max_stepz'; did you mean"):
+        load_recipe(str(own))
+    own.write_text(f"base: {own}\n")
+    with pytest.raises(RequestError, match="is its own base"):
+        load_recipe(str(own))
+    own.write_text("base: ar_tiny\ntrain:\n  max_steps: 7\ntrain:\n  gpus: 1\n")
+    with pytest.raises(RequestError, match="'train' stands there twice"):
         load_recipe(str(own))
     own.write_text("train: [\n")
     with pytest.raises(RequestError, match=r"mine.yaml is not valid YAML: .*line 2"):

@@ -1,0 +1,73 @@
+"""When checkpoints are written, and which one to go on from."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from nemo import lightning as nl
+
+
+class Checkpoints(nl.ModelCheckpoint):
+    """NeMo's checkpoints every so many steps, and always after the last one.
+
+    Where a validation falls on the same step it comes first: whoever resumes from the checkpoint
+    finds its result in the metrics. NeMo itself saves before validating, and leaves out the last
+    step when no validation follows it.
+
+    Args:
+        save_every: steps between checkpoints.
+        validate_every: steps between validations; None without any.
+        kwargs: as for NeMo's.
+    """
+
+    def __init__(self, save_every: int, validate_every: int | None, **kwargs: Any) -> None:
+        # Off in NeMo's own hooks; this class decides.
+        super().__init__(every_n_train_steps=0, every_n_epochs=0, **kwargs)
+        self.save_every, self.validate_every = save_every, validate_every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Save now, unless a validation comes first."""
+        if not (self.validate_every and trainer.global_step % self.validate_every == 0):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save what was just validated."""
+        self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Nothing: epochs play no part."""
+
+    def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save the last step where nothing else has."""
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        step = trainer.global_step
+        last = step >= trainer.max_steps
+        if step == self._last_global_step_saved or not (last or step % self.save_every == 0):
+            return
+        candidates = self._monitor_candidates(trainer)
+        self._save_topk_checkpoint(trainer, candidates)
+        self._save_last_checkpoint(trainer, candidates)
+
+
+def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
+    """Steps and path of the finished checkpoint of the most steps; None where there is none.
+
+    NeMo marks a checkpoint while it is written, and refuses to start when its last one is marked;
+    here the one before is taken instead. NeMo counts steps from 0: after 60 it says ``step=59``.
+    """
+    finished = {}
+    for path in folder.glob("step=*"):
+        marked = Path(f"{path}{nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}").exists()
+        if path.is_dir() and not marked and (path / "weights" / "metadata.json").is_file():
+            step = re.match(r"step=(\d+)", path.name)
+            if step:
+                finished[int(step[1]) + 1, path.name] = path
+    if not finished:
+        return None
+    steps, name = max(finished)
+    return steps, finished[steps, name]
