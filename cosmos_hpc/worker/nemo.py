@@ -131,6 +131,10 @@ def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
         pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
         process_group_backend="gloo" if cpu else "nccl",
         ckpt_async_save=False,
+        # The other format of a distributed optimizer's state can be read by the same layout only,
+        # and cannot be written at all with PyTorch's Adam, which is used without Apex and
+        # Transformer Engine.
+        ckpt_optim_fully_reshardable=True,
         gradient_as_bucket_view=not cpu,
     )
 
