@@ -181,9 +181,12 @@ def _run(
 
 
 def _absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
+    """The recipe with its folders absolute: stages, and later submits, run elsewhere.
+
+    The input without links: on many clusters one folder is reached by several paths.
+    """
     data, train = recipe.data, recipe.train
-    data_paths = {"input": os.path.abspath(str(data.input))}
+    data_paths = {"input": os.path.realpath(str(data.input))}
     if Path(data.tokenizer).is_dir():
         data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
     start = {"init_from": os.path.abspath(train.init_from)} if train.init_from else {}

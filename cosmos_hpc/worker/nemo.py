@@ -187,6 +187,7 @@ def fit(
     cpu = not torch.cuda.is_available()
     if not cpu:
         patches.synchronize_before_ddp()
+        patches.load_steps_of_adam()
     mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
     trainer = nl.Trainer(
         accelerator="cpu" if cpu else "gpu",

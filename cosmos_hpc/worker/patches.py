@@ -1,8 +1,11 @@
-"""What must be changed in NeMo, in one place; each change names what is wrong upstream."""
+"""What must be changed in NeMo and Megatron, in one place; each names what is wrong upstream."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from nemo.lightning.megatron_parallel import MegatronParallel
 
 
@@ -20,3 +23,39 @@ def synchronize_before_ddp() -> None:
         torch.cuda.synchronize()
 
     MegatronParallel.init_ddp = init_ddp
+
+
+def load_steps_of_adam() -> None:
+    """Let Megatron load a checkpoint of the distributed optimizer over PyTorch's Adam.
+
+    Without Apex and Transformer Engine, Megatron-Core 0.15.3 reads the step of an optimizer that
+    has not stepped yet, and finds none; and it looks for a step beside every parameter's state,
+    which it does not save. No run could be resumed on a GPU.
+    """
+    read, write = (
+        DistributedOptimizer.sharded_state_dict,
+        DistributedOptimizer._set_main_param_and_optimizer_states,
+    )
+
+    def sharded_state_dict(
+        self: DistributedOptimizer, model: Any, is_loading: bool = False, **kwargs: Any
+    ) -> Any:
+        adam = self.optimizer
+        if is_loading and isinstance(adam, torch.optim.Adam | torch.optim.AdamW):
+            for parameter in (p for group in adam.param_groups for p in group["params"]):
+                if not adam.state[parameter]:
+                    adam.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "exp_avg": torch.zeros_like(parameter),
+                        "exp_avg_sq": torch.zeros_like(parameter),
+                    }
+        return read(self, model, is_loading=is_loading, **kwargs)
+
+    def set_states(self: DistributedOptimizer, parameter: Any, tensors: dict[str, Any]) -> None:
+        # The step itself has been loaded before, from the groups of parameters.
+        own = self._get_main_param_and_optimizer_states(parameter)
+        kept = {"step": own["step"].clone()} if "step" in own else {}
+        write(self, parameter, {**kept, **tensors})
+
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
