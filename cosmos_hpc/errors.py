@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class CosmosError(Exception):
     """An error whose message is meant for the person at the terminal; shown without a traceback."""
@@ -21,8 +23,6 @@ class RequestError(CosmosError):
 
 def explain_os_error(error: OSError, doing: str) -> str:
     """One sentence for an operating-system error: what failed, where, what to do."""
-    import errno
-
     where = f" ({error.filename})" if error.filename else ""
     hints = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",

@@ -1,5 +1,6 @@
 """The main job: raw videos in, a post-trained model out, through interruptions too."""
 
+import contextlib
 import json
 import os
 import random
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -189,11 +191,11 @@ def test_training_starts_from_a_given_checkpoint(finished, tmp_path):
 
 
 def descendants(pid):
-    rows = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True).stdout
     children = {}
-    for row in rows.splitlines():
-        child, parent = map(int, row.split())
-        children.setdefault(parent, []).append(child)
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            children.setdefault(parent, []).append(int(status.parent.name))
     found, queue = [], [pid]
     while queue:
         found += children.get(queue[0], [])

@@ -7,6 +7,18 @@ import torch
 
 from cosmos_hpc.models import ModelConfig
 
+MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    ffn_hidden_size=64,
+    num_attention_heads=4,
+    num_query_groups=2,
+    kv_channels=12,
+    vocab_size=50,
+    output_vocab_size=50,
+    latent_shape=(2, 3, 4),
+)
+
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory):
@@ -17,17 +29,7 @@ def decoder(tmp_path_factory):
     from cosmos_hpc.worker.nemo import nemo_config
 
     store = tmp_path_factory.mktemp("store") / "file"
-    model = ModelConfig(
-        num_layers=2,
-        hidden_size=32,
-        ffn_hidden_size=64,
-        num_attention_heads=4,
-        num_query_groups=2,
-        kv_channels=12,
-        vocab_size=50,
-        output_vocab_size=50,
-        latent_shape=(2, 3, 4),
-    )
+    model = MODEL
     with cpu.adapt():
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
         torch.distributed.init_process_group(
@@ -65,18 +67,7 @@ def test_positions_count_frames_rows_and_columns(decoder):
 
 
 def test_parameters_are_counted_from_the_shapes(decoder):
-    model = ModelConfig(
-        num_layers=2,
-        hidden_size=32,
-        ffn_hidden_size=64,
-        num_attention_heads=4,
-        num_query_groups=2,
-        kv_channels=12,
-        vocab_size=50,
-        output_vocab_size=50,
-        latent_shape=(2, 3, 4),
-    )
-    assert sum(p.numel() for p in decoder.parameters()) == model.num_parameters
+    assert sum(p.numel() for p in decoder.parameters()) == MODEL.num_parameters
 
 
 def test_core_attention_is_causal_softmax_over_grouped_keys(decoder):
