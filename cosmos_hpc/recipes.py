@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,6 +85,11 @@ class Data(Section):
     def latent_shape(self) -> tuple[int, int, int]:
         """``(T, H, W)`` of a clip's ids."""
         return latent_shape(self.frames, self.height, self.width, self.compression)
+
+    @property
+    def ids_per_clip(self) -> int:
+        """Ids of a clip, T * H * W."""
+        return math.prod(self.latent_shape)
 
 
 class Train(Section):

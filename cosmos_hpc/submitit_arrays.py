@@ -59,12 +59,12 @@ class LocalArray:
         executor = submitit.LocalExecutor(self._run.logs / self._stage.name)
         gpus = [self._free_gpus.pop()] if self._free_gpus else []
         executor.update_parameters(timeout_min=_NO_TIMEOUT_MINUTES, stderr_to_stdout=True)
-        # A command and a spec instead of live objects. Not submitit's CommandFunction: that keeps
-        # all output in memory and fails on bytes that are not UTF-8.
         # submitit sets CUDA_VISIBLE_DEVICES by number, which is wrong where only some are ours.
         values = {**self._environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         environment = [f"{key}={value}" for key, value in values.items()]
         command = ["env", *environment, *task_command(self._run, self._stage, task)]
+        # A command and a spec instead of live objects. Not submitit's CommandFunction: that keeps
+        # all output in memory and fails on bytes that are not UTF-8.
         with _stderr_to(self._run.logs / self._stage.name / "submitit.log"):
             job = executor.submit(subprocess.check_call, command)
         self._jobs[task] = (job, gpus)

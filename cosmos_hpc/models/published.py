@@ -99,21 +99,23 @@ def _layer(
     def get(name: str) -> Tensor:
         return weights[f"{source}.{name}.weight"]
 
+    def same(target: str, name: str) -> Iterator[tuple[str, Tensor]]:
+        """What is the same in self- and cross-attention."""
+        yield f"{target}.linear_proj", get(f"{name}.wo")
+        yield f"{target}.q_layernorm", get(f"{name}.q_norm")
+        yield f"{target}.k_layernorm", get(f"{name}.k_norm")
+
     groups = config.num_query_groups
     yield "input_layernorm", get("attention_norm")
     packed = pack_groups([get(f"attention.w{x}") for x in "qkv"], groups)
     yield "self_attention.linear_qkv", packed
-    yield "self_attention.linear_proj", get("attention.wo")
-    yield "self_attention.q_layernorm", get("attention.q_norm")
-    yield "self_attention.k_layernorm", get("attention.k_norm")
+    yield from same("self_attention", "attention")
     if config.context_width is not None:
         yield "pre_cross_attn_layernorm", get("cross_attention_norm")
         yield "cross_attention.linear_q", get("cross_attention.wq")
         packed = pack_groups([get(f"cross_attention.w{x}") for x in "kv"], groups)
         yield "cross_attention.linear_kv", packed
-        yield "cross_attention.linear_proj", get("cross_attention.wo")
-        yield "cross_attention.q_layernorm", get("cross_attention.q_norm")
-        yield "cross_attention.k_layernorm", get("cross_attention.k_norm")
+        yield from same("cross_attention", "cross_attention")
     yield "pre_mlp_layernorm", get("ffn_norm")
     yield "mlp.linear_fc1", torch.cat([get("feed_forward.w1"), get("feed_forward.w3")])
     yield "mlp.linear_fc2", get("feed_forward.w2")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,7 +27,7 @@ from cosmos_hpc.models.megatron import megatron_settings
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker import patches
-from cosmos_hpc.worker.checkpoints import Checkpoints, latest_checkpoint
+from cosmos_hpc.worker.checkpoints import Checkpoints
 from cosmos_hpc.worker.dataset import Clips
 
 
@@ -181,8 +182,9 @@ def fit(
     recipe: Recipe,
     data: ClipData,
     callbacks: list[pl.Callback],
+    checkpoint: Path | None,
 ) -> None:
-    """Train with NeMo's ``llm.train``, from the run's latest checkpoint where there is one."""
+    """Train with NeMo's ``llm.train``, from a checkpoint of the run where there is one."""
     train = recipe.train
     cpu = not torch.cuda.is_available()
     if not cpu:
@@ -208,7 +210,7 @@ def fit(
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    checkpoint = Checkpoints(
+    saving = Checkpoints(
         save_every=train.save_every,
         validate_every=train.validate_every if data.validation else None,
         dirpath=run.checkpoints,
@@ -219,8 +221,6 @@ def fit(
         # Without the optimizer a finished run could not be continued.
         save_optim_on_train_end=True,
     )
-    latest = latest_checkpoint(run.checkpoints)
-    resume = str(latest[1]) if latest else None
     start = RestoreConfig(path=train.init_from, load_artifacts=False) if train.init_from else None
     optimizer = _optimizer(recipe, cpu)
     pl.seed_everything(train.seed)
@@ -231,12 +231,12 @@ def fit(
         log=nl.NeMoLogger(
             # A folder of its own: NeMo moves files of earlier attempts out of it.
             explicit_log_dir=str(run.train / "nemo"),
-            ckpt=checkpoint,
+            ckpt=saving,
             wandb=_wandb(run),
         ),
         resume=nl.AutoResume(
-            resume_if_exists=resume is not None,
-            resume_from_path=resume,
+            resume_if_exists=checkpoint is not None,
+            resume_from_path=str(checkpoint) if checkpoint else None,
             restore_config=start,
         ),
         optim=optimizer,

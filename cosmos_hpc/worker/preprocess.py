@@ -29,8 +29,7 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
     """
     clock = Stopwatch()
-    ids_per_clip = int(np.prod(recipe.data.latent_shape))
-    with Journal(run.journal(shard), ids_per_clip) as journal:
+    with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
         _fill(run, recipe, shard, journal, clock)
         _publish(run, shard, journal, clock)
     journal.remove()
@@ -81,7 +80,7 @@ def _encode(
     good = [clip.pixels for clip in read if isinstance(clip, Clip)]
     encoded = iter(tokenizer.encode(torch.stack(good)).flatten(1).numpy() if good else ())
     clock.lap("tokenize")
-    nothing = np.empty((0, int(np.prod(data.latent_shape))), ID_DTYPE)
+    nothing = np.empty((0, data.ids_per_clip), ID_DTYPE)
     for offset, (video, result) in enumerate(zip(videos, read, strict=True)):
         row: dict[str, Any] = {"index": index + offset, "video": video}
         if isinstance(result, VideoError):

@@ -40,7 +40,8 @@ def train(run: RunFolder, recipe: Recipe) -> None:
     if latest is None or latest[0] < recipe.train.max_steps:
         _use_cpu_if_need_be()
         metrics = MetricsFile(run.metrics, run.loss_curve, reference)
-        nemo.fit(run, recipe, nemo.ClipData(training, validation, recipe), [metrics])
+        data = nemo.ClipData(training, validation, recipe)
+        nemo.fit(run, recipe, data, [metrics], latest[1] if latest else None)
     if _is_first_rank():
         counts = {part: len(chosen) for part, chosen in documents.items()}
         _mark_done(run, recipe.train.max_steps, counts, reference)
