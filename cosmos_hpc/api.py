@@ -9,11 +9,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cosmos_hpc import files
-from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, load_cluster
+from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, load_cluster, visible_gpus
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
-from cosmos_hpc.plans import Plan, check_disk, check_installed, check_supported, make_plan
+from cosmos_hpc.plans import (
+    Plan,
+    check_disk,
+    check_installed,
+    check_supported,
+    make_plan,
+    with_layout,
+)
 from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import (
     RunFolder,
@@ -147,6 +154,12 @@ def submit(
     check_folder(folder, resolved)
     videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos), folder.num_shards())
+    resolved = with_layout(resolved, what.layout)
+    if len(visible_gpus()) < profile.gpus:
+        raise RequestError(
+            f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
+            f"{len(visible_gpus())}"
+        )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,16 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="name or path of the run")
     logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only of this")
     logs.add_argument("-f", "--follow", action="store_true", help="go on while the run does")
+
+    convert = command("convert", "turn published PyTorch weights into a NeMo checkpoint, or back")
+    convert.add_argument("source", help=".pt or .safetensors file, or folder of a checkpoint")
+    convert.add_argument("target", help="NAME.pt, NAME.safetensors, or a folder for NeMo's form")
+    convert.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="recipe=NAME whose model it is, dtype=bfloat16 or float32",
+    )
 
     samples = command("sample-videos", "make videos of moving, textured scenes to try things with")
     samples.add_argument("folder", help="to write mp4 files into")
@@ -164,6 +175,16 @@ def _logs(arguments: argparse.Namespace) -> None:
         print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
 
 
+def _convert(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from cosmos_hpc.worker.convert import Conversion, convert
+
+    settings = _section(Conversion, arguments.settings)
+    convert(Path(arguments.source), Path(arguments.target), settings)
+    print(f"wrote {arguments.target}")
+
+
 def _sample_videos(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.worker.sample_videos import Samples, make_sample_videos
 
@@ -193,6 +214,9 @@ def _print(value: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0 done, 1 the work failed, 2 the request was wrong."""
+    if not sys.warnoptions:
+        # Of the libraries, about each other: nothing that the person at the terminal can act on.
+        warnings.simplefilter("ignore")
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     # argparse stops taking settings at the first flag; they may stand behind it as well.
@@ -214,6 +238,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "recipes": _recipes,
         "status": _status,
         "logs": _logs,
+        "convert": _convert,
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,
     }

@@ -3,17 +3,48 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from cosmos_hpc.config import Section, apply_overrides, load_mapping, nearest, validate
 from cosmos_hpc.errors import RequestError
 
 #: Overrides that begin with this are for the cluster, the others for the recipe.
 OVERRIDE_PREFIX = "cluster."
+
+
+#: Types of GPU by their usual names, and their memory in GB as sold; what is usable differs by a
+#: few per cent, most have more.
+GPU_GIGABYTES = {"A100-40": 40, "A100-80": 80, "H100-80": 80, "H200-141": 141, "B200-192": 192}
+#: GPUs of a node, where nothing else is said.
+NODE_GPUS = 8
+#: Where nothing is known, what the guide of the models assumes.
+UNKNOWN_GPU = "H100-80"
+
+
+def _known_gpu(gpu: str | float) -> str | float:
+    """A type, or a number of GB, also as text."""
+    if isinstance(gpu, float) or gpu in GPU_GIGABYTES:
+        return gpu
+    try:
+        return float(gpu.upper().removesuffix("GB"))
+    except ValueError:
+        hint = nearest(gpu.upper(), GPU_GIGABYTES) or f"; there are {', '.join(GPU_GIGABYTES)}"
+        raise ValueError(f"unknown GPU {gpu!r}{hint}, or give its memory in GB") from None
+
+
+#: A type of GPU or its memory in GB.
+Gpu = Annotated[str | PositiveFloat, AfterValidator(_known_gpu)]
 
 
 class Cluster(Section):
@@ -25,6 +56,8 @@ class Cluster(Section):
         runs: folder for run folders, on a file system that all workers share.
         parallel: array tasks at the same time.
         gpus: GPUs of this machine that tasks may use.
+        gpu: their type, one of :data:`GPU_GIGABYTES`, or their memory in GB. Named on a machine
+            without GPUs, it stands for a node of eight, to plan for.
     """
 
     name: str
@@ -32,6 +65,13 @@ class Cluster(Section):
     runs: str = "runs"
     parallel: PositiveInt
     gpus: NonNegativeInt
+    gpu: Gpu = UNKNOWN_GPU
+
+    @property
+    def gpu_bytes(self) -> float:
+        """Memory of one GPU."""
+        gigabytes = GPU_GIGABYTES[self.gpu] if isinstance(self.gpu, str) else self.gpu
+        return gigabytes * 1e9
 
     @model_validator(mode="after")
     def _a_gpu_for_every_task(self) -> Cluster:
@@ -50,11 +90,33 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
+def gpu_type(described: str) -> str | float:
+    """A GPU from a line ``name, memory in MiB`` of ``nvidia-smi``: its type, or its GB."""
+    name, _, mebibytes = described.rpartition(",")
+    gigabytes = float(mebibytes) * 2**20 / 1e9
+    for known, nominal in GPU_GIGABYTES.items():
+        if known.partition("-")[0] in name and abs(gigabytes / nominal - 1) < 0.1:
+            return known
+    return round(gigabytes, 1)
+
+
+def _this_gpu() -> str | float:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
+        return gpu_type(done.stdout.splitlines()[0])
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return UNKNOWN_GPU
+
+
 def _this_machine() -> dict[str, object]:
     """The built-in profile: all GPUs, or all cores where there is none."""
     gpus = len(visible_gpus())
     cores = len(os.sched_getaffinity(0))
-    return {"kind": "local", "gpus": gpus, "parallel": gpus or max(2, cores)}
+    profile: dict[str, object] = {"kind": "local", "gpus": gpus, "parallel": gpus or max(2, cores)}
+    if gpus:
+        profile["gpu"] = _this_gpu()
+    return profile
 
 
 def profile_folders() -> list[Path]:
@@ -89,4 +151,7 @@ def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     data = {**_this_machine(), **(load_mapping(path) if path else {})}
     data["name"] = path.stem if path else name
     data = apply_overrides(data, overrides, Cluster)
+    if not data["gpus"] and data.get("gpu"):
+        # Somebody on a login node asks what a node of such GPUs would do.
+        data.update(gpus=NODE_GPUS, parallel=min(int(data["parallel"]), NODE_GPUS))
     return validate(Cluster, data, f"cluster {data['name']}")

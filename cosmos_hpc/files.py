@@ -94,14 +94,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def publish_folder(temporary: Path, final: Path) -> None:
-    """Rename a finished folder to its final name, its files on the disk first.
+def publish(temporary: Path, final: Path) -> None:
+    """Rename a finished file or folder to its final name, all of it on the disk first.
 
-    Replaces a ``final`` that an earlier attempt left without its completion marker.
+    Replaces a folder that an earlier attempt left at ``final`` without its completion marker.
     """
     for path in (*temporary.rglob("*"), temporary):
         fsync_path(path)
-    if final.exists():
+    if final.is_dir():
         shutil.rmtree(final)
     temporary.rename(final)
     fsync_path(final.parent)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.layouts import size
+from cosmos_hpc.memory import Layout, Memory
 from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
@@ -28,7 +30,11 @@ class Plan:
         latent_shape: ``(T, H, W)`` of a clip's ids.
         sequence_length: inputs of one sample.
         parameters: of the model.
-        ranks, tensor_parallel, data_parallel: layout of the training.
+        gpu: type or GB of the GPUs; None without.
+        ranks, layout: of the training.
+        memory: bytes of a step on one GPU, by part; None without GPUs.
+        minimum, recommended: layouts of the fewest GPUs that fit at all, and that need no
+            recomputation and leave room.
         micro_batches: forward passes of a rank in one step.
         disk_bytes: what the run folder will take at most; without tokens before the input is set.
     """
@@ -41,9 +47,12 @@ class Plan:
     latent_shape: tuple[int, int, int]
     sequence_length: int
     parameters: int
+    gpu: str | float | None
     ranks: int
-    tensor_parallel: int
-    data_parallel: int
+    layout: Layout
+    memory: Memory | None
+    minimum: Layout | None
+    recommended: Layout | None
     micro_batches: int
     max_steps: int
     disk_bytes: int
@@ -59,18 +68,41 @@ class Plan:
             shards = "shards follow from the videos; set data.input"
         else:
             shards = f"{self.videos} videos in {self.shards} shards, {self.parallel} at a time"
-        layout = f"tensor parallel {self.tensor_parallel}, data parallel {self.data_parallel}"
+        where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
         return "\n".join(
             [
                 f"{self.recipe} on {self.cluster}",
                 f"  preprocess  {shards}",
                 f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
                 f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
-                f"parameter model on {self.ranks} rank{'s' * (self.ranks > 1)}",
-                f"              {layout}, {self.micro_batches} micro batches a step",
+                f"parameter model on {where}{'s' * (self.ranks > 1)}",
+                f"              {self.layout}, {self.micro_batches} micro batches a step",
+                *self._render_memory(),
                 f"  disk        up to {gigabytes(self.disk_bytes)} for tokens and checkpoints",
             ]
         )
+
+    def _render_memory(self) -> list[str]:
+        if self.memory is None:
+            return []
+        parts = asdict(self.memory).items()
+        listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts if size)
+        lines = [
+            f"  memory      {self.memory.total / 1e9:.1f} GB on each GPU: {listed}",
+            f"  GPUs        {_needed('at least', self.minimum)}",
+            f"              {_needed('recommended', self.recommended)}",
+        ]
+        if self.recommended:
+            lines[-1] += "; it fits without recomputation and leaves a fifth of the memory free"
+        return lines
+
+
+def _gpu_name(gpu: str | float) -> str:
+    return f"{gpu} GPU" if isinstance(gpu, str) else f"{gpu:g} GB GPU"
+
+
+def _needed(word: str, layout: Layout | None) -> str:
+    return f"{word} {layout.gpus} ({layout})" if layout else f"{word}: no number of them would do"
 
 
 def gigabytes(size: int) -> str:
@@ -94,14 +126,15 @@ def make_plan(
     train, model = recipe.train, recipe.model_for_clips()
     if not cluster.gpus and train.precision == "bf16":
         raise RequestError(
-            f"recipe {recipe.name} trains in bf16 on {train.gpus} GPUs, and cluster "
-            f"{cluster.name} has none; recipe ar_tiny trains on a CPU"
+            f"recipe {recipe.name} trains in bf16 on GPUs, and cluster {cluster.name} has none; "
+            f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
         )
-    if cluster.gpus and train.gpus > cluster.gpus:
+    if cluster.gpus and (train.gpus or 0) > cluster.gpus:
         raise RequestError(
             f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.gpus}; "
-            f"set train.gpus and train.tensor_parallel to what it has"
+            f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
         )
+    sizing = size(recipe, cluster)
     if videos is not None and not shards:
         # As many shards as tasks run at a time, if there are videos enough, so that none idles.
         wanted = -(-videos // recipe.data.videos_per_shard)
@@ -119,13 +152,28 @@ def make_plan(
         latent_shape=model.latent_shape,
         sequence_length=model.sequence_length,
         parameters=model.num_parameters,
-        ranks=train.gpus,
-        tensor_parallel=train.tensor_parallel,
-        data_parallel=train.data_parallel,
-        micro_batches=train.global_batch_size // (train.micro_batch_size * train.data_parallel),
+        gpu=cluster.gpu if cluster.gpus else None,
+        ranks=sizing.layout.gpus,
+        layout=sizing.layout,
+        memory=sizing.memory,
+        minimum=sizing.minimum,
+        recommended=sizing.recommended,
+        micro_batches=train.global_batch_size
+        // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
         disk_bytes=kept + tokens,
     )
+
+
+def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
+    """The recipe with the layout that the plan has chosen."""
+    chosen = {
+        "gpus": layout.gpus,
+        "tensor_parallel": layout.tensor_parallel,
+        "sequence_parallel": layout.sequence_parallel,
+        "recompute": layout.recompute,
+    }
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=chosen)})
 
 
 def check_supported(recipe: Recipe) -> None:

@@ -25,6 +25,7 @@ from cosmos_hpc.config import (
     validate,
 )
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.memory import Recompute
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.tokens import NUM_IDS, TOKENIZERS, Compression, latent_shape
 
@@ -98,8 +99,14 @@ class Train(Section):
     Attributes:
         max_steps: optimizer steps of the whole run.
         global_batch_size, micro_batch_size: clips a step, and a forward pass on one rank.
-        gpus: ranks in all (processes where there is no GPU).
+        gpus: ranks in all (processes where there is no GPU). None, here and in the next three: the
+            plan chooses, from the memory that a step takes.
         tensor_parallel: ranks that share one copy of the model.
+        sequence_parallel: they also share what lies between linear layers.
+        recompute: what is computed again in the backward pass instead of kept: ``none``,
+            ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer).
+        transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
+            where it is installed.
         learning_rate, warmup_steps: linear warm-up, then constant.
         weight_decay, clip_grad: AdamW's decay; largest norm of the gradient.
         save_every, keep_checkpoints: steps between checkpoints; how many of the best stay beside
@@ -113,8 +120,11 @@ class Train(Section):
     max_steps: PositiveInt = 1000
     global_batch_size: PositiveInt = 8
     micro_batch_size: PositiveInt = 1
-    gpus: PositiveInt
-    tensor_parallel: PositiveInt = 1
+    gpus: PositiveInt | None = None
+    tensor_parallel: PositiveInt | None = None
+    sequence_parallel: bool | None = None
+    recompute: Recompute | None = None
+    transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     learning_rate: PositiveFloat = 5e-5
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.01
@@ -129,28 +139,35 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _divides(self) -> Train:
-        if self.gpus % self.tensor_parallel:
-            raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
-            )
         if self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} is not below max_steps={self.max_steps}"
             )
-        step = self.micro_batch_size * self.data_parallel
+        if self.gpus and self.gpus % (self.tensor_parallel or 1):
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
+            )
+        # Without a layout yet, there is at least one copy of the model.
+        copies = self.data_parallel if self.gpus and self.tensor_parallel else 1
+        step = self.micro_batch_size * copies
         if self.global_batch_size % step:
             above = -(-self.global_batch_size // step) * step
             raise ValueError(
                 f"global_batch_size={self.global_batch_size} is not a multiple of micro_batch_size="
-                f"{self.micro_batch_size} times {self.data_parallel} data-parallel ranks; "
+                f"{self.micro_batch_size} times {copies} data-parallel ranks; "
                 f"the next is {above}"
             )
         return self
 
     @property
+    def ranks(self) -> int:
+        """Processes, once the plan has chosen a layout."""
+        return self.gpus or 1
+
+    @property
     def data_parallel(self) -> int:
-        """Copies of the model that share a batch."""
-        return self.gpus // self.tensor_parallel
+        """Copies of the model that share a batch, once the plan has chosen a layout."""
+        return self.ranks // (self.tensor_parallel or 1)
 
 
 class Recipe(Section):
@@ -159,34 +176,54 @@ class Recipe(Section):
     Attributes:
         name: of the recipe; follows from the file.
         description: one line for the list of recipes.
-        task: ``video`` continues a video; ``video2world`` does so from a text as well.
+        task: ``video`` continues a video; ``video2world`` does so from a text as well; ``action``
+            gives the next frame from a frame and a robot's action.
     """
 
     name: str
     description: str = ""
-    task: Literal["video", "video2world"] = "video"
+    task: Literal["video", "video2world", "action"] = "video"
     model: Architecture
     data: Data
     train: Train
 
     @model_validator(mode="after")
     def _model_splits(self) -> Recipe:
-        parallel = self.train.tensor_parallel
-        for name in ("num_query_groups", "ffn_hidden_size", "vocab_size", "output_vocab_size"):
-            size = getattr(self.model, name)
-            if size % parallel:
-                raise ValueError(
-                    f"train.tensor_parallel={parallel} does not divide model.{name}={size}"
-                )
+        parallel = self.train.tensor_parallel or 1
+        name = self.model.splits(parallel)
+        if name:
+            raise ValueError(
+                f"train.tensor_parallel={parallel} does not divide model.{name}="
+                f"{getattr(self.model, name)}"
+            )
         if min(self.model.vocab_size, self.model.output_vocab_size) < NUM_IDS:
             raise ValueError(f"model.vocab_size and output_vocab_size must hold {NUM_IDS} ids")
-        if (self.task == "video2world") != (self.model.context_width is not None):
-            raise ValueError("model.context_width goes with task=video2world, and only with it")
+        if (self.task != "video") != (self.model.context_width is not None):
+            raise ValueError(
+                "model.context_width goes with task=video2world and task=action, and only with them"
+            )
+        if (self.task == "action") != (self.model.action_width is not None):
+            raise ValueError("model.action_width goes with task=action, and only with it")
+        if self.task == "action" and self.data.frames != 1:
+            raise ValueError(
+                f"data.frames={self.data.frames}: task=action takes frames one at a time, set 1"
+            )
+        sequence = self.model_for_clips().sequence_length
+        if self.train.sequence_parallel and sequence % parallel:
+            raise ValueError(
+                f"train.sequence_parallel: train.tensor_parallel={parallel} does not divide the "
+                f"{sequence} inputs of a sample"
+            )
         return self
 
     def model_for_clips(self) -> ModelConfig:
-        """The architecture with the latent shape that follows from the data."""
-        return ModelConfig(**self.model.model_dump(), latent_shape=self.data.latent_shape)
+        """The architecture with the latent shape that follows from the data.
+
+        A sample of task ``action`` is two frames, each with ids of its own.
+        """
+        frames, rows, columns = self.data.latent_shape
+        frames = 2 if self.task == "action" else frames
+        return ModelConfig(**self.model.model_dump(), latent_shape=(frames, rows, columns))
 
 
 def recipes_folder() -> Path:

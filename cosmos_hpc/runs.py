@@ -44,6 +44,9 @@ CHANGEABLE = {
     # Any layout reads the checkpoints of any other.
     "train.gpus",
     "train.tensor_parallel",
+    "train.sequence_parallel",
+    "train.recompute",
+    "train.transformer_impl",
     "train.micro_batch_size",
 }
 _PACKAGES = [
@@ -253,7 +256,7 @@ def snapshot_code(target: Path) -> str:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)
-        files.publish_folder(temporary, target / name)
+        files.publish(temporary, target / name)
     return name
 
 

@@ -34,7 +34,7 @@ def stages_of(run: RunFolder, recipe: Recipe) -> list[Stage]:
         Stage("download"),
         Stage("preprocess", tasks=run.num_shards()),
         Stage("finalize"),
-        Stage("train", ranks=recipe.train.gpus),
+        Stage("train", ranks=recipe.train.ranks),
     ]
 
 

@@ -17,6 +17,8 @@ from pydantic import AfterValidator, Field
 FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
 #: Number of ids that the quantiser can produce.
 NUM_IDS = math.prod(FSQ_LEVELS)
+#: Special ids, which are read but never predicted.
+BEGIN_OF_VIDEO, PADDING = NUM_IDS, NUM_IDS + 2
 #: (time, height, width) factors of the two published tokenizers.
 COMPRESSIONS = ((8, 16, 16), (4, 8, 8))
 

@@ -31,6 +31,7 @@ class Architecture(Section):
         yarn_beta_fast, yarn_beta_slow: YaRN's cut-offs, in rotations.
         yarn_original_latent_shape: ``(T, H, W)`` that the model was first trained on.
         context_width: width of the text embedding that cross-attention reads; None without text.
+        action_width: numbers of a robot's action, which a head makes the context of; None without.
         pad_to_multiple_of: of what the sequence is a multiple, begin-of-video included.
 
     Raises:
@@ -51,6 +52,7 @@ class Architecture(Section):
     yarn_beta_slow: PositiveFloat | None = None
     yarn_original_latent_shape: LatentShape | None = None
     context_width: PositiveInt | None = None
+    action_width: PositiveInt | None = None
     pad_to_multiple_of: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -65,7 +67,16 @@ class Architecture(Section):
         yarn = [getattr(self, n) for n in type(self).model_fields if n.startswith("yarn_")]
         if any(v is None for v in yarn) != all(v is None for v in yarn):
             raise ValueError("YaRN needs all of its yarn_ settings, or none")
+        if self.action_width and (self.context_width or 0) < 4:
+            raise ValueError("action_width needs a context_width, of at least 4, to write into")
         return self
+
+    def splits(self, tensor_parallel: int) -> str | None:
+        """The first size that so many tensor-parallel ranks cannot share; None if they can."""
+        for name in ("num_query_groups", "ffn_hidden_size", "vocab_size", "output_vocab_size"):
+            if getattr(self, name) % tensor_parallel:
+                return name
+        return None
 
     @property
     def num_parameters(self) -> int:
@@ -78,7 +89,15 @@ class Architecture(Section):
             cross = 2 * self.hidden_size * query + self.context_width * key_value
             layer += cross + 2 * self.kv_channels + self.hidden_size
         tables = (self.vocab_size + self.output_vocab_size) * self.hidden_size
-        return self.num_layers * layer + tables + self.hidden_size
+        return self.num_layers * layer + tables + self.hidden_size + self.num_action_parameters
+
+    @property
+    def num_action_parameters(self) -> int:
+        """Parameters of the head that turns an action into context."""
+        if not self.action_width or not self.context_width:
+            return 0
+        inner = self.context_width // 4
+        return (self.action_width + 1) * inner + (inner + 1) * self.context_width
 
 
 class ModelConfig(Architecture):
@@ -97,3 +116,28 @@ class ModelConfig(Architecture):
         if self.pad_to_multiple_of is None:
             return ids
         return -(-(ids + 1) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+
+    def training_flops(self, text_positions: int = 512) -> int:
+        """Floating-point operations of one sample's forward and backward pass.
+
+        Two for each multiplication with a weight and three passes over it (forward, and backward to
+        inputs and to weights), as usual; attention to earlier positions counts half of the square;
+        what recomputation repeats does not count. The input embedding is a lookup.
+
+        Args:
+            text_positions: rows of the context, for models with one.
+        """
+        query = self.num_attention_heads * self.kv_channels
+        layers = self.num_layers * self.sequence_length
+        tables = (self.vocab_size + self.output_vocab_size) * self.hidden_size
+        per_position = (self.num_parameters - self.num_action_parameters - tables) * 2
+        flops = self.sequence_length * (
+            per_position + 2 * self.output_vocab_size * self.hidden_size
+        )
+        flops += layers * 2 * self.sequence_length * query
+        if self.context_width:
+            flops += layers * 4 * text_positions * query
+            # Keys and values of the text are of its positions, not of the video's.
+            key_value = 2 * self.num_query_groups * self.kv_channels * self.context_width
+            flops += self.num_layers * 2 * key_value * (text_positions - self.sequence_length)
+        return 3 * flops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt.gpt_model import GPTModel
@@ -11,7 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from cosmos_hpc.models.config import ModelConfig
-from cosmos_hpc.models.layers import local_block_spec
+from cosmos_hpc.models.layers import block_spec
 from cosmos_hpc.models.positions import rotary_angles
 
 
@@ -34,7 +35,7 @@ class CosmosDecoder(GPTModel):
     """Megatron's GPT with the positions of a video and, with text, cross-attention to it.
 
     Args:
-        config: Megatron's configuration (parallel sizes, dtypes).
+        config: Megatron's configuration (parallel sizes, dtypes, ``transformer_impl``).
         model: the architecture; must agree with ``config``.
         kwargs: as for :class:`megatron.core.models.gpt.gpt_model.GPTModel`.
     """
@@ -42,7 +43,7 @@ class CosmosDecoder(GPTModel):
     def __init__(self, config: TransformerConfig, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(
             config=config,
-            transformer_layer_spec=local_block_spec(model),
+            transformer_layer_spec=block_spec(model, config.transformer_impl),
             vocab_size=model.vocab_size,
             max_sequence_length=model.sequence_length,
             position_embedding_type="rope",
@@ -68,6 +69,8 @@ class CosmosDecoder(GPTModel):
                 gather_output=not self.parallel_output,
                 tp_group=self.pg_collection.tp,
             )
+        if model.action_width is not None and model.context_width is not None:
+            self.action_mlp = _action_mlp(model.action_width, model.context_width)
 
     def forward(
         self,
@@ -75,6 +78,7 @@ class CosmosDecoder(GPTModel):
         position_ids: Tensor | None = None,
         attention_mask: None = None,
         context: Tensor | None = None,
+        action: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
         """Logits, or with ``labels`` the loss of every position.
@@ -84,13 +88,29 @@ class CosmosDecoder(GPTModel):
             position_ids: not used: positions come from the shape of the clip.
             attention_mask: none: the layers know what they may see.
             context: text embedding ``[batch, text positions, context_width]``.
+            action: of a robot, ``[batch, action_width]``; becomes the context.
             kwargs: as for Megatron's GPT, ``labels`` int64 ``[batch, sequence]`` among them.
 
         Returns:
             Logits ``[batch, sequence, output vocabulary / tensor parallel]``, or losses float32
             ``[batch, sequence]``.
         """
+        if action is not None:
+            numbers = action.to(self.config.params_dtype)
+            # As many positions as numbers, all the same: what the published head does.
+            context = self.action_mlp(numbers)[:, None].expand(-1, action.shape[1], -1)
         if context is not None:
+            context = context.to(self.config.params_dtype)
             # Megatron's layers take the sequence first.
             kwargs["extra_block_kwargs"] = {"context": context.transpose(0, 1).contiguous()}
         return super().forward(input_ids, position_ids, attention_mask, **kwargs)
+
+
+def _action_mlp(action_width: int, context_width: int) -> torch.nn.Sequential:
+    """Linear, ReLU, Linear from an action to a row of context; the same on every rank."""
+    inner = context_width // 4
+    return torch.nn.Sequential(
+        torch.nn.Linear(action_width, inner),
+        torch.nn.ReLU(),
+        torch.nn.Linear(inner, context_width),
+    )

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt import gpt_layer_specs
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import Attention, CrossAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -20,6 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from torch import Tensor
 
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.positions import absolute_positions
 
@@ -166,27 +171,75 @@ class PositionedLayer(TransformerLayer):
         return output
 
 
-def local_block_spec(model: ModelConfig) -> TransformerBlockSubmodules:
-    """Layers of local linears and PyTorch's attention and norms; no Transformer Engine needed."""
+def have_transformer_engine() -> bool:
+    """Whether Transformer Engine is installed and there is a GPU, without which it cannot run."""
+    return gpt_layer_specs.HAVE_TE and torch.cuda.is_available()
+
+
+def choose_transformer_impl(asked: str) -> str:
+    """``local`` or ``transformer_engine``.
+
+    Args:
+        asked: one of these, or ``auto`` for Transformer Engine where it can run.
+
+    Raises:
+        RequestError: Transformer Engine is asked for and cannot run here.
+    """
+    if asked == "auto":
+        return "transformer_engine" if have_transformer_engine() else "local"
+    if asked == "transformer_engine" and not have_transformer_engine():
+        raise RequestError(
+            "train.transformer_impl=transformer_engine needs Transformer Engine and a GPU, and "
+            "they are not both here; auto and local run without"
+        )
+    return asked
+
+
+def block_spec(model: ModelConfig, transformer_impl: str) -> TransformerBlockSubmodules:
+    """The layers of an architecture, in one of two forms with the same names in checkpoints.
+
+    Args:
+        model: the architecture.
+        transformer_impl: ``local`` for Megatron's own linear layers with PyTorch's attention and
+            norms; ``transformer_engine`` for Transformer Engine's, which fuse norms into linear
+            layers.
+    """
+    parts = _transformer_engine if transformer_impl == "transformer_engine" else _local
+    layer, column, row, core, norm = parts()
+    if model.context_width is not None:
+        layer.module = PositionedLayer
+        layer.params = {"positions": AbsolutePositions(model)}
+        layer.submodules.pre_cross_attn_layernorm = norm
+        layer.submodules.cross_attn_bda = get_bias_dropout_add
+        layer.submodules.cross_attention = ModuleSpec(
+            module=TextCrossAttention,
+            params={"context_width": model.context_width},
+            submodules=CrossAttentionSubmodules(
+                linear_q=column, linear_kv=column, core_attention=core, linear_proj=row
+            ),
+        )
+    return TransformerBlockSubmodules(layer_specs=[layer] * model.num_layers, layer_norm=norm)
+
+
+def _local() -> tuple[ModuleSpec, type, type, type, type]:
+    """Layer, column- and row-parallel linear, core attention and norm without further libraries."""
     layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
     attention = parts.self_attention.submodules
     attention.core_attention = TorchCoreAttention
     attention.q_layernorm = attention.k_layernorm = RMSNorm
-    if model.context_width is not None:
-        layer.module = PositionedLayer
-        layer.params = {"positions": AbsolutePositions(model)}
-        parts.pre_cross_attn_layernorm = RMSNorm
-        parts.cross_attn_bda = get_bias_dropout_add
-        parts.cross_attention = ModuleSpec(
-            module=TextCrossAttention,
-            params={"context_width": model.context_width},
-            submodules=CrossAttentionSubmodules(
-                linear_q=ColumnParallelLinear,
-                linear_kv=ColumnParallelLinear,
-                core_attention=TorchCoreAttention,
-                linear_proj=RowParallelLinear,
-            ),
-        )
-    return TransformerBlockSubmodules(layer_specs=[layer] * model.num_layers, layer_norm=RMSNorm)
+    return layer, ColumnParallelLinear, RowParallelLinear, TorchCoreAttention, RMSNorm
+
+
+def _transformer_engine() -> tuple[ModuleSpec, type, type, type, type]:
+    """The same of Transformer Engine."""
+    from megatron.core.extensions.transformer_engine import (
+        TEColumnParallelLinear,
+        TEDotProductAttention,
+        TENorm,
+        TERowParallelLinear,
+    )
+
+    layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=True)
+    return layer, TEColumnParallelLinear, TERowParallelLinear, TEDotProductAttention, TENorm

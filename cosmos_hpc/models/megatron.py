@@ -8,16 +8,37 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.layers import choose_transformer_impl
+
+#: Fields of Megatron's configuration for what is computed again in the backward pass.
+RECOMPUTE: dict[str, dict[str, Any]] = {
+    "none": {},
+    # The feed-forward layer holds more than half of the activations. Megatron's own choice, the
+    # core attention, would free nothing: PyTorch's and Transformer Engine's keep no scores.
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+}
 
 
-def megatron_settings(model: ModelConfig, cpu: bool) -> dict[str, Any]:
+def megatron_settings(
+    model: ModelConfig, cpu: bool, transformer_impl: str = "auto", recompute: str = "none"
+) -> dict[str, Any]:
     """Fields of Megatron's ``TransformerConfig`` for an architecture.
 
     Args:
         model: the architecture.
         cpu: no CUDA: weights are initialised on the CPU, and kernels that only CUDA has are off.
+        transformer_impl: see :func:`cosmos_hpc.models.layers.choose_transformer_impl`.
+        recompute: ``none``, ``selective`` (the feed-forward layer) or ``full`` (all but the input
+            of each layer).
     """
     return {
+        **RECOMPUTE[recompute],
+        "transformer_impl": choose_transformer_impl(transformer_impl),
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
         "ffn_hidden_size": model.ffn_hidden_size,
@@ -43,6 +64,13 @@ def megatron_settings(model: ModelConfig, cpu: bool) -> dict[str, Any]:
     }
 
 
-def megatron_config(model: ModelConfig, cpu: bool, **parallel: Any) -> TransformerConfig:
+def megatron_config(
+    model: ModelConfig,
+    cpu: bool,
+    transformer_impl: str = "auto",
+    recompute: str = "none",
+    **parallel: Any,
+) -> TransformerConfig:
     """Megatron's configuration of an architecture without NeMo, with ``parallel`` settings."""
-    return TransformerConfig(**megatron_settings(model, cpu), **parallel)
+    settings = megatron_settings(model, cpu, transformer_impl, recompute)
+    return TransformerConfig(**settings, **parallel)

@@ -16,6 +16,7 @@ from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.recipes import Split
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.tokens import BEGIN_OF_VIDEO, PADDING
 
 
 def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, list[int]]:
@@ -50,7 +51,13 @@ def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, 
     }
 
 
-class Clips(Dataset[dict[str, Tensor]]):
+#: What training reads: ``tokens`` and ``labels`` int64 ``[S]``, ``loss_mask`` float32 ``[S]``, and
+#: where the model has them ``context`` ``[text positions, context_width]`` or ``action``
+#: ``[action_width]``.
+Samples = Dataset[dict[str, Tensor]]
+
+
+class Clips(Samples):
     """Samples of some documents, as many as the training asks for.
 
     The documents are passed through in epochs, each in an order of its own that follows from the
@@ -122,6 +129,30 @@ class Clips(Dataset[dict[str, Tensor]]):
             counts += np.bincount(self._ids[document], minlength=len(counts))
         share = counts[counts > 0] / counts.sum()
         return float(-(share * np.log(share)).sum())
+
+
+def conditioned_sample(ids: Tensor, sequence_length: int, given: int = 0) -> dict[str, Tensor]:
+    """A sample of a model with text or actions, without what it is conditioned on.
+
+    The sequence is begin-of-video, the ids, and padding; inputs are all but the last, labels all
+    but the first. Only labels among the ids count, and of these only the ones to be predicted.
+
+    Args:
+        ids: int64 ``[n]`` of a clip, or of two frames.
+        sequence_length: inputs, more than ``n``.
+        given: so many ids at the beginning are not to be predicted.
+
+    Returns:
+        ``tokens`` and ``labels`` int64 and ``loss_mask`` float32, each ``[sequence_length]``.
+    """
+    sequence = torch.full((sequence_length + 1,), PADDING)
+    sequence[0] = BEGIN_OF_VIDEO
+    sequence[1 : len(ids) + 1] = ids
+    mask = torch.zeros(sequence_length)
+    mask[given : len(ids)] = 1
+    # The output layer has no row for special ids; a label that does not count is any other.
+    labels = sequence[1:].where(mask.bool(), 0)
+    return {"tokens": sequence[:-1], "labels": labels, "loss_mask": mask}
 
 
 def load_splits(run: RunFolder, split: Split) -> dict[str, list[int]]:

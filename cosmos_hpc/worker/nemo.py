@@ -16,19 +16,22 @@ from megatron.core.optimizer import OptimizerConfig
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.io import TrainerContext
 from nemo.lightning.pytorch.optim import WarmupHoldPolicyScheduler
-from nemo.lightning.pytorch.strategies.utils import RestoreConfig
 from torch import Tensor
 
 from cosmos_hpc import files
+from cosmos_hpc.models.checkpoint_reader import open_weights
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_settings
+from cosmos_hpc.models.published import load_weights
+from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker import patches
 from cosmos_hpc.worker.checkpoints import Checkpoints
-from cosmos_hpc.worker.dataset import Clips
+from cosmos_hpc.worker.dataset import Samples
 
 
 def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
@@ -40,8 +43,13 @@ def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
 def _forward_step(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
     # NeMo's own insists on a dense mask where there is no Transformer Engine; the layers know
     # that they are causal. Positions come from the rotary table, not from position ids.
+    condition = {name: batch[name] for name in ("context", "action") if name in batch}
     return model(
-        input_ids=batch["tokens"], position_ids=None, attention_mask=None, labels=batch["labels"]
+        input_ids=batch["tokens"],
+        position_ids=None,
+        attention_mask=None,
+        labels=batch["labels"],
+        **condition,
     )
 
 
@@ -56,7 +64,12 @@ class CosmosConfig(llm.GPTConfig):
     yarn_beta_slow: float | None = None
     yarn_original_latent_shape: tuple[int, int, int] | None = None
     context_width: int | None = None
+    action_width: int | None = None
     pad_to_multiple_of: int | None = None
+
+    def model(self) -> ModelConfig:
+        """The architecture alone."""
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
 
     def configure_model(
         self,
@@ -66,20 +79,38 @@ class CosmosConfig(llm.GPTConfig):
         vp_stage: Any = None,
     ) -> CosmosDecoder:
         """Build the decoder on Megatron-Core."""
-        model = ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
         return CosmosDecoder(
             self,
-            model,
+            self.model(),
             pre_process=True if pre_process is None else pre_process,
             post_process=True if post_process is None else post_process,
             vp_stage=vp_stage,
         )
 
 
-def nemo_config(model: ModelConfig, cpu: bool) -> CosmosConfig:
-    """NeMo's configuration of ``model``."""
+class CosmosModel(llm.GPTModel):
+    """NeMo's model around the decoder.
+
+    Attributes:
+        initial_weights: checkpoint whose weights a new training starts from; None: random ones.
+    """
+
+    initial_weights: Path | None = None
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Build the decoder, once, and load the weights to start from."""
+        built = hasattr(self, "module")
+        super().configure_model(vp_stage)
+        if self.initial_weights and not built:
+            weights = open_weights(self.initial_weights)
+            new = load_weights(self.module, self.config.model(), weights)
+            say(f"starting from {weights.where}{', but for ' + ', '.join(new) if new else ''}")
+
+
+def nemo_config(model: ModelConfig, cpu: bool, **settings: Any) -> CosmosConfig:
+    """NeMo's configuration of ``model``; ``settings`` as for :func:`megatron_settings`."""
     return CosmosConfig(
-        **{**model.model_dump(), **megatron_settings(model, cpu)},
+        **{**model.model_dump(), **megatron_settings(model, cpu, **settings)},
         seq_length=model.sequence_length,
         position_embedding_type="rope",
         share_embeddings_and_output_weights=False,
@@ -88,10 +119,18 @@ def nemo_config(model: ModelConfig, cpu: bool) -> CosmosConfig:
     )
 
 
+def write_context(model: ModelConfig, folder: Path) -> None:
+    """Write the ``context`` folder of a NeMo checkpoint: how to build what its weights are of."""
+    module = CosmosModel(nemo_config(model, cpu=not torch.cuda.is_available()))
+    trainer = nl.Trainer(accelerator="cpu", devices=1, strategy=nl.MegatronStrategy(), logger=False)
+    context = TrainerContext(model=module, trainer=trainer, extra={})
+    context.io_dump(folder, yaml_attrs=["model"])
+
+
 class ClipData(pl.LightningDataModule):
     """Training and validation clips behind Megatron's sampler, resumable by consumed samples."""
 
-    def __init__(self, train: Clips, validation: Clips | None, recipe: Recipe) -> None:
+    def __init__(self, train: Samples, validation: Samples | None, recipe: Recipe) -> None:
         super().__init__()
         self.train, self.validation = train, validation
         self.seq_length = recipe.model_for_clips().sequence_length
@@ -128,7 +167,8 @@ class ClipData(pl.LightningDataModule):
 
 def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
     return nl.MegatronStrategy(
-        tensor_model_parallel_size=recipe.train.tensor_parallel,
+        tensor_model_parallel_size=recipe.train.tensor_parallel or 1,
+        sequence_parallel=bool(recipe.train.sequence_parallel),
         pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
         process_group_backend="gloo" if cpu else "nccl",
         ckpt_async_save=False,
@@ -177,19 +217,64 @@ def _wandb(run: RunFolder) -> WandbLogger | None:
     )
 
 
+class _FusedAdam(pl.Callback):
+    """Lets PyTorch's Adam update in one kernel, where Apex and Transformer Engine are not there.
+
+    Its default needs several times the memory of the weights on the way.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if "foreach" in group:  # PyTorch's own
+                    group.update(foreach=False, fused=True)
+
+
+def run_logger(run: RunFolder, recipe: Recipe, validates: bool) -> nl.NeMoLogger:
+    """Checkpoints in the run folder, and Weights & Biases where it is wanted."""
+    train = recipe.train
+    return nl.NeMoLogger(
+        # A folder of its own: NeMo moves files of earlier attempts out of it.
+        explicit_log_dir=str(run.train / "nemo"),
+        ckpt=Checkpoints(
+            save_every=train.save_every,
+            validate_every=train.validate_every if validates else None,
+            dirpath=run.checkpoints,
+            filename="{step}-{reduced_train_loss:.4f}",
+            monitor="reduced_train_loss",
+            save_top_k=train.keep_checkpoints,
+            save_last="link",
+            # Without the optimizer a finished run could not be continued.
+            save_optim_on_train_end=True,
+        ),
+        wandb=_wandb(run),
+    )
+
+
 def fit(
-    run: RunFolder,
     recipe: Recipe,
     data: ClipData,
     callbacks: list[pl.Callback],
-    checkpoint: Path | None,
+    log: nl.NeMoLogger,
+    checkpoint: Path | None = None,
+    initial_weights: Path | None = None,
 ) -> None:
-    """Train with NeMo's ``llm.train``, from a checkpoint of the run where there is one."""
+    """Train with NeMo's ``llm.train``.
+
+    Args:
+        recipe: with a layout.
+        data: samples.
+        callbacks: of Lightning.
+        log: where to, and the checkpoints to write; without those none are written.
+        checkpoint: of this training, to go on from.
+        initial_weights: to begin with, where there is no checkpoint.
+    """
     train = recipe.train
     cpu = not torch.cuda.is_available()
     if not cpu:
         patches.synchronize_before_ddp()
         patches.load_steps_of_adam()
+        callbacks = [*callbacks, _FusedAdam()]
     mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
     trainer = nl.Trainer(
         accelerator="cpu" if cpu else "gpu",
@@ -199,6 +284,7 @@ def fit(
         strategy=_strategy(recipe, cpu),
         plugins=mixed if train.precision == "bf16" else None,
         callbacks=callbacks,
+        enable_checkpointing=log.ckpt is not None,
         val_check_interval=train.validate_every,
         # Count steps over the whole run, through resumes, not within an epoch.
         check_val_every_n_epoch=None,
@@ -210,34 +296,25 @@ def fit(
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    saving = Checkpoints(
-        save_every=train.save_every,
-        validate_every=train.validate_every if data.validation else None,
-        dirpath=run.checkpoints,
-        filename="{step}-{reduced_train_loss:.4f}",
-        monitor="reduced_train_loss",
-        save_top_k=train.keep_checkpoints,
-        save_last="link",
-        # Without the optimizer a finished run could not be continued.
-        save_optim_on_train_end=True,
-    )
-    start = RestoreConfig(path=train.init_from, load_artifacts=False) if train.init_from else None
     optimizer = _optimizer(recipe, cpu)
     pl.seed_everything(train.seed)
+    config = nemo_config(
+        recipe.model_for_clips(),
+        cpu,
+        transformer_impl=train.transformer_impl,
+        recompute=train.recompute or "none",
+    )
+    model = CosmosModel(config, optim=optimizer)
+    if checkpoint is None:
+        model.initial_weights = initial_weights
     llm.train(
-        model=llm.GPTModel(nemo_config(recipe.model_for_clips(), cpu), optim=optimizer),
+        model=model,
         data=data,
         trainer=trainer,
-        log=nl.NeMoLogger(
-            # A folder of its own: NeMo moves files of earlier attempts out of it.
-            explicit_log_dir=str(run.train / "nemo"),
-            ckpt=saving,
-            wandb=_wandb(run),
-        ),
+        log=log,
         resume=nl.AutoResume(
             resume_if_exists=checkpoint is not None,
             resume_from_path=str(checkpoint) if checkpoint else None,
-            restore_config=start,
         ),
         optim=optimizer,
     )

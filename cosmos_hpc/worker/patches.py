@@ -45,7 +45,7 @@ def load_steps_of_adam() -> None:
             for parameter in (p for group in adam.param_groups for p in group["params"]):
                 if not adam.state[parameter]:
                     adam.state[parameter] = {
-                        "step": torch.tensor(0.0),
+                        "step": torch.zeros((), device=parameter.device),
                         "exp_avg": torch.zeros_like(parameter),
                         "exp_avg_sq": torch.zeros_like(parameter),
                     }

@@ -113,7 +113,7 @@ def _publish(run: RunFolder, shard: int, journal: Journal, clock: Stopwatch) -> 
         "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
     }
     files.write_json(temporary / "done.json", marker)
-    files.publish_folder(temporary, final)
+    files.publish(temporary, final)
     say(f"shard {shard} is whole: {marker['clips']} clips, {marker['failed']} videos failed")
 
 

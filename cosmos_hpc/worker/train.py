@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import torch
 
@@ -38,10 +39,18 @@ def train(run: RunFolder, recipe: Recipe) -> None:
     latest = latest_checkpoint(run.checkpoints)
     # A run that was killed between its last checkpoint and its marker has no step left to do.
     if latest is None or latest[0] < recipe.train.max_steps:
-        _use_cpu_if_need_be()
+        prepare_device()
         metrics = MetricsFile(run.metrics, run.loss_curve, reference)
         data = nemo.ClipData(training, validation, recipe)
-        nemo.fit(run, recipe, data, [metrics], latest[1] if latest else None)
+        start = recipe.train.init_from
+        nemo.fit(
+            recipe,
+            data,
+            [metrics],
+            nemo.run_logger(run, recipe, validates=validation is not None),
+            checkpoint=latest[1] if latest else None,
+            initial_weights=Path(start) if start else None,
+        )
     if _is_first_rank():
         counts = {part: len(chosen) for part, chosen in documents.items()}
         _mark_done(run, recipe.train.max_steps, counts, reference)
@@ -65,8 +74,13 @@ def _clips(
     return training, Clips(prefix, documents["validation"], samples, sequence, once=True)
 
 
-def _use_cpu_if_need_be() -> None:
+def prepare_device() -> None:
+    """Settings that must be there before CUDA starts; without CUDA, the adaptation to the CPU."""
     if torch.cuda.is_available():
+        # Megatron's overlap of communication and computation relies on this order of kernels.
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        # Long samples come close to the limit, where fragments would be what is missing.
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
         return
     from cosmos_hpc.worker import cpu
 

@@ -17,10 +17,9 @@ from megatron.core.tensor_parallel import (
 from cosmos_hpc.models import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_config
-from cosmos_hpc.models.published import to_megatron
 from cosmos_hpc.worker import cpu
 from tests.models import reference
-from tests.models.test_published import inputs, sizes, weights
+from tests.models.test_published import inputs, sizes, to_megatron, weights
 
 #: Dimension that tensor parallelism splits; other weights are whole on every rank.
 SPLIT = {
@@ -32,13 +31,6 @@ SPLIT = {
     "linear_fc1": 0,
     "linear_proj": 1,
     "linear_fc2": 1,
-}
-
-
-RECOMPUTATION = {
-    "recompute_granularity": "full",
-    "recompute_method": "uniform",
-    "recompute_num_layers": 1,
 }
 
 
@@ -59,14 +51,14 @@ def main(variant, sequence_parallel, recompute):
     model_parallel_cuda_manual_seed(1)
     config = ModelConfig(**sizes(variant))
     w = {name: tensor.requires_grad_() for name, tensor in weights(config).items()}
-    ids, context = inputs(config)
+    ids, condition = inputs(config)
     probe = torch.randn(
         2,
         config.sequence_length,
         config.output_vocab_size,
         generator=torch.Generator().manual_seed(2),
     )
-    expected = reference.logits(w, sizes(variant), ids, context)
+    expected = reference.logits(w, sizes(variant), ids, **condition)
     (expected * probe).sum().backward()
 
     settings = megatron_config(
@@ -74,20 +66,23 @@ def main(variant, sequence_parallel, recompute):
         cpu=True,
         tensor_model_parallel_size=ranks,
         sequence_parallel=sequence_parallel,
-        **(RECOMPUTATION if recompute else {}),
+        recompute=recompute,
     )
     decoder = CosmosDecoder(settings, config, pre_process=True, post_process=True)
     decoder.load_state_dict(
-        {name: part(name, tensor.detach(), rank, ranks) for name, tensor in to_megatron(w, config)}
+        {
+            name: part(name, tensor.detach(), rank, ranks)
+            for name, tensor in to_megatron(w, config).items()
+        }
     )
-    got = decoder(input_ids=ids, context=context)
+    got = decoder(input_ids=ids, **condition)
     whole = gather_from_tensor_model_parallel_region(got)
     torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-4)
     # Megatron's schedule calls the engine like this; torch's own functions would suspend the CPU
     # adaptation during the backward pass.
     custom_backward((got * probe.chunk(ranks, -1)[rank]).sum(), None)
 
-    wanted = dict(to_megatron({name: tensor.grad for name, tensor in w.items()}, config))
+    wanted = to_megatron({name: tensor.grad for name, tensor in w.items()}, config)
     for name, parameter in decoder.named_parameters():
         gradient = parameter.grad.clone()
         # Megatron sums these after the backward pass (finalize_model_grads).
@@ -101,4 +96,8 @@ def main(variant, sequence_parallel, recompute):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], "sequence" in sys.argv, "recompute" in sys.argv)
+    main(
+        sys.argv[1].replace("-", " "),
+        "sequence" in sys.argv,
+        (set(sys.argv) & {"full", "selective"} or {"none"}).pop(),
+    )

@@ -102,8 +102,17 @@ def absolute_table(c):
     return torch.tensor(rows, dtype=torch.float64).float()
 
 
-def logits(w, c, ids, context=None):
+def action_context(w, action):
+    """Linear, ReLU, Linear, repeated along the sequence once for each number of the action."""
+    inner = torch.relu(action @ w["action_mlp.0.weight"].T + w["action_mlp.0.bias"])
+    row = inner @ w["action_mlp.2.weight"].T + w["action_mlp.2.bias"]
+    return torch.stack([row] * action.shape[1], 1)
+
+
+def logits(w, c, ids, context=None, action=None):
     """Logits [b, s, output vocabulary] of ids [b, s]; c holds the sizes in Megatron's names."""
+    if action is not None:
+        context = action_context(w, action)
     x = w["model.tok_embeddings.weight"][ids]
     angles = rotary_table(c)[: ids.shape[1]]
     absolute = absolute_table(c)[: ids.shape[1]] if context is not None else None

@@ -9,7 +9,7 @@ import torch
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models import ModelConfig, from_published
 from cosmos_hpc.models.positions import absolute_positions, rotary_angles
-from cosmos_hpc.models.published import published_shapes, to_megatron
+from cosmos_hpc.models.weights import published_shapes, weights_of
 from cosmos_hpc.recipes import load_recipe
 from tests.conftest import REPOSITORY
 from tests.models import reference
@@ -33,7 +33,15 @@ YARN = {
     "yarn_original_latent_shape": (2, 3, 4),
 }
 TEXT = {"vocab_size": 96, "context_width": 48, "pad_to_multiple_of": 8}
-VARIANTS = {"4b": {}, "12b": YARN, "5b": TEXT, "13b": {**YARN, **TEXT}}
+ACTION = {"action_width": 7, "latent_shape": (2, 3, 5), "pad_to_multiple_of": 16}
+VARIANTS = {
+    "4b": {},
+    "12b": YARN,
+    "5b": TEXT,
+    "13b": {**YARN, **TEXT},
+    "5b action": {**TEXT, **ACTION},
+    "13b action": {**YARN, **TEXT, **ACTION},
+}
 
 
 def sizes(variant):
@@ -48,13 +56,23 @@ def weights(config, seed=0, scale=0.1):
     }
 
 
+def to_megatron(tensors, config):
+    """Names and values of the parameters that tensors with published names become."""
+    return {
+        weight.module_name: weight.pack([tensors[part] for part in weight.parts])
+        for weight in weights_of(config)
+    }
+
+
 def inputs(config, seed=1):
+    """Ids, and what the model is conditioned on, by the names of its arguments."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, config.vocab_size, (2, config.sequence_length), generator=generator)
-    context = None
+    if config.action_width:
+        return ids, {"action": torch.randn(2, config.action_width, generator=generator)}
     if config.context_width:
-        context = torch.randn(2, 5, config.context_width, generator=generator)
-    return ids, context
+        return ids, {"context": torch.randn(2, 5, config.context_width, generator=generator)}
+    return ids, {}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -62,17 +80,17 @@ def test_logits_and_all_gradients_agree(variant):
     config = ModelConfig(**sizes(variant))
     assert config.sequence_length == (32 if config.context_width else 24)
     w = {name: tensor.requires_grad_() for name, tensor in weights(config).items()}
-    ids, context = inputs(config)
+    ids, condition = inputs(config)
     probe = torch.randn(2, config.sequence_length, config.output_vocab_size)
 
-    expected = reference.logits(w, sizes(variant), ids, context)
+    expected = reference.logits(w, sizes(variant), ids, **condition)
     (expected * probe).sum().backward()
     model = from_published({name: tensor.detach() for name, tensor in w.items()}, config)
-    got = model(ids) if context is None else model(ids, context=context)
+    got = model(ids, **condition)
     (got * probe).sum().backward()
 
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
-    wanted = dict(to_megatron({name: tensor.grad for name, tensor in w.items()}, config))
+    wanted = to_megatron({name: tensor.grad for name, tensor in w.items()}, config)
     found = {name: p.grad for name, p in model.decoder.named_parameters()}
     assert set(found) == set(wanted)
     for name, gradient in found.items():
@@ -95,10 +113,10 @@ def test_tables_agree_at_full_size(name):
 
 def test_a_beginning_of_a_clip_is_enough():
     config = ModelConfig(**sizes("5b"))
-    ids, context = inputs(config)
+    ids, condition = inputs(config)
     model = from_published(weights(config), config)
     with torch.no_grad():
-        whole, part = model(ids, context=context), model(ids[:, :9], context=context)
+        whole, part = model(ids, **condition), model(ids[:, :9], **condition)
     torch.testing.assert_close(part, whole[:, :9])
 
 
@@ -122,7 +140,17 @@ def test_weights_of_another_model_are_named():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["4b", "13b", "12b sequence", "5b sequence", "13b sequence", "13b recompute"]
+    "case",
+    [
+        "4b",
+        "13b",
+        "5b-action",
+        "12b sequence",
+        "5b sequence",
+        "13b-action sequence",
+        "13b full",
+        "13b selective",
+    ],
 )
 def test_two_tensor_parallel_ranks_agree_as_well(case):
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

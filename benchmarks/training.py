@@ -1,0 +1,141 @@
+"""Step time, TFLOP/s and memory of a recipe's training on random samples, through NeMo.
+
+    torchrun --standalone --nproc-per-node N benchmarks/training.py RECIPE [key=value ...]
+
+N is the number of GPUs. FLOPs are counted by ``ModelConfig.training_flops``. Weights and ids are
+random: the first loss should be near ln 64 000 = 11.07.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.layouts import size
+from cosmos_hpc.plans import with_layout
+from cosmos_hpc.recipes import Recipe, load_recipe
+from cosmos_hpc.tokens import NUM_IDS
+from cosmos_hpc.worker.dataset import Samples, conditioned_sample
+from cosmos_hpc.worker.train import prepare_device
+
+#: Rows of a T5 text embedding.
+TEXT_POSITIONS = 512
+
+
+class RandomSamples(Samples):
+    """Samples of a recipe's form, the same for the same index."""
+
+    def __init__(self, recipe: Recipe, length: int) -> None:
+        self.model, self.length = recipe.model_for_clips(), length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(index)
+        frames, rows, columns = self.model.latent_shape
+        shape = (frames * rows * columns,)
+        ids = torch.randint(0, NUM_IDS, shape, generator=generator)
+        if self.model.context_width is None:
+            mask = torch.ones(len(ids))
+            mask[-1] = 0
+            return {"tokens": ids, "labels": ids.roll(-1), "loss_mask": mask}
+        length = self.model.sequence_length
+        if self.model.action_width:
+            action = torch.randn(self.model.action_width, generator=generator)
+            return {**conditioned_sample(ids, length, rows * columns), "action": action}
+        context = torch.randn(TEXT_POSITIONS, self.model.context_width, generator=generator)
+        return {**conditioned_sample(ids, length), "context": context}
+
+
+def main(name: str, overrides: list[str], gpu: str) -> None:
+    """Train some steps and print what was seen as JSON."""
+    prepare_device()
+    import lightning.pytorch as pl
+    from nemo import lightning as nl
+
+    from cosmos_hpc.models.layers import choose_transformer_impl
+    from cosmos_hpc.worker import nemo
+
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    on_cpu = [] if torch.cuda.is_available() else ["train.precision=fp32"]
+    recipe = load_recipe(name, [f"train.gpus={world}", *on_cpu, *overrides])
+    gpus = world if torch.cuda.is_available() else 0
+    cluster = load_cluster("local", [f"gpus={gpus}", f"parallel={max(1, gpus)}", f"gpu={gpu}"])
+    if not gpus:
+        cluster = cluster.model_copy(update={"gpus": 0})
+    sizing = size(recipe, cluster)
+    recipe = with_layout(recipe, sizing.layout)
+
+    class Meter(pl.Callback):
+        """Time and loss of each step."""
+
+        def __init__(self) -> None:
+            self.seconds: list[float] = []
+            self.losses: list[float] = []
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.started = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.losses.append(round(float(trainer.callback_metrics["reduced_train_loss"]), 4))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.seconds.append(round(time.perf_counter() - self.started, 4))
+
+    train = recipe.train
+    samples = RandomSamples(recipe, train.max_steps * train.global_batch_size)
+    meter = Meter()
+    with tempfile.TemporaryDirectory() as logs:
+        log = nl.NeMoLogger(explicit_log_dir=logs)
+        log.ckpt = None
+        nemo.fit(recipe, nemo.ClipData(samples, None, recipe), [meter], log)
+    model = recipe.model_for_clips()
+    # The first steps compile kernels and create the optimizer's state.
+    step = statistics.median(meter.seconds[3:])
+    flops = model.training_flops(TEXT_POSITIONS) * train.global_batch_size
+    report: dict[str, Any] = {
+        "recipe": name,
+        "layout": str(sizing.layout),
+        "global_batch_size": train.global_batch_size,
+        "losses": meter.losses,
+        "seconds": meter.seconds,
+        "step_seconds": step,
+        "ids_per_second": round(train.global_batch_size * model.sequence_length / step),
+        "tflops_per_gpu": round(flops / step / world / 1e12, 1),
+    }
+    if torch.cuda.is_available():
+        seen, predicted = torch.cuda.max_memory_allocated(), sizing.memory
+        assert predicted is not None
+        report |= {
+            "gpu": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "transformer_impl": choose_transformer_impl(train.transformer_impl),
+            "allocated_gb": round(seen / 1e9, 2),
+            "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
+            "predicted_gb": round(predicted.total / 1e9, 2),
+            "predicted_to_seen": round(predicted.total / seen, 3),
+            "parts": {k: round(v / 1e9, 2) for k, v in vars(predicted).items()},
+        }
+    if int(os.environ.get("RANK", "0")) == 0:
+        print("RESULT " + json.dumps(report), flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe")
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--gpu", default="H200-141")
+    arguments = parser.parse_args()
+    main(arguments.recipe, arguments.overrides, arguments.gpu)

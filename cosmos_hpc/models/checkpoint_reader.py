@@ -1,0 +1,386 @@
+"""Reads weights from disk one at a time: published files, and NeMo checkpoints.
+
+Nothing is unpickled but tensors and the plain classes of a checkpoint's index.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import pickle
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.config import Architecture
+from cosmos_hpc.models.weights import (
+    FUSED_NORMS,
+    Weight,
+    compare_shapes,
+    is_new,
+    packed_shape,
+    published_shapes,
+    weights_of,
+)
+
+Shape = tuple[int, ...]
+
+#: One layer of everything that there may be, to look names up.
+_TEMPLATE = Architecture(
+    num_layers=1,
+    hidden_size=1,
+    ffn_hidden_size=1,
+    num_attention_heads=1,
+    num_query_groups=1,
+    kv_channels=6,
+    context_width=4,
+    action_width=1,
+)
+
+
+#: Megatron rounds vocabularies up to a multiple of at most this (128 times tensor parallel 8).
+_VOCABULARY_PADDING = 1024
+
+
+def same_sizes(found: Architecture, model: Architecture) -> bool:
+    """Whether weights of these sizes are of an architecture, but for padded vocabularies."""
+    exact = (
+        "num_layers",
+        "hidden_size",
+        "ffn_hidden_size",
+        "num_attention_heads",
+        "num_query_groups",
+        "kv_channels",
+        "context_width",
+        "action_width",
+    )
+    return all(getattr(found, name) == getattr(model, name) for name in exact) and all(
+        0 <= getattr(found, name) - getattr(model, name) < _VOCABULARY_PADDING
+        for name in ("vocab_size", "output_vocab_size")
+    )
+
+
+class Weights(ABC):
+    """Weights of a model, read one at a time.
+
+    Attributes:
+        where: what was opened, for messages.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    @abstractmethod
+    def expect(self, model: Architecture, may_be_new: bool = False) -> None:
+        """Compare names and shapes with those of an architecture; drop what pads vocabularies.
+
+        Args:
+            model: the architecture.
+            may_be_new: heads that base checkpoints lack may be missing.
+
+        Raises:
+            RequestError: names the missing, unexpected and misshapen tensors.
+        """
+
+    @abstractmethod
+    def read(self, weight: Weight) -> Tensor:
+        """A weight in Megatron's form, whole, in the dtype that it is stored in.
+
+        Raises:
+            RequestError: the file is damaged.
+        """
+
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The narrowest dtype that holds all weights as they are stored."""
+
+    @abstractmethod
+    def has(self, weight: Weight) -> bool:
+        """Whether the weight is there."""
+
+    @abstractmethod
+    def _shape(self, weight: Weight) -> Shape | None:
+        """Shape of a weight in Megatron's form; None where there is none."""
+
+    @abstractmethod
+    def _num_layers(self) -> int: ...
+
+    def sizes(self) -> Architecture:
+        """The architecture as far as shapes tell: without YaRN, rotary base and padding.
+
+        Raises:
+            RequestError: this is no checkpoint of a Cosmos model.
+        """
+        shapes = {w.name: self._shape(w) for w in weights_of(_TEMPLATE)}
+
+        def get(name: str) -> Shape:
+            shape = shapes[f"{name}.weight"]
+            if shape is None:
+                raise RequestError(
+                    f"{self.where} is not a checkpoint of a Cosmos model: it has no {name}.weight "
+                    f"nor what that is made of"
+                )
+            return shape
+
+        width = get("self_attention.q_layernorm")[0]
+        query = get("self_attention.linear_proj")[1]
+        packed = get("self_attention.linear_qkv")[0]
+        text = shapes["cross_attention.linear_kv.weight"]
+        action = shapes["action_mlp.0.weight"]
+        try:
+            return Architecture(
+                num_layers=self._num_layers(),
+                hidden_size=get("embedding.word_embeddings")[1],
+                ffn_hidden_size=get("mlp.linear_fc2")[1],
+                num_attention_heads=query // width,
+                num_query_groups=(packed - query) // (2 * width),
+                kv_channels=width,
+                vocab_size=get("embedding.word_embeddings")[0],
+                output_vocab_size=get("output_layer")[0],
+                context_width=text[1] if text else None,
+                action_width=action[1] if action else None,
+            )
+        except (ValueError, IndexError, ZeroDivisionError):
+            raise RequestError(
+                f"{self.where} is not a checkpoint of a Cosmos model: the shapes of its weights do "
+                f"not fit together"
+            ) from None
+
+
+class PublishedWeights(Weights):
+    """Tensors by their published names: a state dict, or a file whose tensors are lazy."""
+
+    def __init__(self, tensors: Mapping[str, Any], where: str) -> None:
+        super().__init__(where)
+        self._tensors = tensors
+        self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def expect(self, model: Architecture, may_be_new: bool = False) -> None:
+        """As in :class:`Weights`."""
+        wanted = published_shapes(model)
+        if may_be_new:
+            wanted = {n: s for n, s in wanted.items() if n in self._shapes or not is_new(n)}
+        compare_shapes(self._shapes, wanted, self.where)
+
+    def read(self, weight: Weight) -> Tensor:
+        """As in :class:`Weights`."""
+        return weight.pack([self._tensors[part][...] for part in weight.parts])
+
+    def dtype(self) -> torch.dtype:
+        """As in :class:`Weights`."""
+        return _common({tensor.dtype for tensor in self._tensors.values()})
+
+    def has(self, weight: Weight) -> bool:
+        """As in :class:`Weights`."""
+        return all(part in self._shapes for part in weight.parts)
+
+    def _shape(self, weight: Weight) -> Shape | None:
+        return packed_shape(weight, self._shapes) if self.has(weight) else None
+
+    def _num_layers(self) -> int:
+        found = (re.match(r"model\.layers\.(\d+)\.", name) for name in self._shapes)
+        return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+
+def _open_torch_file(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError:
+        raise RequestError(
+            f"{path} holds more than tensors, which is not loaded: it could run code"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as e:
+        raise RequestError(f"{path} is damaged or not a PyTorch file: {_first_line(e)}") from None
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise RequestError(f"{path} is not a mapping of names to tensors")
+    return content
+
+
+class _SafeTensors(Mapping[str, Any]):
+    """Tensors of one safetensors file, or of all in a folder; values are lazy slices."""
+
+    def __init__(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        self._slices: dict[str, _LazySlice] = {}
+        for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
+            try:
+                opened = safe_open(file, framework="pt")
+                names = opened.keys()
+                self._slices |= {name: _LazySlice(opened, name) for name in names}
+            except (SafetensorError, OSError) as e:
+                raise RequestError(
+                    f"{file} is damaged or not a safetensors file: {_first_line(e)}"
+                ) from None
+
+    def __getitem__(self, name: str) -> _LazySlice:
+        return self._slices[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._slices)
+
+    def __len__(self) -> int:
+        return len(self._slices)
+
+
+class _LazySlice:
+    def __init__(self, opened: Any, name: str) -> None:
+        self._slice = opened.get_slice(name)
+        self.shape = tuple(self._slice.get_shape())
+        self.dtype = self._slice[:0].dtype
+
+    def __getitem__(self, index: Any) -> Tensor:
+        tensor: Tensor = self._slice[index]
+        return tensor
+
+
+class Array(Protocol):
+    """A tensor of a NeMo checkpoint, whatever the format."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    def read(self, index: int | None) -> Tensor:
+        """The whole, or the part at ``index`` of its first axis."""
+
+
+class NemoWeights(Weights):
+    """A NeMo checkpoint of any layout, its weights in the folder or below ``weights/``."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        folder = next(p for p in (path / "weights", path) if p.is_dir())
+        self._arrays: dict[str, tuple[Array, int | None]] = {}
+        self._rows: dict[str, int] = {}
+        for name, array in _open_arrays(folder).items():
+            self._add(name.removeprefix("module."), array)
+
+    def _add(self, name: str, array: Array) -> None:
+        """Note an array under the names of the layers' weights that it holds."""
+        if name.startswith("optimizer.") or "_extra_state" in name:
+            # Optimizer's state; and what Transformer Engine keeps beside its weights for fp8.
+            return
+        alone = re.fullmatch(r"decoder\.layers\.(\d+)\.(.+)", name)
+        stacked = re.fullmatch(r"decoder\.layers\.(.+)", name)
+        if alone:
+            self._arrays[_numbered(alone[2], int(alone[1]))] = (array, None)
+        elif stacked:
+            for layer in range(array.shape[0]):
+                self._arrays[_numbered(stacked[1], layer)] = (array, layer)
+        else:
+            self._arrays[name] = (array, None)
+
+    def expect(self, model: Architecture, may_be_new: bool = False) -> None:
+        """As in :class:`Weights`."""
+        shapes = published_shapes(model)
+        wanted = {
+            _key(w): packed_shape(w, shapes)
+            for w in weights_of(model)
+            if self.has(w) or not (may_be_new and is_new(w.name))
+        }
+        found = {key: self._stored_shape(key) for key in self._arrays}
+        for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
+            rows = wanted[key][0]
+            if key in found and 0 <= found[key][0] - rows < _VOCABULARY_PADDING:
+                self._rows[key] = rows
+                found[key] = (rows, *found[key][1:])
+        compare_shapes(found, wanted, self.where)
+
+    def read(self, weight: Weight) -> Tensor:
+        """As in :class:`Weights`."""
+        key = _key(weight)
+        array, index = self._arrays[key]
+        try:
+            return array.read(index)[: self._rows.get(key)]
+        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as e:
+            raise RequestError(
+                f"{self.where}: cannot read {key}, the checkpoint is damaged: {_first_line(e)}"
+            ) from None
+
+    def dtype(self) -> torch.dtype:
+        """As in :class:`Weights`."""
+        return _common({array.dtype for array, _ in self._arrays.values()})
+
+    def has(self, weight: Weight) -> bool:
+        """As in :class:`Weights`."""
+        return _key(weight) in self._arrays
+
+    def _stored_shape(self, key: str) -> Shape:
+        array, index = self._arrays[key]
+        return array.shape if index is None else array.shape[1:]
+
+    def _shape(self, weight: Weight) -> Shape | None:
+        return self._stored_shape(_key(weight)) if self.has(weight) else None
+
+    def _num_layers(self) -> int:
+        found = (re.match(r"decoder\.layers\.(\d+)\.", key) for key in self._arrays)
+        return 1 + max((int(m[1]) for m in found if m), default=-1)
+
+
+def _numbered(name: str, layer: int) -> str:
+    return f"decoder.layers.{layer}.{FUSED_NORMS.get(name, name)}"
+
+
+def _key(weight: Weight) -> str:
+    return weight.name if weight.layer is None else _numbered(weight.name, weight.layer)
+
+
+def _open_arrays(folder: Path) -> Mapping[str, Array]:
+    from cosmos_hpc.models import distributed_formats
+
+    described = folder / "metadata.json"
+    try:
+        backend = json.loads(described.read_text())["sharded_backend"]
+    except FileNotFoundError:
+        # Written by other tools, or incompletely; the index itself decides.
+        backend = "torch_dist" if (folder / ".metadata").is_file() else None
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        raise RequestError(f"{described} does not say in which format the weights are") from None
+    if backend == "torch_dist":
+        return distributed_formats.open_torch_dist(folder)
+    if backend == "zarr":
+        return distributed_formats.open_zarr(folder)
+    known = "torch_dist and zarr can be read"
+    if backend is None:
+        raise RequestError(f"{folder} holds no distributed checkpoint ({known})")
+    raise RequestError(f"{folder} holds a checkpoint of format {backend!r}; {known}")
+
+
+def _common(dtypes: set[torch.dtype]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def open_weights(path: Path | str) -> Weights:
+    """Open published weights or a NeMo checkpoint; what it is follows from its content.
+
+    Args:
+        path: a ``.pt`` or ``.safetensors`` file, a folder with ``model.pt`` or safetensors, or the
+            folder of a NeMo checkpoint.
+
+    Raises:
+        RequestError: it is none of these, or is damaged.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "model.pt").is_file():
+        path /= "model.pt"
+    if path.is_dir():
+        if any(path.glob("*.safetensors")):
+            return PublishedWeights(_SafeTensors(path), str(path))
+        return NemoWeights(path)
+    if not path.exists():
+        raise RequestError(f"there is no {path}")
+    if path.suffix == ".safetensors":
+        return PublishedWeights(_SafeTensors(path), str(path))
+    if path.suffix == ".pt":
+        return PublishedWeights(_open_torch_file(path), str(path))
+    raise RequestError(f"{path} is neither a .pt nor a .safetensors file, nor a folder")

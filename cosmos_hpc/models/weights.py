@@ -1,0 +1,184 @@
+"""Every weight of a decoder by its published name and by its name in Megatron.
+
+Megatron packs queries, keys and values by query group (the group's query heads, its key head, its
+value head) and stacks the gate of the feed-forward layer on its up projection. A NeMo checkpoint
+stacks a weight of all layers along a first axis, and names the norm before a linear layer after
+that layer, as if Transformer Engine had fused them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.config import Architecture
+
+#: Norms in Megatron's local layers, and how checkpoints name them.
+FUSED_NORMS = {
+    "input_layernorm.weight": "self_attention.linear_qkv.layer_norm_weight",
+    "pre_mlp_layernorm.weight": "mlp.linear_fc1.layer_norm_weight",
+}
+_LAYERS = "decoder.layers."
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A weight of Megatron's decoder, and the published ones that it is made of.
+
+    Attributes:
+        name: in a decoder of Megatron's local layers; without the number of the layer.
+        parts: published names.
+        groups: query groups by which the parts are interleaved; 1 stacks them one after another.
+        layer: number of the layer; None outside of layers.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    groups: int = 1
+    layer: int | None = None
+
+    @property
+    def module_name(self) -> str:
+        """Name of the parameter in a decoder of Megatron's local layers."""
+        return self.name if self.layer is None else f"{_LAYERS}{self.layer}.{self.name}"
+
+    @property
+    def key(self) -> str:
+        """Name in a NeMo checkpoint, the same for all layers."""
+        return self.name if self.layer is None else _LAYERS + FUSED_NORMS.get(self.name, self.name)
+
+    def pack(self, parts: list[Tensor]) -> Tensor:
+        """The weight from its parts, each ``[rows, ...]``."""
+        if len(parts) == 1:
+            return parts[0]
+        grouped = [part.unflatten(0, (self.groups, -1)) for part in parts]
+        return torch.cat(grouped, 1).flatten(0, 1)
+
+    def unpack(self, packed: Tensor, rows: list[int]) -> list[Tensor]:
+        """The parts, of so many rows each, as views or copies of the packed weight."""
+        if len(rows) == 1:
+            return [packed]
+        grouped = packed.unflatten(0, (self.groups, -1))
+        return [part.flatten(0, 1) for part in grouped.split([r // self.groups for r in rows], 1)]
+
+
+def weights_of(model: Architecture) -> Iterator[Weight]:
+    """All weights of an architecture, in the order of the published checkpoints."""
+    yield Weight("embedding.word_embeddings.weight", ("model.tok_embeddings.weight",))
+    for layer in range(model.num_layers):
+        for name, parts, groups in _layer(model):
+            published = tuple(f"model.layers.{layer}.{part}.weight" for part in parts)
+            yield Weight(f"{name}.weight", published, groups, layer)
+    yield Weight("decoder.final_layernorm.weight", ("model.norm.weight",))
+    yield Weight("output_layer.weight", ("model.output.weight",))
+    if model.action_width is not None:
+        # There is no published form; the names are those of the module in both.
+        for name in _ACTION_MLP:
+            yield Weight(name, (name,))
+
+
+#: The head is new: base checkpoints do not have it.
+_ACTION_MLP = [f"action_mlp.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")]
+
+
+def is_new(name: str) -> bool:
+    """Whether a weight may be missing from a checkpoint to start from, and is then random."""
+    return name in _ACTION_MLP
+
+
+def _layer(model: Architecture) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """Megatron's name, published names and interleaving of the weights of one layer."""
+    groups = model.num_query_groups
+    yield "input_layernorm", ("attention_norm",), 1
+    yield "self_attention.linear_qkv", tuple(f"attention.w{x}" for x in "qkv"), groups
+    yield from _heads("self_attention", "attention")
+    if model.context_width is not None:
+        yield "pre_cross_attn_layernorm", ("cross_attention_norm",), 1
+        yield "cross_attention.linear_q", ("cross_attention.wq",), 1
+        yield "cross_attention.linear_kv", tuple(f"cross_attention.w{x}" for x in "kv"), groups
+        yield from _heads("cross_attention", "cross_attention")
+    yield "pre_mlp_layernorm", ("ffn_norm",), 1
+    yield "mlp.linear_fc1", ("feed_forward.w1", "feed_forward.w3"), 1
+    yield "mlp.linear_fc2", ("feed_forward.w2",), 1
+
+
+def _heads(name: str, published: str) -> Iterator[tuple[str, tuple[str, ...], int]]:
+    """What is the same in self- and cross-attention."""
+    yield f"{name}.linear_proj", (f"{published}.wo",), 1
+    yield f"{name}.q_layernorm", (f"{published}.q_norm",), 1
+    yield f"{name}.k_layernorm", (f"{published}.k_norm",), 1
+
+
+def published_shapes(model: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every weight of a published checkpoint of this architecture."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    layer: dict[str, tuple[int, ...]] = {"attention_norm": (hidden,), "ffn_norm": (hidden,)}
+    layer |= _attention_shapes("attention", model, hidden)
+    if model.context_width is not None:
+        layer["cross_attention_norm"] = (hidden,)
+        layer |= _attention_shapes("cross_attention", model, model.context_width)
+    layer |= {f"feed_forward.w{n}": (ffn, hidden) for n in (1, 3)}
+    layer["feed_forward.w2"] = (hidden, ffn)
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.tok_embeddings.weight": (model.vocab_size, hidden),
+        "model.norm.weight": (hidden,),
+        "model.output.weight": (model.output_vocab_size, hidden),
+    }
+    for number in range(model.num_layers):
+        shapes |= {f"model.layers.{number}.{k}.weight": shape for k, shape in layer.items()}
+    if model.action_width is not None:
+        assert model.context_width is not None
+        inner = model.context_width // 4
+        sizes = [(inner, model.action_width), (inner,), (model.context_width, inner)]
+        shapes |= dict(zip(_ACTION_MLP, [*sizes, (model.context_width,)], strict=True))
+    return shapes
+
+
+def _attention_shapes(name: str, model: Architecture, source: int) -> dict[str, tuple[int, ...]]:
+    hidden, width = model.hidden_size, model.kv_channels
+    query, key = model.num_attention_heads * width, model.num_query_groups * width
+    return {
+        f"{name}.wq": (query, hidden),
+        f"{name}.wk": (key, source),
+        f"{name}.wv": (key, source),
+        f"{name}.wo": (hidden, query),
+        f"{name}.q_norm": (width,),
+        f"{name}.k_norm": (width,),
+    }
+
+
+def packed_shape(weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """Shape of a weight in Megatron, without tensor parallelism and the axis of layers."""
+    first, *others = (shapes[part] for part in weight.parts)
+    return (first[0] + sum(shape[0] for shape in others), *first[1:])
+
+
+def compare_shapes(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Compare names and shapes of tensors with those of an architecture.
+
+    Raises:
+        RequestError: names the missing, unexpected and misshapen tensors.
+    """
+    misshapen = [
+        f"{name} is {list(found[name])}, not {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and tuple(found[name]) != shape
+    ]
+    differences = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "misshapen": misshapen,
+    }
+    problems = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in differences.items()
+        if names
+    ]
+    if problems:
+        raise RequestError(f"{where} holds the weights of another model: {'; '.join(problems)}")

@@ -1,0 +1,148 @@
+"""Turns checkpoints into each other: published PyTorch weights and NeMo checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from cosmos_hpc import files
+from cosmos_hpc.config import Section
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.checkpoint_reader import Weights, open_weights, same_sizes
+from cosmos_hpc.models.checkpoint_writer import (
+    Job,
+    write_nemo_weights,
+    write_safetensors,
+    write_torch_file,
+)
+from cosmos_hpc.models.config import Architecture, ModelConfig
+from cosmos_hpc.plans import gigabytes
+from cosmos_hpc.progress import Progress, say
+from cosmos_hpc.recipes import load_recipe, recipe_names
+
+_FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}
+
+
+class Conversion(Section):
+    """Settings of a conversion.
+
+    Attributes:
+        recipe: whose model the weights are of; None: the one whose sizes they have.
+        dtype: of what is written; None: as stored.
+    """
+
+    recipe: str | None = None
+    dtype: Literal["bfloat16", "float32"] | None = None
+
+
+def convert(source: Path, target: Path, settings: Conversion) -> None:
+    """Write the weights of ``source`` to ``target``, one at a time.
+
+    Args:
+        source: a ``.pt`` or ``.safetensors`` file, a folder of these, or a NeMo checkpoint.
+        target: ends in ``.pt`` or ``.safetensors`` for published weights, else becomes the folder
+            of a NeMo checkpoint, which training with any tensor-parallel size can start from.
+        settings: see there.
+
+    Raises:
+        RequestError: the source is damaged or of another model, the target exists or does not fit
+            on the disk. There is no target then.
+    """
+    if target.exists():
+        raise RequestError(f"{target} exists; remove it or choose another name")
+    weights = open_weights(source)
+    model = _model(weights, settings.recipe)
+    is_file = target.suffix in _FILE_WRITERS
+    if not is_file and not isinstance(model, ModelConfig):
+        raise RequestError(
+            f"no recipe has a model of the sizes of {source}, and a NeMo checkpoint must say what "
+            f"clips it is for; name a recipe (or the path of your own) with recipe=NAME"
+        )
+    weights.expect(model)
+    progress = Progress("converted MB", 0)
+    done = 0
+
+    def wrote(size: int) -> None:
+        nonlocal done
+        done += size
+        progress.update(done // 10**6)
+
+    dtype = getattr(torch, settings.dtype) if settings.dtype else weights.dtype()
+    job = Job(weights, model, dtype, wrote)
+    progress.total = job.num_bytes // 10**6
+    _check_disk(job.num_bytes, target)
+    say(f"{gigabytes(job.num_bytes)} of {dtype} weights from {source} to {target}")
+    temporary = target.with_name(f".{target.name}.tmp")
+    with _alone(target), _removed_after(temporary):
+        if is_file:
+            _FILE_WRITERS[target.suffix](job, temporary)
+        else:
+            _write_nemo(job, model, temporary)
+        files.publish(temporary, target)
+
+
+def _model(weights: Weights, recipe: str | None) -> Architecture:
+    """The model of a recipe where one is named or has these sizes; else only the sizes."""
+    if recipe is not None:
+        return load_recipe(recipe).model_for_clips()
+    sizes = weights.sizes()
+    # The shortest name is the plain recipe; others with the same model prepare other clips.
+    for name in sorted(recipe_names(), key=len):
+        known = load_recipe(name)
+        if same_sizes(sizes, known.model):
+            say(f"{weights.where} has the sizes of {name}")
+            return known.model_for_clips()
+    return sizes
+
+
+def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
+    from cosmos_hpc.worker.nemo import write_context
+
+    assert isinstance(model, ModelConfig)
+    write_nemo_weights(job, folder / "weights")
+    write_context(model, folder / "context")
+
+
+def _check_disk(size: int, target: Path) -> None:
+    folder = next(p for p in target.absolute().parents if p.exists())
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise RequestError(
+            f"{target} takes {gigabytes(size)}, and {folder} has {gigabytes(free)} free"
+        )
+
+
+@contextlib.contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Refuse a second conversion to the same place."""
+    lock = target.with_name(f".{target.name}.lock")
+    try:
+        with files.lock(lock):
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+    except BlockingIOError as e:
+        raise RequestError(f"{target} is being written by {e}") from None
+
+
+@contextlib.contextmanager
+def _removed_after(path: Path) -> Iterator[None]:
+    """Without what an earlier attempt left there, and leaving nothing after a failure."""
+    _remove(path)
+    try:
+        yield
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
