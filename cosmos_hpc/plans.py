@@ -10,8 +10,10 @@ from pathlib import Path
 
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.hub import is_hub_name
 from cosmos_hpc.layouts import size
 from cosmos_hpc.memory import Layout, Memory
+from cosmos_hpc.progress import gigabytes
 from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
@@ -105,11 +107,6 @@ def _needed(word: str, layout: Layout | None) -> str:
     return f"{word} {layout.gpus} ({layout})" if layout else f"{word}: no number of them would do"
 
 
-def gigabytes(size: int) -> str:
-    """Bytes as GB with two digits that count."""
-    return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"
-
-
 def make_plan(
     recipe: Recipe, cluster: Cluster, videos: int | None = None, shards: int | None = None
 ) -> Plan:
@@ -187,15 +184,23 @@ def check_supported(recipe: Recipe) -> None:
             f"recipe {recipe.name} is conditioned on text, which cannot be prepared or trained "
             f"yet; recipes of task video can"
         )
+    check_sources(recipe)
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Refuse a tokenizer or weights that are neither on this machine nor a name on the Hub.
+
+    Raises:
+        RequestError: says which.
+    """
     start = recipe.train.init_from
-    if start and not Path(start).is_dir():
+    if start and not Path(start).exists() and not is_hub_name(start):
         raise RequestError(
-            f"train.init_from={start} is not a folder on this machine, and published checkpoints "
-            f"cannot be fetched yet; give a NeMo checkpoint folder, or null for random weights"
+            f"train.init_from={start} is neither a file or folder on this machine, nor a Hub "
+            f"repository (owner/name); give one of them, or null for random weights"
         )
     name = recipe.data.tokenizer
-    looks_like_hub = name.count("/") == 1 and not name.startswith((".", "/"))
-    if name != SMALL_TOKENIZER and not Path(name).is_dir() and not looks_like_hub:
+    if name != SMALL_TOKENIZER and not Path(name).is_dir() and not is_hub_name(name):
         raise RequestError(
             f"data.tokenizer={name} is neither a folder, nor a Hub repository (owner/name), "
             f"nor {SMALL_TOKENIZER!r}"

@@ -37,7 +37,17 @@ class Progress:
         left = (
             f", {duration((self.total - done) / rate)} left" if rate and done < self.total else ""
         )
-        say(f"{self.what} {done}/{self.total}, {rate:.2f}/s{left}{', ' + note if note else ''}")
+        say(f"{self.what} {self._counts(rate)}{left}{', ' + note if note else ''}")
+
+    def _counts(self, rate: float) -> str:
+        return f"{self.done}/{self.total}, {rate:.2f}/s"
+
+
+class ByteProgress(Progress):
+    """Progress of a transfer: the count is of bytes."""
+
+    def _counts(self, rate: float) -> str:
+        return f"{self.done / 1e9:.2f}/{self.total / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s"
 
 
 class Stopwatch:
@@ -62,3 +72,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as GB with two digits that count."""
+    return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_hub import FakeHub
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 #: Planted where a secret would be; must turn up nowhere.
@@ -53,6 +55,38 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("needs the right to mount a file system")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub on this machine with what ar4b needs, for this process and those that it starts."""
+    import huggingface_hub.constants as constants
+    from huggingface_hub.utils import reset_sessions
+
+    for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    fake = FakeHub()
+    server = fake.start()
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_ENDPOINT", fake.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "ENDPOINT", fake.url)
+    resolve = "/{repo_id}/resolve/{revision}/{filename}"
+    for module in ("constants", "file_download"):
+        name = f"huggingface_hub.{module}.HUGGINGFACE_CO_URL_TEMPLATE"
+        monkeypatch.setattr(name, fake.url + resolve)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+    # What a test needs to see within seconds.
+    monkeypatch.setattr("cosmos_hpc.hub._PAUSE", 0.0)
+    monkeypatch.setattr("cosmos_hpc.hub._EVERY", 0.2)
+    monkeypatch.setattr("cosmos_hpc.hub._LOOK", 0.05)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    reset_sessions()
+    yield fake
+    server.shutdown()
+    server.server_close()
+    reset_sessions()
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,13 @@ def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
 def test_what_cannot_run_yet_is_refused_before_anything_starts(tmp_path):
     with pytest.raises(RequestError, match="conditioned on text"):
         check_supported(load_recipe("ar13b_v2w"))
-    with pytest.raises(RequestError, match="init_from=.*is not a folder"):
-        check_supported(load_recipe("ar4b"))
+    with pytest.raises(RequestError, match="init_from=no is neither a file or folder on this mach"):
+        check_supported(load_recipe("ar4b", ["train.init_from=no"]))
     with pytest.raises(RequestError, match="neither a folder, nor a Hub repository"):
         check_supported(load_recipe("ar_tiny", ["data.tokenizer=smal"]))
-    check_supported(load_recipe("ar_tiny", [f"train.init_from={tmp_path}"]))
+    (tmp_path / "weights.pt").touch()
+    for start in (tmp_path, tmp_path / "weights.pt", "null", "nvidia/Cosmos-1.0-Autoregressive-4B"):
+        check_supported(load_recipe("ar4b", [f"train.init_from={start}"]))
 
 
 def test_the_disk_must_hold_the_run(small_disk):

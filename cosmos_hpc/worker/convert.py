@@ -21,8 +21,7 @@ from cosmos_hpc.models.checkpoint_writer import (
     write_torch_file,
 )
 from cosmos_hpc.models.config import Architecture, ModelConfig
-from cosmos_hpc.plans import gigabytes
-from cosmos_hpc.progress import Progress, say
+from cosmos_hpc.progress import Progress, gigabytes, say
 from cosmos_hpc.recipes import load_recipe, recipe_names
 
 _FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}

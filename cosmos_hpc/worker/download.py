@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from cosmos_hpc import files
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc import files, hub
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
 from cosmos_hpc.runs import RunFolder
 
-TOKENIZER_FILES = ("encoder.jit", "decoder.jit")
-
 
 def download(run: RunFolder, recipe: Recipe) -> None:
-    """Fetch or write the tokenizer, and note in the run where it lies.
+    """Fetch or write the tokenizer, fetch published weights, and note in the run where they lie.
 
     Raises:
-        WorkError: it cannot be had; the message says what to do.
+        WorkError: something cannot be had; the message says what to do.
     """
-    wanted = recipe.data.tokenizer
-    if wanted == SMALL_TOKENIZER:
-        from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
-
-        write_small_tokenizer(run.tokenizer, recipe.data.compression)
-        # Relative, so that the run folder can be moved.
-        folder = "."
-        say("wrote the small tokenizer")
-    elif Path(wanted).is_dir():
-        folder = str(Path(wanted).resolve())
-        missing = [name for name in TOKENIZER_FILES if not (Path(folder) / name).is_file()]
-        if missing:
-            raise WorkError(f"data.tokenizer={wanted} has no {' and no '.join(missing)}")
-        say(f"the tokenizer is {folder}")
-    else:
-        folder = str(fetch_from_hub(wanted, TOKENIZER_FILES))
-        say(f"the tokenizer {wanted} is in {folder}")
-    files.write_json(run.marker("download"), {"tokenizer": wanted, "folder": folder})
+    tokenizer, weights = recipe.data.tokenizer, recipe.train.init_from
+    if tokenizer != SMALL_TOKENIZER and not hub.is_hub_name(tokenizer):
+        _check_folder(tokenizer)
+    try:
+        fetched = hub.fetch_all(hub.needs(recipe))
+    except RequestError as e:
+        raise WorkError(str(e)) from None
+    for repository, folder in fetched.items():
+        say(f"{repository} is in {folder}")
+    start = fetched.get(weights) if weights else None
+    marker = {
+        "tokenizer": tokenizer,
+        "folder": _tokenizer(run, recipe, fetched),
+        "init_from": str(start / hub.WEIGHTS_FOLDER) if start else None,
+    }
+    files.write_json(run.marker("download"), marker)
 
 
 def tokenizer_folder(run: RunFolder) -> Path:
@@ -52,43 +47,41 @@ def tokenizer_folder(run: RunFolder) -> Path:
     return run.tokenizer / marker["folder"]
 
 
-def fetch_from_hub(repository: str, names: tuple[str, ...]) -> Path:
-    """Files of a Hub repository, from its cache below HF_HOME where they are there already.
+def initial_weights(run: RunFolder, recipe: Recipe) -> Path | None:
+    """The checkpoint that training starts from: a fetched folder, or the path in the recipe.
 
     Returns:
-        The folder that holds them.
+        Its path; None for random weights.
 
     Raises:
-        WorkError: HF_HOME is not set, no access, or no network; says which and what to do.
+        WorkError: it is published on the Hub, and the download stage has not fetched it.
     """
-    if not (os.environ.get("HF_HOME") or os.environ.get("HF_HUB_CACHE")):
-        raise WorkError(
-            f"HF_HOME is not set: set it to a folder on the shared file system, where "
-            f"{repository} is kept for all jobs"
-        )
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    start = recipe.train.init_from
+    marker = files.read_json(run.marker("download"))
+    # Markers of earlier versions say nothing of weights.
+    if marker and marker.get("init_from"):
+        return Path(marker["init_from"])
+    if start and hub.is_hub_name(start):
+        raise WorkError(f"run {run.name} has no {start} yet: its download stage has not run")
+    return Path(start) if start else None
 
-    try:
-        paths = [Path(hf_hub_download(repository, name)) for name in names]
-    except GatedRepoError:
-        raise WorkError(
-            f"{repository} is gated: accept its licence on its Hub page and set HF_TOKEN"
-        ) from None
-    except LocalEntryNotFoundError:
-        raise WorkError(
-            f"{repository} is not in the cache below HF_HOME, and the Hub cannot be reached; run "
-            f"this stage where there is a network, or copy the cache"
-        ) from None
-    except RepositoryNotFoundError:
-        raise WorkError(
-            f"there is no repository {repository} on the Hub, or HF_TOKEN may not see it"
-        ) from None
-    except EntryNotFoundError as e:
-        raise WorkError(f"{repository} lacks a file: {str(e).splitlines()[-1]}") from None
-    return paths[0].parent
+
+def _check_folder(tokenizer: str) -> None:
+    missing = [name for name in hub.TOKENIZER_FILES if not (Path(tokenizer) / name).is_file()]
+    if missing:
+        raise WorkError(f"data.tokenizer={tokenizer} has no {' and no '.join(missing)}")
+
+
+def _tokenizer(run: RunFolder, recipe: Recipe, fetched: dict[str, Path]) -> str:
+    """Path of the tokenizer's folder; the small one is written, into the run."""
+    wanted = recipe.data.tokenizer
+    if wanted == SMALL_TOKENIZER:
+        from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
+
+        write_small_tokenizer(run.tokenizer, recipe.data.compression)
+        say("wrote the small tokenizer")
+        # Relative, so that the run folder can be moved.
+        return "."
+    folder = fetched.get(wanted) or Path(wanted).resolve()
+    say(f"the tokenizer is {folder}")
+    return str(folder)

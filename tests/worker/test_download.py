@@ -1,4 +1,4 @@
-"""Finding the tokenizer: written, in a folder, or in the Hub's cache without a network."""
+"""What the workers read: written, in a folder, fetched, or in the Hub's cache without a network."""
 
 from pathlib import Path
 
@@ -6,13 +6,14 @@ import pytest
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.worker.download import download, tokenizer_folder
+from cosmos_hpc.worker.download import download, initial_weights, tokenizer_folder
 from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
 
 HUB = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"
+WEIGHTS = "nvidia/Cosmos-1.0-Autoregressive-4B"
 
 
 def run_and_recipe(tmp_path, tokenizer):
@@ -79,3 +80,70 @@ def test_hf_home_must_be_set(tmp_path, monkeypatch):
     run, recipe = run_and_recipe(tmp_path, HUB)
     with pytest.raises(WorkError, match="HF_HOME is not set: set it to a folder on the shared"):
         download(run, recipe)
+
+
+def tiny(start) -> Recipe:
+    return load_recipe("ar_tiny", [f"train.init_from={start}"])
+
+
+def test_published_weights(hub, tmp_path):
+    hub.repositories[WEIGHTS] = {"model.pt": b"x", "nemo/a.json": b"[1]", "nemo/b/c": b"2"}
+    hub.repositories[HUB] = {"encoder.jit": b"3", "decoder.jit": b"4", "autoencoder.jit": b"x"}
+    run, recipe = RunFolder(tmp_path / "run"), load_recipe("ar4b")
+    with pytest.raises(WorkError, match=f"no {WEIGHTS} yet: its download stage has not run"):
+        initial_weights(run, recipe)
+    download(run, recipe)
+    weights = initial_weights(run, recipe)
+    assert weights.name == "nemo"
+    assert weights.is_absolute()
+    assert (weights / "a.json").read_bytes() == b"[1]"
+    assert (weights / "b" / "c").read_bytes() == b"2"
+    assert (tokenizer_folder(run) / "encoder.jit").read_bytes() == b"3"
+    assert not (weights.parent / "model.pt").exists()
+    assert files.read_json(run.marker("download")) == {
+        "tokenizer": HUB,
+        "folder": str(tokenizer_folder(run)),
+        "init_from": str(weights),
+    }
+
+
+def test_one_repository_may_hold_both(hub, tmp_path):
+    hub.repositories["me/all"] = {"encoder.jit": b"3", "decoder.jit": b"4", "nemo/a.json": b"[1]"}
+    run = RunFolder(tmp_path / "run")
+    recipe = load_recipe("ar4b", ["data.tokenizer=me/all", "train.init_from=me/all"])
+    download(run, recipe)
+    assert initial_weights(run, recipe) == tokenizer_folder(run) / "nemo"
+
+
+def test_the_small_tokenizer_and_published_weights(hub, tmp_path):
+    hub.repositories[WEIGHTS] = {"nemo/a.json": b"[1]"}
+    run = RunFolder(tmp_path / "run")
+    download(run, tiny(WEIGHTS))
+    assert tokenizer_folder(run) == run.tokenizer
+    assert (initial_weights(run, tiny(WEIGHTS)) / "a.json").exists()
+
+
+def test_weights_that_need_no_fetching(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    download(run, tiny("null"))
+    assert initial_weights(run, tiny("null")) is None
+    assert initial_weights(run, tiny(tmp_path)) == tmp_path
+    # The marker of an earlier version.
+    files.write_json(run.marker("download"), {"tokenizer": "small", "folder": "."})
+    assert initial_weights(run, tiny("null")) is None
+    assert initial_weights(run, tiny(tmp_path)) == tmp_path
+    with pytest.raises(WorkError, match="its download stage has not run"):
+        initial_weights(run, tiny(WEIGHTS))
+
+
+def test_what_the_hub_refuses_fails_the_stage(hub, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    with pytest.raises(WorkError, match=f"there is no repository {WEIGHTS} on the Hub"):
+        download(run, tiny(WEIGHTS))
+    hub.repositories[WEIGHTS] = {"nemo/a.json": b"[1]"}
+    hub.gated = {WEIGHTS}
+    with pytest.raises(
+        WorkError, match=f"{WEIGHTS} is gated: accept its licence on its Hub page a"
+    ):
+        download(run, tiny(WEIGHTS))
+    assert not run.marker("download").exists()
