@@ -10,11 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cosmos_hpc.api import Run, plan, recipe, submit
+    from cosmos_hpc.api import Run, download, plan, recipe, submit
     from cosmos_hpc.errors import CosmosError, RequestError, WorkError
 
 __version__ = "0.1.0"
-__all__ = ["CosmosError", "RequestError", "Run", "WorkError", "plan", "recipe", "submit"]
+__all__ = [
+    "CosmosError",
+    "RequestError",
+    "Run",
+    "WorkError",
+    "download",
+    "plan",
+    "recipe",
+    "submit",
+]
 
 
 def __getattr__(name: str) -> Any:

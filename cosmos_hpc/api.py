@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cosmos_hpc import files
+from cosmos_hpc import files, hub
 from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, load_cluster, visible_gpus
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
@@ -17,6 +17,7 @@ from cosmos_hpc.plans import (
     Plan,
     check_disk,
     check_installed,
+    check_sources,
     check_supported,
     make_plan,
     with_layout,
@@ -31,7 +32,7 @@ from cosmos_hpc.runs import (
     open_run,
     pin_videos,
 )
-from cosmos_hpc.stages import STAGES, write_specs
+from cosmos_hpc.stages import STAGES, is_done, write_specs
 from cosmos_hpc.state import RunState, read_state
 from cosmos_hpc.videos import list_videos
 
@@ -97,6 +98,29 @@ def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return load_recipe(name, overrides)
 
 
+def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Path]:
+    """Fetch what recipes need from the Hub into its cache below HF_HOME, each repository once.
+
+    Whole files are not fetched again, half ones go on; without a network a filled cache will do.
+
+    Args:
+        names: of recipes, or paths of YAML files.
+        overrides: ``key=value``, for each of the recipes.
+
+    Returns:
+        The folder of each repository.
+
+    Raises:
+        RequestError: an unknown recipe, HF_HOME is not set, no access, no network or too small a
+            disk; nothing was fetched for any of the recipes.
+        WorkError: the transfer broke off; the same call goes on from there.
+    """
+    recipes = [load_recipe(name, overrides) for name in names]
+    for resolved in recipes:
+        check_sources(resolved)
+    return hub.fetch_all(need for resolved in recipes for need in hub.needs(resolved))
+
+
 def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
     """Split overrides between recipe and cluster and load both."""
     to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
@@ -152,6 +176,8 @@ def submit(
         raise RequestError("data.input is not set; give the folder that holds the videos")
     resolved = _absolute_paths(resolved)
     check_folder(folder, resolved)
+    if "download" in stages and not is_done(folder, resolved, "download", 0):
+        hub.check_home(hub.needs(resolved))
     videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos), folder.num_shards())
     resolved = with_layout(resolved, what.layout)
@@ -202,7 +228,9 @@ def _absolute_paths(recipe: Recipe) -> Recipe:
     data_paths = {"input": os.path.realpath(str(data.input))}
     if Path(data.tokenizer).is_dir():
         data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
-    start = {"init_from": os.path.abspath(train.init_from)} if train.init_from else {}
+    start = {}
+    if train.init_from and not hub.is_hub_name(train.init_from):
+        start["init_from"] = os.path.abspath(train.init_from)
     return recipe.model_copy(
         update={
             "data": data.model_copy(update=data_paths),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 # Everything else is imported by the command that needs it: --help stays quick.
@@ -18,6 +19,7 @@ _EPILOG = """\
 examples:
   cosmos-hpc sample-videos videos
   cosmos-hpc submit recipe=ar_tiny data.input=videos
+  cosmos-hpc download ar4b
   cosmos-hpc status ar_tiny-1a2b3c4d
 exit codes: 0 done, 1 the work failed, 2 the request was wrong
 """
@@ -51,6 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("name", nargs="?", help="of a recipe, or path of a YAML file")
     recipes.add_argument("settings", nargs="*", metavar="key=value", help="overrides to apply")
     recipes.add_argument("--json", action="store_true", help="as JSON")
+
+    download = command("download", "fetch what recipes need from the Hub, below HF_HOME")
+    download.add_argument(
+        "settings",
+        nargs="*",
+        metavar="RECIPE | key=value",
+        help="names of recipes, or paths of YAML files; overrides that each of them gets",
+    )
 
     status = command("status", "how far a run is")
     status.add_argument("run", help="name or path of the run")
@@ -117,12 +127,19 @@ def _submit(arguments: argparse.Namespace) -> None:
         signal.signal(number, _interrupt)
     recipe, cluster, overrides = _split_settings(arguments.settings)
     stages = STAGES if arguments.stages is None else arguments.stages.split(",")
-    try:
+    with _going_on():
         run = api.submit(recipe, cluster, overrides, name=arguments.name, stages=stages)
+    print(run.status().render())
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Say of an interrupted command that it can be repeated."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         raise SystemExit(130) from None
-    print(run.status().render())
 
 
 def _interrupt(number: int, _: Any) -> None:
@@ -148,6 +165,23 @@ def _recipes(arguments: argparse.Namespace) -> None:
     width = max(map(len, described))
     lines = [f"{name:<{width}}  {text}" for name, text in described.items()]
     _print(described if arguments.json else "\n".join(lines))
+
+
+def _download(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc import api
+
+    names = [setting for setting in arguments.settings if "=" not in setting]
+    overrides = [setting for setting in arguments.settings if "=" in setting]
+    if not names:
+        from cosmos_hpc.recipes import recipe_names
+
+        raise RequestError(f"download needs a recipe; there are {', '.join(recipe_names())}")
+    with _going_on():
+        folders = api.download(names, overrides)
+    for repository, folder in folders.items():
+        print(f"{repository}  {folder}")
+    if not folders:
+        print(f"{' and '.join(names)}: nothing of the Hub is needed")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -236,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "submit": _submit,
         "plan": _plan,
         "recipes": _recipes,
+        "download": _download,
         "status": _status,
         "logs": _logs,
         "convert": _convert,
