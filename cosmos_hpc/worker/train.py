@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 import torch
 
@@ -14,6 +13,7 @@ from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.dataset import Clips, load_splits
+from cosmos_hpc.worker.download import initial_weights
 
 
 def train(run: RunFolder, recipe: Recipe) -> None:
@@ -42,14 +42,13 @@ def train(run: RunFolder, recipe: Recipe) -> None:
         prepare_device()
         metrics = MetricsFile(run.metrics, run.loss_curve, reference)
         data = nemo.ClipData(training, validation, recipe)
-        start = recipe.train.init_from
         nemo.fit(
             recipe,
             data,
             [metrics],
             nemo.run_logger(run, recipe, validates=validation is not None),
             checkpoint=latest[1] if latest else None,
-            initial_weights=Path(start) if start else None,
+            initial_weights=initial_weights(run, recipe),
         )
     if _is_first_rank():
         counts = {part: len(chosen) for part, chosen in documents.items()}
