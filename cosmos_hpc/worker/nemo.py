@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer import OptimizerConfig
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.data import WrappedDataLoader
@@ -100,11 +101,19 @@ class CosmosModel(llm.GPTModel):
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build the decoder, once, and load the weights to start from."""
         built = hasattr(self, "module")
+        if not torch.cuda.is_available():
+            # NeMo does so on GPUs only; sequence parallelism asks for these states anywhere.
+            model_parallel_cuda_manual_seed(torch.initial_seed())
         super().configure_model(vp_stage)
         if self.initial_weights and not built:
             weights = open_weights(self.initial_weights)
             new = load_weights(self.module, self.config.model(), weights)
             say(f"starting from {weights.where}{', but for ' + ', '.join(new) if new else ''}")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the decoder: NeMo's own passes on neither context nor action."""
+        output: Tensor = self.module(*args, **kwargs)
+        return output
 
 
 def nemo_config(model: ModelConfig, cpu: bool, **settings: Any) -> CosmosConfig:
