@@ -169,6 +169,11 @@ def submit(
     resolved, profile = _resolve(recipe, cluster, overrides)
     check_supported(resolved)
     check_installed(stages)
+    if len(visible_gpus()) < profile.gpus:
+        raise RequestError(
+            f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
+            f"{len(visible_gpus())}"
+        )
     name = name or default_name(resolved, profile)
     check_name(name)
     folder = RunFolder(Path(profile.runs) / name)
@@ -181,11 +186,6 @@ def submit(
     videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos), folder.num_shards())
     resolved = with_layout(resolved, what.layout)
-    if len(visible_gpus()) < profile.gpus:
-        raise RequestError(
-            f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
-            f"{len(visible_gpus())}"
-        )
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Iterable
@@ -11,7 +12,6 @@ from typing import Annotated, Literal
 from pydantic import (
     AfterValidator,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     model_validator,
 )
@@ -34,17 +34,21 @@ UNKNOWN_GPU = "H100-80"
 
 def _known_gpu(gpu: str | float) -> str | float:
     """A type, or a number of GB, also as text."""
-    if isinstance(gpu, float) or gpu in GPU_GIGABYTES:
+    if gpu in GPU_GIGABYTES:
         return gpu
     try:
-        return float(gpu.upper().removesuffix("GB"))
+        gigabytes = float(str(gpu).upper().removesuffix("GB"))
     except ValueError:
-        hint = nearest(gpu.upper(), GPU_GIGABYTES) or f"; there are {', '.join(GPU_GIGABYTES)}"
-        raise ValueError(f"unknown GPU {gpu!r}{hint}, or give its memory in GB") from None
+        hint = nearest(str(gpu).upper(), GPU_GIGABYTES)
+        known = hint.rstrip("?") or f"; there are {', '.join(GPU_GIGABYTES)}"
+        raise ValueError(f"unknown GPU {gpu!r}{known}, or give its memory in GB") from None
+    if not 0 < gigabytes < math.inf:
+        raise ValueError(f"a GPU has more than 0 GB of memory, and not {gpu}")
+    return gigabytes
 
 
 #: A type of GPU or its memory in GB.
-Gpu = Annotated[str | PositiveFloat, AfterValidator(_known_gpu)]
+Gpu = Annotated[str | float, AfterValidator(_known_gpu)]
 
 
 class Cluster(Section):

@@ -109,14 +109,10 @@ def _first(
 
 
 def _choose(layouts: list[Layout], model: ModelConfig, cluster: Cluster) -> Layout | None:
-    """The first that fits comfortably with the least recomputation, else the first that fits."""
-    for share in (COMFORTABLE, POSSIBLE):
-        for recompute in _RECOMPUTATIONS:
-            same = [x for x in layouts if x.recompute == recompute]
-            chosen = _first(same, model, cluster, share)
-            if chosen:
-                return chosen
-    return None
+    """The fewest GPUs that are comfortable, else what recomputes least of all that fits."""
+    plain = [x for x in layouts if x.recompute == "none"]
+    by_cost = sorted(layouts, key=lambda x: _RECOMPUTATIONS.index(x.recompute))
+    return _first(plain, model, cluster, COMFORTABLE) or _first(by_cost, model, cluster, POSSIBLE)
 
 
 def _does_not_fit(

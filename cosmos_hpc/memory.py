@@ -51,7 +51,7 @@ class Memory:
         gradients: float32, as the data-parallel ranks add them up.
         optimizer: float32 weights and Adam's two moments.
         activations: what the layers keep from the forward pass for the backward pass.
-        logits: of all positions, in bf16 and as float32 probabilities.
+        logits: of all positions, in bf16 and twice in float32, for the loss.
         workspace: gathered sequences, what a layer computes again or needs on the way.
     """
 
@@ -88,7 +88,7 @@ def training_memory(model: ModelConfig, layout: Layout) -> Memory:
     }[layout.recompute]
     # Embeddings, and input and output of the last norm.
     ends = 3 * 2 * tokens * model.hidden_size // spread
-    logits = 6 * tokens * model.output_vocab_size // split
+    logits = 10 * tokens * model.output_vocab_size // split
     return Memory(
         weights=2 * params,
         gradients=4 * params,

@@ -1,6 +1,7 @@
 """The command line as a person meets it: what it prints, and its exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ def test_help_and_version(tmp_path):
 def test_recipes(tmp_path):
     listed = cosmos_hpc("recipes", cwd=tmp_path)
     assert listed.code == 0
-    assert "ar13b_v2w  Cosmos-1.0 13B Video2World" in listed.out
+    assert re.search(r"ar13b_v2w +Cosmos-1.0 13B Video2World", listed.out)
     printed = cosmos_hpc("recipes", "ar13b_v2w", "train.max_steps=300", cwd=tmp_path)
     assert "  max_steps: 300\n" in printed.out
     as_json = cosmos_hpc("recipes", "ar4b", "--json", cwd=tmp_path)

@@ -1,6 +1,6 @@
 import pytest
 
-from cosmos_hpc.cluster import load_cluster, visible_gpus
+from cosmos_hpc.cluster import gpu_type, load_cluster, visible_gpus
 from cosmos_hpc.errors import RequestError
 
 
@@ -41,3 +41,27 @@ def test_a_wrong_key_in_a_profile(tmp_path):
     path.write_text("paralel: 3\n")
     with pytest.raises(RequestError, match="unknown setting 'paralel'; did you mean parallel"):
         load_cluster(str(path))
+
+
+def test_gpus_by_type_or_memory():
+    assert load_cluster("local", ["gpu=H200-141"]).gpu_bytes == 141e9
+    assert load_cluster("local", ["gpu=96gb"]).gpu_bytes == 96e9
+    assert load_cluster("local", ["gpu=B200-192"]).gpus == 8
+    for wrong in ("h100", "V100-32", "0", "-5", "nan", "many"):
+        with pytest.raises(RequestError, match=r"gpu: (unknown GPU|a GPU has)"):
+            load_cluster("local", [f"gpu={wrong}"])
+    with pytest.raises(RequestError, match="unknown GPU 'h100'; did you mean H100-80"):
+        load_cluster("local", ["gpu=h100"])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559", "H100-80"),
+        ("NVIDIA H200, 143771", "H200-141"),
+        ("NVIDIA A100-SXM4-40GB, 40960", "A100-40"),
+        ("NVIDIA L40S, 46068", 48.3),
+    ],
+)
+def test_the_type_of_this_machine_s_gpu(line, expected):
+    assert gpu_type(line) == expected

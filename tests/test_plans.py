@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -21,16 +22,44 @@ def test_shards_of_at_most_so_many_videos_but_enough_to_keep_all_tasks_busy(vide
 
 def test_layout():
     p = plan(recipe=["train.gpus=4", "train.tensor_parallel=2", "train.micro_batch_size=2"])
-    assert (p.ranks, p.tensor_parallel, p.data_parallel, p.micro_batches) == (4, 2, 2, 2)
-    assert "tensor parallel 2, data parallel 2, 2 micro batches a step" in p.render()
+    layout = p.layout
+    assert (p.ranks, layout.tensor_parallel, layout.data_parallel, p.micro_batches) == (4, 2, 2, 2)
+    expected = "tensor parallel 2, data parallel 2, no recomputation, 2 micro batches a step"
+    assert expected in p.render()
+
+
+def test_memory_and_gpus_are_explained():
+    cluster = load_cluster("local", ["gpu=A100-80"])
+    text = make_plan(load_recipe("ar5b_v2w"), cluster).render()
+    assert "parameter model on 4 A100-80 GPUs" in text
+    assert re.search(
+        r"memory +\d+\.\d GB on each GPU: weights 4\.6, gradients 9\.2, optimizer 13\.8, "
+        r"activations \d+\.\d, logits \d\.\d",
+        text,
+    )
+    assert re.search(r"GPUs +at least 2 \(tensor parallel 2, data parallel 1", text)
+    assert re.search(r"recommended 4 \(tensor parallel 2, data parallel 2", text)
+    many = make_plan(load_recipe("ar5b_v2w"), load_cluster("local", ["gpu=96"])).as_dict()
+    assert many["gpu"] == 96.0
+    assert many["layout"]["recompute"] == "none"
+
+
+def test_a_machine_without_the_gpus_is_not_submitted_to(tmp_path):
+    from cosmos_hpc.api import submit
+
+    with pytest.raises(RequestError, match="cluster local says 8 GPUs, and this machine has 0"):
+        submit(
+            "ar_tiny",
+            overrides=[f"data.input={tmp_path}", "cluster.gpu=H100-80", "train.init_from=null"],
+        )
 
 
 def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
     local = load_cluster("local", ["gpus=0"])
-    with pytest.raises(RequestError, match=r"ar12b trains in bf16 on 8 GPUs.*has none"):
+    with pytest.raises(RequestError, match=r"ar12b trains in bf16 on GPUs.*has none"):
         make_plan(load_recipe("ar12b"), local)
     with pytest.raises(RequestError, match="train.gpus=8, but cluster local has 4"):
-        make_plan(load_recipe("ar12b"), load_cluster("local", ["gpus=4"]))
+        make_plan(load_recipe("ar12b", ["train.gpus=8"]), load_cluster("local", ["gpus=4"]))
     assert make_plan(load_recipe("ar12b"), load_cluster("local", ["gpus=8"])).ranks == 8
 
 

@@ -95,14 +95,16 @@ class CosmosDecoder(GPTModel):
             Logits ``[batch, sequence, output vocabulary / tensor parallel]``, or losses float32
             ``[batch, sequence]``.
         """
+        # That of the weights now, which a training in mixed precision has changed.
+        dtype = next(self.parameters()).dtype
         if action is not None:
-            numbers = action.to(self.config.params_dtype)
             # As many positions as numbers, all the same: what the published head does.
-            context = self.action_mlp(numbers)[:, None].expand(-1, action.shape[1], -1)
+            row = self.action_mlp(action.to(dtype))
+            context = row[:, None].expand(-1, action.shape[1], -1)
         if context is not None:
-            context = context.to(self.config.params_dtype)
             # Megatron's layers take the sequence first.
-            kwargs["extra_block_kwargs"] = {"context": context.transpose(0, 1).contiguous()}
+            context = context.to(dtype).transpose(0, 1).contiguous()
+            kwargs["extra_block_kwargs"] = {"context": context}
         return super().forward(input_ids, position_ids, attention_mask, **kwargs)
 
 

@@ -1,0 +1,76 @@
+"""The model of memory against what GPUs have reported, and against the shapes of real tensors."""
+
+import pytest
+
+from cosmos_hpc.memory import Layout, training_memory
+from cosmos_hpc.recipes import load_recipe
+
+TWO = {"tensor_parallel": 2, "sequence_parallel": True}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "seen"),
+    [
+        # torch.cuda.max_memory_allocated on H200s, in GB; see benchmarks/README.md.
+        ("ar4b", Layout(), 113.29),
+        ("ar4b", Layout(recompute="selective"), 95.68),
+        ("ar4b", Layout(recompute="full"), 82.40),
+        ("ar4b", Layout(**TWO), 56.89),
+        ("ar5b_v2w", Layout(), 132.52),
+        ("ar5b_v2w", Layout(recompute="selective"), 114.82),
+        ("ar12b", Layout(**TWO, recompute="selective"), 129.53),
+        ("ar12b", Layout(**TWO, recompute="full"), 111.10),
+        ("ar13b_v2w", Layout(**TWO, recompute="full"), 127.14),
+        # With Transformer Engine's layers.
+        ("ar4b", Layout(), 111.65),
+        ("ar5b_v2w", Layout(recompute="selective"), 111.50),
+        ("ar13b_v2w", Layout(**TWO, recompute="full"), 127.17),
+    ],
+)
+def test_within_a_tenth_of_what_was_measured(recipe, layout, seen):
+    predicted = training_memory(load_recipe(recipe).model_for_clips(), layout).total / 1e9
+    assert predicted == pytest.approx(seen, rel=0.1)
+
+
+def test_what_each_setting_changes():
+    model = load_recipe("ar4b").model_for_clips()
+
+    def parts(**layout):
+        return training_memory(model, Layout(**layout))
+
+    one = parts()
+    assert one.weights == 2 * model.num_parameters
+    assert one.gradients == 4 * model.num_parameters
+    assert one.optimizer == 12 * model.num_parameters
+    assert one.total == sum(vars(one).values())
+    spread = parts(data_parallel=4)
+    assert spread.optimizer == one.optimizer // 4
+    assert (spread.weights, spread.activations) == (one.weights, one.activations)
+    split = parts(tensor_parallel=4)
+    assert split.weights == pytest.approx(one.weights / 4, rel=0.001)
+    assert one.activations / 4 < split.activations < one.activations
+    shared = parts(tensor_parallel=4, sequence_parallel=True)
+    assert shared.activations == pytest.approx(one.activations / 4, rel=0.01)
+    assert one.activations > parts(recompute="selective").activations
+    assert parts(recompute="selective").activations > parts(recompute="full").activations
+    twice = parts(micro_batch_size=2)
+    assert (twice.activations, twice.logits) == (2 * one.activations, 2 * one.logits)
+
+
+def test_flops_of_the_4b_model_counted_by_hand():
+    """Six for each weight of a linear layer and id; attention to half of the sequence."""
+    model = load_recipe("ar4b").model_for_clips()
+    s, h, ffn, q, kv = 12800, 4096, 14336, 4096, 1024
+    linear = 16 * (h * (q + 2 * kv) + q * h + 3 * h * ffn) + h * 64000
+    norms = 16 * (2 * h + 2 * 128) + h
+    attention = 16 * 2 * 2 * s * q / 2
+    assert model.training_flops() == pytest.approx(3 * s * (2 * (linear + norms) + attention))
+
+
+def test_flops_of_text_are_of_its_own_positions():
+    plain, text = (load_recipe(r).model_for_clips() for r in ("ar4b", "ar5b_v2w"))
+    s, h, q, kv, width, rows = 12864, 4096, 4096, 1024, 1024, 512
+    norms = 16 * (h + 2 * 128)
+    cross = 16 * (s * (2 * (2 * h * q) + 4 * rows * q) + rows * 2 * width * 2 * kv) + s * 2 * norms
+    same = plain.model_copy(update={"latent_shape": (1, 1, s)}).training_flops()
+    assert text.training_flops(rows) == pytest.approx(same + 3 * cross)
