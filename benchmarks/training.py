@@ -103,7 +103,7 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
         nemo.fit(recipe, nemo.ClipData(samples, None, recipe), [meter], log)
     model = recipe.model_for_clips()
     # The first steps compile kernels and create the optimizer's state.
-    step = statistics.median(meter.seconds[3:])
+    step = statistics.median(meter.seconds[3:] or meter.seconds)
     flops = model.training_flops(TEXT_POSITIONS) * train.global_batch_size
     report: dict[str, Any] = {
         "recipe": name,

@@ -181,8 +181,8 @@ def check_supported(recipe: Recipe) -> None:
     """
     if recipe.task != "video":
         raise RequestError(
-            f"recipe {recipe.name} is conditioned on text, which cannot be prepared or trained "
-            f"yet; recipes of task video can"
+            f"recipe {recipe.name} is of task {recipe.task}, whose data cannot be prepared yet; "
+            f"recipes of task video can run, and plan, download and convert take all"
         )
     check_sources(recipe)
 

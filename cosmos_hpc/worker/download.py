@@ -22,11 +22,13 @@ def download(run: RunFolder, recipe: Recipe) -> None:
         _check_folder(tokenizer)
     try:
         fetched = hub.fetch_all(hub.needs(recipe))
+        for repository, folder in fetched.items():
+            say(f"{repository} is in {folder}")
+        start = fetched.get(weights) if weights else None
+        if weights:
+            _check_weights(start / hub.WEIGHTS_FOLDER if start else Path(weights), recipe)
     except RequestError as e:
         raise WorkError(str(e)) from None
-    for repository, folder in fetched.items():
-        say(f"{repository} is in {folder}")
-    start = fetched.get(weights) if weights else None
     marker = {
         "tokenizer": tokenizer,
         "folder": _tokenizer(run, recipe, fetched),
@@ -70,6 +72,14 @@ def _check_folder(tokenizer: str) -> None:
     missing = [name for name in hub.TOKENIZER_FILES if not (Path(tokenizer) / name).is_file()]
     if missing:
         raise WorkError(f"data.tokenizer={tokenizer} has no {' and no '.join(missing)}")
+
+
+def _check_weights(start: Path, recipe: Recipe) -> None:
+    """Refuse weights of another model now, not after hours of preparing videos."""
+    from cosmos_hpc.models.checkpoint_reader import open_weights
+
+    open_weights(start).expect(recipe.model_for_clips(), may_be_new=True)
+    say(f"training starts from {start}")
 
 
 def _tokenizer(run: RunFolder, recipe: Recipe, fetched: dict[str, Path]) -> str:
