@@ -64,7 +64,7 @@ def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
 
 
 def test_what_cannot_run_yet_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(RequestError, match="conditioned on text"):
+    with pytest.raises(RequestError, match="of task video2world, whose data cannot"):
         check_supported(load_recipe("ar13b_v2w"))
     with pytest.raises(RequestError, match="init_from=no is neither a file or folder on this mach"):
         check_supported(load_recipe("ar4b", ["train.init_from=no"]))

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
+from cosmos_hpc.models.checkpoint_reader import PublishedWeights
+from cosmos_hpc.models.checkpoint_writer import Job, write_nemo_weights
+from cosmos_hpc.models.weights import published_shapes
 from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.download import download, initial_weights, tokenizer_folder
@@ -82,22 +86,48 @@ def test_hf_home_must_be_set(tmp_path, monkeypatch):
         download(run, recipe)
 
 
+#: Of a model whose weights are a few megabytes.
+SMALL = [
+    "model.num_layers=1",
+    "model.hidden_size=8",
+    "model.ffn_hidden_size=8",
+    "model.num_attention_heads=2",
+    "model.num_query_groups=2",
+    "model.kv_channels=6",
+]
+
+
 def tiny(start) -> Recipe:
-    return load_recipe("ar_tiny", [f"train.init_from={start}"])
+    return load_recipe("ar_tiny", [*SMALL, f"train.init_from={start}"])
 
 
-def test_published_weights(hub, tmp_path):
-    hub.repositories[WEIGHTS] = {"model.pt": b"x", "nemo/a.json": b"[1]", "nemo/b/c": b"2"}
+@pytest.fixture(scope="module")
+def nemo_files(tmp_path_factory) -> dict[str, bytes]:
+    """Files below ``nemo/`` of a published checkpoint of such a model."""
+    folder = tmp_path_factory.mktemp("published") / "nemo"
+    model = tiny("null").model
+    shapes = published_shapes(model).items()
+    zeros = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes}
+    job = Job(PublishedWeights(zeros, "zeros"), model, torch.bfloat16, lambda _: None)
+    write_nemo_weights(job, folder / "weights")
+    (folder / "context").mkdir()
+    (folder / "context" / "model.yaml").write_text("{}")
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder.parent)): path.read_bytes() for path in paths}
+
+
+def test_published_weights(hub, tmp_path, nemo_files):
+    hub.repositories[WEIGHTS] = {"model.pt": b"x", **nemo_files}
     hub.repositories[HUB] = {"encoder.jit": b"3", "decoder.jit": b"4", "autoencoder.jit": b"x"}
-    run, recipe = RunFolder(tmp_path / "run"), load_recipe("ar4b")
+    run, recipe = RunFolder(tmp_path / "run"), load_recipe("ar4b", SMALL)
     with pytest.raises(WorkError, match=f"no {WEIGHTS} yet: its download stage has not run"):
         initial_weights(run, recipe)
     download(run, recipe)
     weights = initial_weights(run, recipe)
     assert weights.name == "nemo"
     assert weights.is_absolute()
-    assert (weights / "a.json").read_bytes() == b"[1]"
-    assert (weights / "b" / "c").read_bytes() == b"2"
+    for name, content in nemo_files.items():
+        assert (weights.parent / name).read_bytes() == content
     assert (tokenizer_folder(run) / "encoder.jit").read_bytes() == b"3"
     assert not (weights.parent / "model.pt").exists()
     assert files.read_json(run.marker("download")) == {
@@ -107,20 +137,31 @@ def test_published_weights(hub, tmp_path):
     }
 
 
-def test_one_repository_may_hold_both(hub, tmp_path):
-    hub.repositories["me/all"] = {"encoder.jit": b"3", "decoder.jit": b"4", "nemo/a.json": b"[1]"}
+def test_one_repository_may_hold_both(hub, tmp_path, nemo_files):
+    hub.repositories["me/all"] = {"encoder.jit": b"3", "decoder.jit": b"4", **nemo_files}
     run = RunFolder(tmp_path / "run")
-    recipe = load_recipe("ar4b", ["data.tokenizer=me/all", "train.init_from=me/all"])
+    recipe = load_recipe("ar4b", [*SMALL, "data.tokenizer=me/all", "train.init_from=me/all"])
     download(run, recipe)
     assert initial_weights(run, recipe) == tokenizer_folder(run) / "nemo"
 
 
-def test_the_small_tokenizer_and_published_weights(hub, tmp_path):
-    hub.repositories[WEIGHTS] = {"nemo/a.json": b"[1]"}
+def test_the_small_tokenizer_and_published_weights(hub, tmp_path, nemo_files):
+    hub.repositories[WEIGHTS] = nemo_files
     run = RunFolder(tmp_path / "run")
     download(run, tiny(WEIGHTS))
     assert tokenizer_folder(run) == run.tokenizer
-    assert (initial_weights(run, tiny(WEIGHTS)) / "a.json").exists()
+    assert (initial_weights(run, tiny(WEIGHTS)) / "weights" / ".metadata").exists()
+
+
+def test_weights_of_another_model_fail_before_hours_of_preparing(hub, tmp_path, nemo_files):
+    hub.repositories[WEIGHTS] = nemo_files
+    run = RunFolder(tmp_path / "run")
+    other = load_recipe("ar_tiny", [*SMALL, "model.num_layers=2", f"train.init_from={WEIGHTS}"])
+    with pytest.raises(WorkError, match=r"holds the weights of another model: 8 missing"):
+        download(run, other)
+    assert not run.marker("download").exists()
+    with pytest.raises(WorkError, match="holds no distributed checkpoint"):
+        download(run, tiny(tmp_path))
 
 
 def test_weights_that_need_no_fetching(tmp_path):

@@ -26,15 +26,15 @@ def losses(recipe, *overrides, ranks=1):
     return json.loads(result.removeprefix("RESULT "))["losses"]
 
 
+TWO = ("train.micro_batch_size=4", "train.tensor_parallel=2", "train.sequence_parallel=true")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["ar_tiny_v2w", "ar_tiny_action"])
-def test_models_with_text_and_actions_train_on_one_rank_and_on_two(recipe):
-    batch = "train.micro_batch_size=4"
-    one = losses(recipe, batch)
+@pytest.mark.parametrize(
+    ("recipe", "precision", "close"),
+    [("ar_tiny_v2w", "fp32", 1e-3), ("ar_tiny_action", "bf16", 2e-2)],
+)
+def test_models_with_text_and_actions_train_on_one_rank_and_on_two(recipe, precision, close):
+    one = losses(recipe, "train.micro_batch_size=4", f"train.precision={precision}")
     assert one[0] == pytest.approx(math.log(64000), abs=0.1)
-    two = losses(
-        recipe, batch, "train.tensor_parallel=2", "train.sequence_parallel=true", ranks=2
-    )
-    assert two == pytest.approx(one, abs=2e-3)
-    half = losses(recipe, batch, "train.precision=bf16")
-    assert half == pytest.approx(one, abs=2e-2)
+    assert losses(recipe, *TWO, ranks=2) == pytest.approx(one, abs=close)
