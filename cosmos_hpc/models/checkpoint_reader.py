@@ -98,7 +98,11 @@ class Weights(ABC):
 
     @abstractmethod
     def dtype(self) -> torch.dtype:
-        """The narrowest dtype that holds all weights as they are stored."""
+        """The narrowest dtype that holds all weights as they are stored.
+
+        Raises:
+            RequestError: some are no plain floating-point numbers.
+        """
 
     @abstractmethod
     def has(self, weight: Weight) -> bool:
@@ -174,7 +178,7 @@ class PublishedWeights(Weights):
 
     def dtype(self) -> torch.dtype:
         """As in :class:`Weights`."""
-        return _common({tensor.dtype for tensor in self._tensors.values()})
+        return _common({tensor.dtype for tensor in self._tensors.values()}, self.where)
 
     def has(self, weight: Weight) -> bool:
         """As in :class:`Weights`."""
@@ -195,11 +199,23 @@ def _open_torch_file(path: Path) -> dict[str, Tensor]:
         raise RequestError(
             f"{path} holds more than tensors, which is not loaded: it could run code"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as e:
+    except PermissionError:
+        raise
+    except Exception as e:
+        # A damaged pickle raises nearly anything.
         raise RequestError(f"{path} is damaged or not a PyTorch file: {_first_line(e)}") from None
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        # As training with NVIDIA's own code saves it, and that code reads both.
+        content = content["model"]
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and _is_dense(tensor) for name, tensor in content.items()
+    ):
         raise RequestError(f"{path} is not a mapping of names to tensors")
-    return content
+    return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def _is_dense(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 class _SafeTensors(Mapping[str, Any]):
@@ -214,6 +230,8 @@ class _SafeTensors(Mapping[str, Any]):
                 opened = safe_open(file, framework="pt")
                 names = opened.keys()
                 self._slices |= {name: _LazySlice(opened, name) for name in names}
+            except PermissionError:
+                raise
             except (SafetensorError, OSError) as e:
                 raise RequestError(
                     f"{file} is damaged or not a safetensors file: {_first_line(e)}"
@@ -298,14 +316,15 @@ class NemoWeights(Weights):
         array, index = self._arrays[key]
         try:
             return array.read(index)[: self._rows.get(key)]
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as e:
+        except Exception as e:
+            # A damaged pickle raises nearly anything.
             raise RequestError(
                 f"{self.where}: cannot read {key}, the checkpoint is damaged: {_first_line(e)}"
             ) from None
 
     def dtype(self) -> torch.dtype:
         """As in :class:`Weights`."""
-        return _common({array.dtype for array, _ in self._arrays.values()})
+        return _common({array.dtype for array, _ in self._arrays.values()}, self.where)
 
     def has(self, weight: Weight) -> bool:
         """As in :class:`Weights`."""
@@ -352,7 +371,14 @@ def _open_arrays(folder: Path) -> Mapping[str, Array]:
     raise RequestError(f"{folder} holds a checkpoint of format {backend!r}; {known}")
 
 
-def _common(dtypes: set[torch.dtype]) -> torch.dtype:
+#: Others would have to be scaled or rounded to become weights.
+_DTYPES = {torch.bfloat16, torch.float16, torch.float32, torch.float64}
+
+
+def _common(dtypes: set[torch.dtype], where: str) -> torch.dtype:
+    others = dtypes - _DTYPES
+    if others:
+        raise RequestError(f"{where} holds weights of {others.pop()}, which cannot be converted")
     return functools.reduce(torch.promote_types, dtypes)
 
 
@@ -368,9 +394,15 @@ def open_weights(path: Path | str) -> Weights:
             folder of a NeMo checkpoint.
 
     Raises:
-        RequestError: it is none of these, or is damaged.
+        RequestError: it is none of these, is damaged, or may not be read.
     """
-    path = Path(path)
+    try:
+        return _open(Path(path))
+    except PermissionError as e:
+        raise RequestError(f"cannot read {e.filename or path}: permission denied") from None
+
+
+def _open(path: Path) -> Weights:
     if path.is_dir() and (path / "model.pt").is_file():
         path /= "model.pt"
     if path.is_dir():

@@ -66,9 +66,11 @@ class _IndexUnpickler(pickle.Unpickler):
 def _read_index(folder: Path) -> Metadata:
     path = folder / ".metadata"
     try:
-        index = _IndexUnpickler(io.BytesIO(path.read_bytes())).load()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise RequestError(f"{folder} has no .metadata: the checkpoint is not complete") from None
+    try:
+        index = _IndexUnpickler(io.BytesIO(content)).load()
     except Exception as e:
         # A damaged pickle raises nearly anything.
         raise RequestError(f"{path} is damaged or not the index of a checkpoint: {e}") from None
@@ -123,20 +125,26 @@ def open_torch_dist(folder: Path) -> Mapping[str, _TorchDistArray]:
     """
     index = _read_index(folder)
     ends: dict[str, int] = {}
-    for info in (index.storage_data or {}).values():
-        ends[info.relative_path] = max(ends.get(info.relative_path, 0), info.offset + info.length)
+    try:
+        for info in index.storage_data.values():
+            end = info.offset + info.length
+            ends[info.relative_path] = max(ends.get(info.relative_path, 0), end)
+        reader = FileSystemReader(folder)
+        reader.set_up_storage_reader(index, is_coordinator=True)
+        arrays = {
+            key: _TorchDistArray(reader, key, stored)
+            for key, stored in index.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata)
+        }
+    except (AttributeError, TypeError, ValueError):
+        # Unpickled objects may lack anything.
+        raise RequestError(f"{folder / '.metadata'} is damaged") from None
     for name, end in ends.items():
         size = (folder / name).stat().st_size if (folder / name).is_file() else None
         if size is None or size < end:
             state = "is missing" if size is None else f"is truncated: {size} of {end} bytes"
             raise RequestError(f"{folder / name} {state}")
-    reader = FileSystemReader(folder)
-    reader.set_up_storage_reader(index, is_coordinator=True)
-    return {
-        key: _TorchDistArray(reader, key, stored)
-        for key, stored in index.state_dict_metadata.items()
-        if isinstance(stored, TensorStorageMetadata)
-    }
+    return arrays
 
 
 class _ZarrArray:
@@ -147,6 +155,10 @@ class _ZarrArray:
 
     def read(self, index: int | None) -> Tensor:
         """See :class:`cosmos_hpc.models.checkpoint_reader.Array`."""
+        missing = self._array.nchunks - self._array.nchunks_initialized
+        if missing:
+            # zarr would give what happens to be in memory.
+            raise ValueError(f"{missing} of its {self._array.nchunks} files are missing")
         values = self._array[...] if index is None else self._array[index]
         if self.dtype == torch.bfloat16:  # PyTorch does not know NumPy's
             return torch.from_numpy(values.view("int16")).view(torch.bfloat16)
