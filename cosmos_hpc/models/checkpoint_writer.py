@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import (
     DefaultSavePlanner,
     create_default_global_save_plan,
@@ -117,7 +121,11 @@ def write_nemo_weights(job: Job, folder: Path) -> None:
     It holds whole weights, so that any tensor-parallel size can read it.
     """
     folder.mkdir(parents=True)
-    save({}, storage_writer=FileSystemWriter(folder), planner=_OneByOne(job), no_dist=True)
+    try:
+        save({}, storage_writer=FileSystemWriter(folder), planner=_OneByOne(job), no_dist=True)
+    except CheckpointException as e:
+        # What went wrong on each rank, of which there is one.
+        raise next(iter(e.failures.values()))[0] from None
     torch.save({}, folder / "common.pt")
     described: dict[str, Any] = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
     described |= {"common_backend": "torch", "common_backend_version": 1}
@@ -148,14 +156,45 @@ def write_torch_file(job: Job, path: Path) -> None:
         with torch.serialization.skip_data(materialize_fake_tensors=True):
             torch.save(empty, path)
         laid_out = torch.load(path, weights_only=True)
+    checksums = {}
     with open(path, "r+b") as f:
         for name, tensor in _published(job):
-            f.seek(laid_out[name].untyped_storage()._checkpoint_offset)
-            f.write(_bytes(tensor))
+            offset, values = laid_out[name].untyped_storage()._checkpoint_offset, _bytes(tensor)
+            f.seek(offset)
+            f.write(values)
+            checksums[offset] = zlib.crc32(values)
+    _write_checksums(path, checksums)
+
+
+def _write_checksums(path: Path, checksums: dict[int, int]) -> None:
+    """Put checksums of files in a zip file, by the offset of their content, where they belong.
+
+    PyTorch does not look at them, but every other tool that reads zip files does.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries, position = archive.infolist(), archive.start_dir
+    with open(path, "r+b") as f:
+        for entry in entries:
+            f.seek(entry.header_offset + 26)
+            content = entry.header_offset + 30 + sum(struct.unpack("<2H", f.read(4)))
+            if content in checksums:
+                checksum = struct.pack("<I", checksums[content])
+                f.seek(position + 16)
+                f.write(checksum)
+                # And in the descriptor behind the content, after its signature.
+                f.seek(content + entry.file_size + 4)
+                f.write(checksum)
+            f.seek(position + 28)
+            position += 46 + sum(struct.unpack("<3H", f.read(6)))
 
 
 #: Names of dtypes in safetensors' headers.
-_SAFETENSORS_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+_SAFETENSORS_DTYPES = {
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float32: "F32",
+    torch.float64: "F64",
+}
 
 
 def write_safetensors(job: Job, path: Path) -> None:
