@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from cosmos_hpc import files
 from cosmos_hpc.config import Section
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models.checkpoint_reader import Weights, open_weights, same_sizes
 from cosmos_hpc.models.checkpoint_writer import (
     Job,
@@ -21,7 +22,7 @@ from cosmos_hpc.models.checkpoint_writer import (
     write_torch_file,
 )
 from cosmos_hpc.models.config import Architecture, ModelConfig
-from cosmos_hpc.progress import Progress, gigabytes, say
+from cosmos_hpc.progress import ByteProgress, gigabytes, say
 from cosmos_hpc.recipes import load_recipe, recipe_names
 
 _FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}
@@ -51,9 +52,9 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
     Raises:
         RequestError: the source is damaged or of another model, the target exists or does not fit
             on the disk. There is no target then.
+        WorkError, OSError: the target could not be written. There is none then either.
     """
-    if target.exists():
-        raise RequestError(f"{target} exists; remove it or choose another name")
+    _check_new(target)
     weights = open_weights(source)
     model = _model(weights, settings.recipe)
     is_file = target.suffix in _FILE_WRITERS
@@ -63,26 +64,32 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
             f"clips it is for; name a recipe (or the path of your own) with recipe=NAME"
         )
     weights.expect(model)
-    progress = Progress("converted MB", 0)
-    done = 0
-
-    def wrote(size: int) -> None:
-        nonlocal done
-        done += size
-        progress.update(done // 10**6)
-
-    dtype = getattr(torch, settings.dtype) if settings.dtype else weights.dtype()
-    job = Job(weights, model, dtype, wrote)
-    progress.total = job.num_bytes // 10**6
-    _check_disk(job.num_bytes, target)
-    say(f"{gigabytes(job.num_bytes)} of {dtype} weights from {source} to {target}")
+    stored = weights.dtype()
+    dtype = getattr(torch, settings.dtype) if settings.dtype else stored
+    progress = ByteProgress("converted", model.num_parameters * dtype.itemsize)
+    job = Job(weights, model, dtype, lambda size: progress.update(progress.done + size))
     temporary = target.with_name(f".{target.name}.tmp")
+    _check_disk(job.num_bytes, target, temporary)
+    say(f"{gigabytes(job.num_bytes)} of {dtype} weights from {source} to {target}")
     with _alone(target), _removed_after(temporary):
-        if is_file:
-            _FILE_WRITERS[target.suffix](job, temporary)
-        else:
-            _write_nemo(job, model, temporary)
+        # Of a conversion that has just ended.
+        _check_new(target)
+        try:
+            if is_file:
+                _FILE_WRITERS[target.suffix](job, temporary)
+            else:
+                _write_nemo(job, model, temporary)
+        except RuntimeError as e:
+            # PyTorch's writer does not say what the operating system told it.
+            reason = str(e).partition("\n")[0]
+            raise WorkError(f"cannot write {target}, is the disk full? {reason}") from None
+        _check_new(target)
         files.publish(temporary, target)
+
+
+def _check_new(target: Path) -> None:
+    if os.path.lexists(target):
+        raise RequestError(f"{target} exists; remove it or choose another name")
 
 
 def _model(weights: Weights, recipe: str | None) -> Architecture:
@@ -100,6 +107,7 @@ def _model(weights: Weights, recipe: str | None) -> Architecture:
 
 
 def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
+    # Before the weights: it says whether NeMo is installed.
     from cosmos_hpc.worker.nemo import write_context
 
     assert isinstance(model, ModelConfig)
@@ -107,9 +115,13 @@ def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
     write_context(model, folder / "context")
 
 
-def _check_disk(size: int, target: Path) -> None:
+def _check_disk(size: int, target: Path, replaced: Path) -> None:
+    """Refuse what does not fit, where ``replaced`` is removed before."""
     folder = next(p for p in target.absolute().parents if p.exists())
     free = shutil.disk_usage(folder).free
+    for path in (replaced, *replaced.rglob("*")):
+        with contextlib.suppress(FileNotFoundError):
+            free += path.stat().st_blocks * 512
     if free < size:
         raise RequestError(
             f"{target} takes {gigabytes(size)}, and {folder} has {gigabytes(free)} free"
@@ -122,12 +134,26 @@ def _alone(target: Path) -> Iterator[None]:
     lock = target.with_name(f".{target.name}.lock")
     try:
         with files.lock(lock):
+            if not _is_mine(lock):
+                _check_new(target)
+                raise BlockingIOError("another process")
             try:
                 yield
             finally:
                 lock.unlink(missing_ok=True)
     except BlockingIOError as e:
         raise RequestError(f"{target} is being written by {e}") from None
+
+
+def _is_mine(lock: Path) -> bool:
+    """Whether the lock that this process got is on the file that others see.
+
+    Its last holder may have removed it meanwhile, and somebody else made and locked another.
+    """
+    try:
+        return lock.read_text().startswith(f"process {os.getpid()} on ")
+    except FileNotFoundError:
+        return False
 
 
 @contextlib.contextmanager
