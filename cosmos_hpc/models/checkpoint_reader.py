@@ -121,8 +121,15 @@ class Weights(ABC):
         Raises:
             RequestError: this is no checkpoint of a Cosmos model.
         """
-        shapes = {w.name: self._shape(w) for w in weights_of(_TEMPLATE)}
+        try:
+            return self._sizes({w.name: self._shape(w) for w in weights_of(_TEMPLATE)})
+        except (ValueError, IndexError, ZeroDivisionError):
+            raise RequestError(
+                f"{self.where} is not a checkpoint of a Cosmos model: the shapes of its weights do "
+                f"not fit together"
+            ) from None
 
+    def _sizes(self, shapes: Mapping[str, Shape | None]) -> Architecture:
         def get(name: str) -> Shape:
             shape = shapes[f"{name}.weight"]
             if shape is None:
@@ -137,24 +144,18 @@ class Weights(ABC):
         packed = get("self_attention.linear_qkv")[0]
         text = shapes["cross_attention.linear_kv.weight"]
         action = shapes["action_mlp.0.weight"]
-        try:
-            return Architecture(
-                num_layers=self._num_layers(),
-                hidden_size=get("embedding.word_embeddings")[1],
-                ffn_hidden_size=get("mlp.linear_fc2")[1],
-                num_attention_heads=query // width,
-                num_query_groups=(packed - query) // (2 * width),
-                kv_channels=width,
-                vocab_size=get("embedding.word_embeddings")[0],
-                output_vocab_size=get("output_layer")[0],
-                context_width=text[1] if text else None,
-                action_width=action[1] if action else None,
-            )
-        except (ValueError, IndexError, ZeroDivisionError):
-            raise RequestError(
-                f"{self.where} is not a checkpoint of a Cosmos model: the shapes of its weights do "
-                f"not fit together"
-            ) from None
+        return Architecture(
+            num_layers=self._num_layers(),
+            hidden_size=get("embedding.word_embeddings")[1],
+            ffn_hidden_size=get("mlp.linear_fc2")[1],
+            num_attention_heads=query // width,
+            num_query_groups=(packed - query) // (2 * width),
+            kv_channels=width,
+            vocab_size=get("embedding.word_embeddings")[0],
+            output_vocab_size=get("output_layer")[0],
+            context_width=text[1] if text else None,
+            action_width=action[1] if action else None,
+        )
 
 
 class PublishedWeights(Weights):
@@ -227,7 +228,9 @@ class _SafeTensors(Mapping[str, Any]):
         self._slices: dict[str, _LazySlice] = {}
         for file in [path] if path.is_file() else sorted(path.glob("*.safetensors")):
             try:
-                opened = safe_open(file, framework="pt")
+                with open(file, "rb"):
+                    # The library calls a file that may not be read one that is not there.
+                    opened = safe_open(file, framework="pt")
                 names = opened.keys()
                 self._slices |= {name: _LazySlice(opened, name) for name in names}
             except PermissionError:
@@ -251,7 +254,7 @@ class _LazySlice:
     def __init__(self, opened: Any, name: str) -> None:
         self._slice = opened.get_slice(name)
         self.shape = tuple(self._slice.get_shape())
-        self.dtype = self._slice[:0].dtype
+        self.dtype = (self._slice[:0] if self.shape else opened.get_tensor(name)).dtype
 
     def __getitem__(self, index: Any) -> Tensor:
         tensor: Tensor = self._slice[index]
@@ -289,7 +292,7 @@ class NemoWeights(Weights):
         if alone:
             self._arrays[_numbered(alone[2], int(alone[1]))] = (array, None)
         elif stacked:
-            for layer in range(array.shape[0]):
+            for layer in range(array.shape[0] if array.shape else 0):
                 self._arrays[_numbered(stacked[1], layer)] = (array, layer)
         else:
             self._arrays[name] = (array, None)
@@ -305,7 +308,7 @@ class NemoWeights(Weights):
         found = {key: self._stored_shape(key) for key in self._arrays}
         for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
             rows = wanted[key][0]
-            if key in found and 0 <= found[key][0] - rows < _VOCABULARY_PADDING:
+            if found.get(key) and 0 <= found[key][0] - rows < _VOCABULARY_PADDING:
                 self._rows[key] = rows
                 found[key] = (rows, *found[key][1:])
         compare_shapes(found, wanted, self.where)

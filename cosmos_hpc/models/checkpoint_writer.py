@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import struct
@@ -37,7 +38,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from cosmos_hpc.models.checkpoint_reader import Weights
 from cosmos_hpc.models.config import Architecture
-from cosmos_hpc.models.weights import Weight, packed_shape, published_shapes, weights_of
+from cosmos_hpc.models.weights import (
+    FUSED_NORMS,
+    Weight,
+    packed_shape,
+    published_shapes,
+    weights_of,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,11 @@ class _OneByOne(DefaultSavePlanner):
     def create_local_plan(self) -> SavePlan:
         shapes = published_shapes(self._job.model)
         items = [self._item(w, packed_shape(w, shapes)) for w in weights_of(self._job.model)]
-        self.plan = SavePlan(items)
+        nothing = [
+            WriteItem(MetadataIndex(f"module.{key}"), WriteItemType.BYTE_IO)
+            for key in _extra_states(self._job.model)
+        ]
+        self.plan = SavePlan(items + nothing)
         return self.plan
 
     def _item(self, weight: Weight, shape: tuple[int, ...]) -> WriteItem:
@@ -107,12 +118,35 @@ class _OneByOne(DefaultSavePlanner):
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
 
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        if write_item.type == WriteItemType.BYTE_IO:
+            content = io.BytesIO()
+            # A list, because ranks put theirs together.
+            torch.save([None], content)
+            return content
         assert write_item.tensor_data is not None and write_item.index.offset is not None
         weight = self._weights[write_item.index.fqn, write_item.index.offset]
         tensor = self._job.read(weight).reshape(write_item.tensor_data.chunk.sizes)
         self._job.wrote(tensor.nbytes)
         return tensor.contiguous()
+
+
+def _extra_states(model: Architecture) -> Iterator[str]:
+    """What layers keep beside their weights for fp8, by layer.
+
+    Without fp8 it is nothing, but Megatron insists on finding it.
+    """
+    attentions = {"self_attention"} | ({"cross_attention"} if model.context_width else set())
+    for weight in weights_of(model):
+        module, _, kind = weight.name.rpartition(".")
+        if weight.layer is not None and kind == "weight" and weight.name not in FUSED_NORMS:
+            yield f"decoder.layers.{module}._extra_state/shard_{weight.layer}_{model.num_layers}"
+    for layer in range(model.num_layers):
+        for name in sorted(attentions):
+            yield (
+                f"decoder.layers.{name}.core_attention._extra_state/shard_{layer}_{model.num_layers}"
+            )
+    yield "decoder.final_layernorm._extra_state/shard_0_1"
 
 
 def write_nemo_weights(job: Job, folder: Path) -> None:
