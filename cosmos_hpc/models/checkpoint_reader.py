@@ -272,11 +272,15 @@ class Array(Protocol):
 
 
 class NemoWeights(Weights):
-    """A NeMo checkpoint of any layout, its weights in the folder or below ``weights/``."""
+    """A NeMo checkpoint of any layout, its weights in the folder or below ``weights/``.
+
+    On the Hub it lies in ``nemo/``, beside other files.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
-        folder = next(p for p in (path / "weights", path) if p.is_dir())
+        places = (path / "weights", path / "nemo" / "weights", path / "nemo", path)
+        folder = next(p for p in places if p.is_dir())
         self._arrays: dict[str, tuple[Array, int | None]] = {}
         self._rows: dict[str, int] = {}
         for name, array in _open_arrays(folder).items():
@@ -394,7 +398,7 @@ def open_weights(path: Path | str) -> Weights:
 
     Args:
         path: a ``.pt`` or ``.safetensors`` file, a folder with ``model.pt`` or safetensors, or the
-            folder of a NeMo checkpoint.
+            folder of a NeMo checkpoint, or one with ``nemo/``.
 
     Raises:
         RequestError: it is none of these, is damaged, or may not be read.

@@ -59,6 +59,19 @@ def test_layouts_of_nemo_checkpoints(tmp_path, variant, stacked, fused, place, p
     check(tmp_path / "nemo", config, tensors)
 
 
+@pytest.mark.parametrize("place", ["nemo", "nemo/weights"])
+def test_a_repository_of_the_hub(tmp_path, place):
+    """What ``cosmos-hpc download`` prints, with or without the published file beside it."""
+    config = small_model()
+    tensors = any_bits(config)
+    write_torch_dist(tmp_path / place, megatron_arrays(tensors, config))
+    (tmp_path / "config.json").write_text("{}")
+    check(tmp_path, config, tensors)
+    others = {name: tensor.float() for name, tensor in tensors.items()}
+    torch.save(others, tmp_path / "model.pt")
+    check(tmp_path, config, others)
+
+
 @pytest.mark.parametrize("write", [write_torch_dist, write_zarr])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_what_else_lies_in_a_checkpoint_is_passed_over(tmp_path, write, dtype):
