@@ -128,6 +128,7 @@ def one_rank():
             torch.distributed.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("ignore:Please use DTensor instead")
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_megatron_reads_a_nemo_checkpoint_with_its_own_code(tmp_path, one_rank, variant):
     from tests.models.checkpoint_worker import fresh, load_with_megatron, whole_logits
