@@ -124,11 +124,11 @@ def open_torch_dist(folder: Path) -> Mapping[str, _TorchDistArray]:
         RequestError: the index cannot be read, or files that it names are missing or short.
     """
     index = _read_index(folder)
-    ends: dict[str, int] = {}
+    ends: dict[Path, int] = {}
     try:
         for info in index.storage_data.values():
-            end = info.offset + info.length
-            ends[info.relative_path] = max(ends.get(info.relative_path, 0), end)
+            path = folder / info.relative_path
+            ends[path] = max(ends.get(path, 0), info.offset + info.length)
         reader = FileSystemReader(folder)
         reader.set_up_storage_reader(index, is_coordinator=True)
         arrays = {
@@ -139,11 +139,11 @@ def open_torch_dist(folder: Path) -> Mapping[str, _TorchDistArray]:
     except (AttributeError, TypeError, ValueError):
         # Unpickled objects may lack anything.
         raise RequestError(f"{folder / '.metadata'} is damaged") from None
-    for name, end in ends.items():
-        size = (folder / name).stat().st_size if (folder / name).is_file() else None
+    for path, end in ends.items():
+        size = path.stat().st_size if path.is_file() else None
         if size is None or size < end:
             state = "is missing" if size is None else f"is truncated: {size} of {end} bytes"
-            raise RequestError(f"{folder / name} {state}")
+            raise RequestError(f"{path} {state}")
     return arrays
 
 
