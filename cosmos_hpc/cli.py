@@ -283,8 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {e}", file=sys.stderr)
         return e.exit_code
     except ModuleNotFoundError as e:
-        train = ("nemo", "megatron", "safetensors")
-        extra = "train" if (e.name or "").startswith(train) else "worker"
+        extra = "train" if (e.name or "").startswith(("nemo", "megatron")) else "worker"
         print(
             f"error: this command needs {e.name}, which is not installed; "
             f"pip install 'cosmos-hpc[{extra}]'",
