@@ -20,6 +20,7 @@ demo: setup
 	$(bin)/cosmos-hpc submit recipe=ar_tiny data.input=$(DEMO)/videos cluster.runs=$(DEMO)/runs --name demo
 
 test: setup
+	./tests/slurm/install.sh
 	$(bin)/python -m pytest
 
 lint: setup

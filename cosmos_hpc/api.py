@@ -9,10 +9,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cosmos_hpc import files, hub
-from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, load_cluster, visible_gpus
+from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, LocalCluster, SlurmCluster, load_cluster
+from cosmos_hpc.cluster_check import Finding, check
+from cosmos_hpc.cluster_init import init
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
+from cosmos_hpc.gpus import visible_gpus
 from cosmos_hpc.plans import (
     Plan,
     check_disk,
@@ -121,6 +124,31 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
     return hub.fetch_all(need for resolved in recipes for need in hub.needs(resolved))
 
 
+def init_cluster(name: str | None = None) -> Path:
+    """Write a profile for the Slurm cluster that this machine belongs to; returns its path.
+
+    Raises:
+        RequestError: see :func:`cosmos_hpc.cluster_init.init`.
+    """
+    return init(name)
+
+
+def check_cluster(name: str, overrides: Sequence[str] = ()) -> list[Finding]:
+    """What works and what does not of a Slurm cluster's profile, before anything is queued.
+
+    Args:
+        name: of the profile, or path of a YAML file.
+        overrides: ``key=value``.
+
+    Raises:
+        RequestError: no such profile, it is not of a Slurm cluster, or there is no Slurm here.
+    """
+    profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in overrides])
+    if not isinstance(profile, SlurmCluster):
+        raise RequestError(f"cluster {name} is this machine, not a Slurm cluster; nothing to check")
+    return check(profile)
+
+
 def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
     """Split overrides between recipe and cluster and load both."""
     to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
@@ -169,6 +197,11 @@ def submit(
     resolved, profile = _resolve(recipe, cluster, overrides)
     check_supported(resolved)
     check_installed(stages)
+    if not isinstance(profile, LocalCluster):
+        raise RequestError(
+            f"cluster {profile.name} is a Slurm cluster, to which jobs cannot be submitted yet; "
+            f"plan and cluster check work for it"
+        )
     if len(visible_gpus()) < profile.gpus:
         raise RequestError(
             f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
@@ -212,7 +245,11 @@ def submit(
 
 
 def _run(
-    folder: RunFolder, recipe: Recipe, cluster: Cluster, stages: Sequence[str], console: Console
+    folder: RunFolder,
+    recipe: Recipe,
+    cluster: LocalCluster,
+    stages: Sequence[str],
+    console: Console,
 ) -> None:
     from cosmos_hpc.local import run_stages  # brings NeMo-Run and submitit
 

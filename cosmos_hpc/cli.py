@@ -62,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
         help="names of recipes, or paths of YAML files; overrides that each of them gets",
     )
 
+    cluster = command("cluster", "write a profile of this Slurm cluster, or check one before use")
+    cluster.add_argument("action", choices=("init", "check"))
+    cluster.add_argument("name", nargs="?", help="of the profile; init: the cluster's own")
+    cluster.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
+
     status = command("status", "how far a run is")
     status.add_argument("run", help="name or path of the run")
     status.add_argument("--json", action="store_true", help="as JSON")
@@ -184,6 +189,26 @@ def _download(arguments: argparse.Namespace) -> None:
         print(f"{' and '.join(names)}: nothing of the Hub is needed")
 
 
+def _cluster(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc import api
+
+    if arguments.action == "init":
+        path = api.init_cluster(arguments.name)
+        print(path.read_text(), end="")
+        print(f"wrote {path}", file=sys.stderr)
+        return
+    if not arguments.name:
+        raise RequestError("cluster check needs the name of a profile")
+    findings = api.check_cluster(arguments.name, arguments.settings)
+    for finding in findings:
+        print(f"  {finding.level:<8} {finding.text}")
+    problems = sum(finding.level == "problem" for finding in findings)
+    if problems:
+        raise RequestError(
+            f"{problems} problem{'s' * (problems > 1)} with cluster {arguments.name}"
+        )
+
+
 def _status(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
 
@@ -271,6 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": _plan,
         "recipes": _recipes,
         "download": _download,
+        "cluster": _cluster,
         "status": _status,
         "logs": _logs,
         "convert": _convert,

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import os
-import subprocess
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    NonNegativeInt,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from cosmos_hpc.config import Section, apply_overrides, load_mapping, nearest, validate
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.gpus import NODE_GPUS, UNKNOWN_GPU, Gpu, gpu_bytes, this_gpu, visible_gpus
 
 #: Overrides that begin with this are for the cluster, the others for the recipe.
 OVERRIDE_PREFIX = "cluster."
-
-
-#: Types of GPU by their usual names, and their memory in GB as sold; what is usable differs by a
-#: few per cent, most have more.
-GPU_GIGABYTES = {"A100-40": 40, "A100-80": 80, "H100-80": 80, "H200-141": 141, "B200-192": 192}
-#: GPUs of a node, where nothing else is said.
-NODE_GPUS = 8
-#: Where nothing is known, what the guide of the models assumes.
-UNKNOWN_GPU = "H100-80"
-
-
-def _known_gpu(gpu: str | float) -> str | float:
-    """A type, or a number of GB, also as text."""
-    if gpu in GPU_GIGABYTES:
-        return gpu
-    try:
-        gigabytes = float(str(gpu).upper().removesuffix("GB"))
-    except ValueError:
-        hint = nearest(str(gpu).upper(), GPU_GIGABYTES)
-        known = hint.rstrip("?") or f"; there are {', '.join(GPU_GIGABYTES)}"
-        raise ValueError(f"unknown GPU {gpu!r}{known}, or give its memory in GB") from None
-    if not 0 < gigabytes < math.inf:
-        raise ValueError(f"a GPU has more than 0 GB of memory, and not {gpu}")
-    return gigabytes
-
-
-#: A type of GPU or its memory in GB.
-Gpu = Annotated[str | float, AfterValidator(_known_gpu)]
 
 
 class Cluster(Section):
@@ -56,29 +23,55 @@ class Cluster(Section):
 
     Attributes:
         name: of the profile; follows from the file.
-        kind: ``local`` runs on this machine, in processes, while ``submit`` waits.
         runs: folder for run folders, on a file system that all workers share.
         parallel: array tasks at the same time.
-        gpus: GPUs of this machine that tasks may use.
-        gpu: their type, one of :data:`GPU_GIGABYTES`, or their memory in GB. Named on a machine
-            without GPUs, it stands for a node of eight, to plan for.
+        gpu: type of the GPUs, one of :data:`cosmos_hpc.gpus.GPU_GIGABYTES`, or their memory in GB.
+            Named on a machine without GPUs, it stands for a node of eight, to plan for.
     """
 
     name: str
-    kind: Literal["local"]
     runs: str = "runs"
     parallel: PositiveInt
-    gpus: NonNegativeInt
     gpu: Gpu = UNKNOWN_GPU
+
+    @property
+    def max_gpus(self) -> int:
+        """GPUs that a training may use; 0 without any."""
+        raise NotImplementedError
+
+    @property
+    def node_gpus(self) -> int:
+        """GPUs of one node, which are linked fast enough for tensor parallelism."""
+        raise NotImplementedError
 
     @property
     def gpu_bytes(self) -> float:
         """Memory of one GPU."""
-        gigabytes = GPU_GIGABYTES[self.gpu] if isinstance(self.gpu, str) else self.gpu
-        return gigabytes * 1e9
+        return gpu_bytes(self.gpu)
+
+
+class LocalCluster(Cluster):
+    """This machine: ``submit`` runs everything in processes, and waits.
+
+    Attributes:
+        gpus: GPUs of this machine that tasks may use.
+    """
+
+    kind: Literal["local"]
+    gpus: NonNegativeInt
+
+    @property
+    def max_gpus(self) -> int:
+        """All of them."""
+        return self.gpus
+
+    @property
+    def node_gpus(self) -> int:
+        """Those of this machine, or of the usual node: what would do is sought beyond it."""
+        return max(self.gpus, NODE_GPUS)
 
     @model_validator(mode="after")
-    def _a_gpu_for_every_task(self) -> Cluster:
+    def _a_gpu_for_every_task(self) -> LocalCluster:
         if self.gpus and self.parallel > self.gpus:
             raise ValueError(
                 f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
@@ -86,31 +79,124 @@ class Cluster(Section):
         return self
 
 
-def visible_gpus() -> list[str]:
-    """This machine's GPUs as CUDA_VISIBLE_DEVICES names them, of which it may leave out some."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [name.strip() for name in chosen.split(",") if name.strip()]
-    return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+def minutes(walltime: str) -> int:
+    """Minutes of a Slurm time limit: ``MM``, ``HH:MM:SS`` or ``D-HH:MM:SS``; seconds round up.
+
+    Raises:
+        ValueError: it is none of these, or zero.
+    """
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+))", walltime)
+    if not found:
+        raise ValueError(f"{walltime!r} is not a time limit; write HH:MM:SS or D-HH:MM:SS")
+    days, hours, mins, seconds, only = (int(part or 0) for part in found.groups())
+    total = only or days * 1440 + hours * 60 + mins + (seconds > 0)
+    if not total:
+        raise ValueError(f"{walltime!r} is no time at all")
+    return total
 
 
-def gpu_type(described: str) -> str | float:
-    """A GPU from a line ``name, memory in MiB`` of ``nvidia-smi``: its type, or its GB."""
-    name, _, mebibytes = described.rpartition(",")
-    gigabytes = float(mebibytes) * 2**20 / 1e9
-    for known, nominal in GPU_GIGABYTES.items():
-        if known.partition("-")[0] in name and abs(gigabytes / nominal - 1) < 0.1:
-            return known
-    return round(gigabytes, 1)
+def _walltime(text: str) -> str:
+    minutes(text)
+    return text
 
 
-def _this_gpu() -> str | float:
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30)
-        return gpu_type(done.stdout.splitlines()[0])
-    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
-        return UNKNOWN_GPU
+def _variable(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise ValueError(
+            f"{name.partition('=')[0]!r} is not the name of an environment variable; give names "
+            f"only, their values are taken from where submit runs"
+        )
+    return name
+
+
+def _mount(text: str) -> str:
+    parts = text.split(":")
+    if not 1 <= len(parts) <= 3 or not parts[0].startswith("/") or "," in text:
+        raise ValueError(f"{text!r} is not a mount; write /from:/to or /from:/to:ro, no commas")
+    return text
+
+
+def _flag(text: str) -> str:
+    if not re.fullmatch(r"--[a-z][a-z0-9-]*(=.*)?", text) or "\n" in text:
+        raise ValueError(f"{text!r} is not a long flag of sbatch, such as --mem=0")
+    return text
+
+
+def _line(text: str) -> str:
+    if "\n" in text or "\0" in text:
+        raise ValueError(f"{text!r} is more than a line; write one item a line")
+    return text
+
+
+Walltime = Annotated[str, AfterValidator(_walltime)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
+
+
+#: Variables that the stages read.
+PASSED_ON = ["HF_HOME", "HF_TOKEN", "WANDB_API_KEY"]
+
+
+class TimeLimits(Section):
+    """Time limits of the stages' jobs, ``HH:MM:SS`` or ``D-HH:MM:SS``."""
+
+    download: Walltime = "02:00:00"
+    preprocess: Walltime = "04:00:00"
+    finalize: Walltime = "02:00:00"
+    train: Walltime = "04:00:00"
+
+
+class SlurmCluster(Cluster):
+    """A cluster with Slurm.
+
+    Attributes:
+        account, qos: what jobs are charged to, and their quality of service; None: the defaults.
+        gpu_partition, cpu_partition: for stages with GPUs, and those without.
+        gpus_per_node: GPUs of a node.
+        gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
+        nodes: most nodes of one job.
+        time: limits of the stages' jobs.
+        max_array_size: the cluster's MaxArraySize; larger arrays are split.
+        container: image for pyxis, a local ``.sqsh`` or a registry's name; None: the host's Python.
+        mounts: folders inside the container, ``/from:/to``.
+        setup: shell lines before the work, for module systems.
+        environment: names of variables to pass on; never values.
+        sbatch: further flags.
+    """
+
+    kind: Literal["slurm"]
+    account: Name | None = None
+    qos: Name | None = None
+    gpu_partition: Name
+    cpu_partition: Name
+    gpus_per_node: PositiveInt = NODE_GPUS
+    gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?$")] = "gpu"
+    nodes: PositiveInt = 1
+    time: TimeLimits = TimeLimits()
+    max_array_size: PositiveInt = 1001
+    container: Annotated[str, Field(min_length=1), AfterValidator(_line)] | None = None
+    mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(default=[])
+    setup: list[Annotated[str, AfterValidator(_line)]] = Field(default=[])
+    environment: list[Annotated[str, AfterValidator(_variable)]] = Field(default=PASSED_ON)
+    sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
+
+    @property
+    def max_gpus(self) -> int:
+        """Of all nodes that a job may have."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def node_gpus(self) -> int:
+        """As the profile says."""
+        return self.gpus_per_node
+
+    @model_validator(mode="after")
+    def _mounts_need_a_container(self) -> SlurmCluster:
+        if self.mounts and self.container is None:
+            raise ValueError("mounts are for a container, and container is not set")
+        return self
+
+
+_KINDS: dict[str, type[Cluster]] = {"local": LocalCluster, "slurm": SlurmCluster}
 
 
 def _this_machine() -> dict[str, object]:
@@ -119,7 +205,7 @@ def _this_machine() -> dict[str, object]:
     cores = len(os.sched_getaffinity(0))
     profile: dict[str, object] = {"kind": "local", "gpus": gpus, "parallel": gpus or max(2, cores)}
     if gpus:
-        profile["gpu"] = _this_gpu()
+        profile["gpu"] = this_gpu()
     return profile
 
 
@@ -152,10 +238,18 @@ def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
             nearest(name, cluster_names()) or f"; looked for {' and '.join(map(str, candidates))}"
         )
         raise RequestError(f"unknown cluster {name!r}{hint}")
-    data = {**_this_machine(), **(load_mapping(path) if path else {})}
+    data: dict[str, Any] = load_mapping(path) if path else {"kind": "local"}
     data["name"] = path.stem if path else name
-    data = apply_overrides(data, overrides, Cluster)
-    if not data["gpus"] and data.get("gpu"):
+    kind = data.get("kind", "local")
+    if kind not in _KINDS:
+        raise RequestError(
+            f"cluster {data['name']}: kind={kind!r}: there are {' and '.join(_KINDS)}"
+        )
+    schema = _KINDS[kind]
+    if schema is LocalCluster:
+        data = {**_this_machine(), **data}
+    data = apply_overrides(data, overrides, schema)
+    if schema is LocalCluster and not data["gpus"] and data.get("gpu"):
         # Somebody on a login node asks what a node of such GPUs would do.
         data.update(gpus=NODE_GPUS, parallel=min(int(data["parallel"]), NODE_GPUS))
-    return validate(Cluster, data, f"cluster {data['name']}")
+    return validate(schema, data, f"cluster {data['name']}")

@@ -14,7 +14,7 @@ from cosmos_hpc.recipes import Recipe, Train
 #: Share of a GPU's memory that a step may take. Something is needed for CUDA, NCCL and
 #: fragmentation in any case; comfortable leaves room for surprises as well.
 POSSIBLE, COMFORTABLE = 0.95, 0.8
-#: Tensor parallelism stays within a node.
+#: Beyond, all models' key heads would have to be shared.
 MAX_TENSOR_PARALLEL = 8
 #: As far as is looked for what would do.
 MAX_GPUS = 64
@@ -50,7 +50,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
         RequestError: nothing fits; says how many GPUs would do.
     """
     train, model = recipe.train, recipe.model_for_clips()
-    if not cluster.gpus:
+    if not cluster.max_gpus:
         ranks, tensor = train.gpus or 1, train.tensor_parallel or 1
         return Sizing(
             Layout(
@@ -64,24 +64,24 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     free = train.model_copy(
         update=dict.fromkeys(("gpus", "tensor_parallel", "sequence_parallel", "recompute"))
     )
-    anything = list(_layouts(free, model, MAX_GPUS))
+    anything = list(_layouts(free, model, MAX_GPUS, cluster.node_gpus))
     minimum = _first(anything, model, cluster, POSSIBLE)
     plain = [x for x in anything if x.recompute == "none"]
     recommended = _first(plain, model, cluster, COMFORTABLE)
-    allowed = list(_layouts(train, model, cluster.gpus))
+    allowed = list(_layouts(train, model, cluster.max_gpus, cluster.node_gpus))
     chosen = _choose(allowed, model, cluster)
     if chosen is None:
         raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum))
     return Sizing(chosen, training_memory(model, chosen), minimum, recommended)
 
 
-def _layouts(train: Train, model: ModelConfig, max_gpus: int) -> Iterator[Layout]:
+def _layouts(train: Train, model: ModelConfig, max_gpus: int, node_gpus: int) -> Iterator[Layout]:
     """Layouts that the settings allow: fewest GPUs first, then what recomputes and splits least."""
     counts = [train.gpus] if train.gpus else [2**i for i in range(max_gpus.bit_length())]
     recomputations = [train.recompute] if train.recompute else _RECOMPUTATIONS
     for gpus in (n for n in counts if n <= max_gpus):
         for recompute in recomputations:
-            for tensor in _tensor_parallel(train, model, gpus):
+            for tensor in _tensor_parallel(train, model, gpus, node_gpus):
                 data = gpus // tensor
                 if train.global_batch_size % (data * train.micro_batch_size):
                     continue
@@ -91,10 +91,12 @@ def _layouts(train: Train, model: ModelConfig, max_gpus: int) -> Iterator[Layout
                 yield Layout(tensor, data, sequence, recompute, train.micro_batch_size)
 
 
-def _tensor_parallel(train: Train, model: ModelConfig, gpus: int) -> list[int]:
+def _tensor_parallel(train: Train, model: ModelConfig, gpus: int, node_gpus: int) -> list[int]:
     if train.tensor_parallel:
         return [train.tensor_parallel] if gpus % train.tensor_parallel == 0 else []
-    sizes = [2**i for i in range(MAX_TENSOR_PARALLEL.bit_length())]
+    # Tensor parallelism stays within a node.
+    most = min(MAX_TENSOR_PARALLEL, node_gpus)
+    sizes = [2**i for i in range(most.bit_length())]
     return [n for n in sizes if gpus % n == 0 and model.splits(n) is None]
 
 
@@ -123,7 +125,7 @@ def _does_not_fit(
     if minimum:
         enough = f"the fewest such GPUs that would do are {minimum.gpus} ({minimum})"
     if not allowed:
-        asked = f"train.gpus={train.gpus}" if train.gpus else f"up to {cluster.gpus} GPUs"
+        asked = f"train.gpus={train.gpus}" if train.gpus else f"up to {cluster.max_gpus} GPUs"
         return (
             f"recipe {recipe.name} cannot be spread over {asked} with "
             f"train.global_batch_size={train.global_batch_size} and micro_batch_size="

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_hpc import files
-from cosmos_hpc.cluster import Cluster, visible_gpus
+from cosmos_hpc.cluster import LocalCluster
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import WorkError
+from cosmos_hpc.gpus import visible_gpus
 from cosmos_hpc.nemo_run_jobs import LocalJob
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
@@ -22,7 +23,7 @@ _POLL_SECONDS = 0.3
 
 
 def run_stages(
-    run: RunFolder, recipe: Recipe, cluster: Cluster, names: Sequence[str], console: Console
+    run: RunFolder, recipe: Recipe, cluster: LocalCluster, names: Sequence[str], console: Console
 ) -> None:
     """Run those of the named stages that are not done.
 

@@ -121,14 +121,14 @@ def make_plan(
         RequestError: the cluster cannot run the recipe.
     """
     train, model = recipe.train, recipe.model_for_clips()
-    if not cluster.gpus and train.precision == "bf16":
+    if not cluster.max_gpus and train.precision == "bf16":
         raise RequestError(
             f"recipe {recipe.name} trains in bf16 on GPUs, and cluster {cluster.name} has none; "
             f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
         )
-    if cluster.gpus and (train.gpus or 0) > cluster.gpus:
+    if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
         raise RequestError(
-            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.gpus}; "
+            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
             f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
         )
     sizing = size(recipe, cluster)
@@ -149,7 +149,7 @@ def make_plan(
         latent_shape=model.latent_shape,
         sequence_length=model.sequence_length,
         parameters=model.num_parameters,
-        gpu=cluster.gpu if cluster.gpus else None,
+        gpu=cluster.gpu if cluster.max_gpus else None,
         ranks=sizing.layout.gpus,
         layout=sizing.layout,
         memory=sizing.memory,

@@ -1,7 +1,8 @@
 import pytest
 
-from cosmos_hpc.cluster import gpu_type, load_cluster, visible_gpus
+from cosmos_hpc.cluster import load_cluster
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.gpus import gpu_type, visible_gpus
 
 
 def test_local_is_built_in():

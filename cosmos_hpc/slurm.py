@@ -1,0 +1,189 @@
+"""The one place that knows Slurm's commands: what a cluster is and allows."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cosmos_hpc.cluster import SlurmCluster, minutes
+from cosmos_hpc.errors import RequestError
+
+_SECONDS = 60
+#: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
+#: pass its own node and task counts on.
+_INHERITED = re.compile(r"^(SLURM_|SBATCH_|SRUN_|SALLOC_)")
+#: Say where the cluster is, not what the job is.
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_TIME_FORMAT"}
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition as sinfo shows it.
+
+    Attributes:
+        limit: minutes that a job may take; infinite without a limit.
+        gpus: GPUs of a node by type; the type is empty where the cluster names none.
+    """
+
+    name: str
+    default: bool
+    up: bool
+    limit: float
+    nodes: int
+    gpus: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What Slurm says of a cluster.
+
+    Attributes:
+        accounting: whether ``sacct`` works.
+        associations: accounts of this user, each with the QOS that it may use; empty where Slurm
+            does not tell.
+        max_submit: most jobs of this user at a time; None without a limit that Slurm tells.
+        container_options: flags that pyxis adds to srun; empty without it.
+    """
+
+    cluster: str
+    version: str
+    max_array_size: int
+    accounting: bool
+    partitions: list[Partition]
+    associations: dict[str, set[str]]
+    max_submit: int | None
+    container_options: set[str]
+
+    def partition(self, name: str) -> Partition | None:
+        """A partition by name."""
+        return next((p for p in self.partitions if p.name == name), None)
+
+
+def environment() -> dict[str, str]:
+    """This process's variables without those of a job that it may run in."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT or not _INHERITED.match(name)
+    }
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands.
+
+    Raises:
+        RequestError: it is not installed here, or does not answer.
+    """
+    if shutil.which(words[0]) is None:
+        raise RequestError(
+            f"{words[0]} is not on the PATH: run this on a login node of the cluster"
+        )
+    try:
+        return subprocess.run(
+            words, env=environment(), capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise RequestError(
+            f"{words[0]} has not answered for {_SECONDS} s; try again when Slurm is up"
+        ) from None
+
+
+def _output(*words: str) -> str:
+    done = command(*words)
+    if done.returncode:
+        raise RequestError(f"{' '.join(words[:2])} failed: {_last_line(done.stderr)}")
+    return done.stdout
+
+
+def _last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]
+
+
+def read_facts() -> Facts:
+    """Ask Slurm about the cluster that this machine belongs to.
+
+    Raises:
+        RequestError: there is no Slurm here, or it does not answer.
+    """
+    config = dict(re.findall(r"^(\w+)\s*= (.*)$", _output("scontrol", "show", "config"), re.M))
+    accounting = "none" not in config.get("AccountingStorageType", "none")
+    associations, max_submit = _associations() if accounting else ({}, None)
+    return Facts(
+        cluster=config.get("ClusterName", "slurm").strip(),
+        version=config.get("SLURM_VERSION", "").strip(),
+        max_array_size=int(config.get("MaxArraySize", "1001")),
+        accounting=accounting,
+        partitions=_partitions(),
+        associations=associations,
+        max_submit=max_submit,
+        container_options=set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout)),
+    )
+
+
+def _partitions() -> list[Partition]:
+    merged: dict[str, Partition] = {}
+    for line in _output("sinfo", "-h", "-o", "%P|%a|%l|%D|%G").splitlines():
+        name, state, limit, nodes, gres = line.split("|")
+        short = name.removesuffix("*")
+        gpus = {kind: int(count) for kind, count in _GPU.findall(gres)}
+        before = merged.get(short)
+        # A line for each kind of node.
+        merged[short] = Partition(
+            name=short,
+            default=name.endswith("*"),
+            up=state == "up",
+            limit=math.inf if limit in ("infinite", "n/a") else minutes(_whole(limit)),
+            nodes=int(nodes) + (before.nodes if before else 0),
+            gpus={**(before.gpus if before else {}), **gpus},
+        )
+    return list(merged.values())
+
+
+#: ``gpu:h100:8(S:0-1)`` or ``gpu:8``.
+_GPU = re.compile(r"\bgpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
+
+
+def _whole(limit: str) -> str:
+    """sinfo leaves out leading zeros: ``30:00`` is half an hour."""
+    return f"00:{limit}" if limit.count(":") == 1 and "-" not in limit else limit
+
+
+def _associations() -> tuple[dict[str, set[str]], int | None]:
+    user = os.environ.get("USER") or str(os.getuid())
+    words = ["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos,maxsubmit"]
+    done = command(*words)
+    accounts: dict[str, set[str]] = {}
+    limits = []
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        account, qos, limit = line.split("|")
+        accounts.setdefault(account, set()).update(filter(None, qos.split(",")))
+        limits += [int(limit)] if limit.isdigit() else []
+    return accounts, min(limits, default=None)
+
+
+def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
+    """Flags of sbatch that say where a stage's job runs and what it is charged to.
+
+    Args:
+        cluster: the profile.
+        stage: name of the stage.
+        gpus: of one node; 0 for a job on the CPU partition.
+    """
+    flags = [f"--partition={cluster.gpu_partition if gpus else cluster.cpu_partition}"]
+    flags += [f"--time={getattr(cluster.time, stage)}"]
+    flags += [f"--account={cluster.account}"] if cluster.account else []
+    flags += [f"--qos={cluster.qos}"] if cluster.qos else []
+    flags += [f"--gres={cluster.gres}:{gpus}"] if gpus else []
+    return [*flags, *cluster.sbatch]
+
+
+def refusal(flags: Sequence[str], nodes: int = 1) -> str | None:
+    """Why Slurm would not take a job with these flags now; None if it would."""
+    words = ["sbatch", "--test-only", f"--nodes={nodes}", *flags, "--wrap", "true"]
+    done = command(*words)
+    return None if done.returncode == 0 else _last_line(done.stderr).strip()

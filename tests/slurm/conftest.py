@@ -1,0 +1,40 @@
+"""Fixtures of a real Slurm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.lab import Lab, missing_programs
+
+
+def _lab(accounting: bool) -> Iterator[Lab]:
+    missing = missing_programs(accounting)
+    if missing or os.geteuid() != 0:
+        if os.environ.get("CI"):
+            pytest.fail(f"a Slurm for the tests needs root, and {missing} are not installed")
+        pytest.skip(f"needs root and a Slurm; not installed: {', '.join(missing)}")
+    # Short: sockets lie in it.
+    folder = Path(tempfile.mkdtemp(prefix="lab-"))
+    try:
+        with Lab(folder, accounting) as lab:
+            yield lab
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["without accounting", "accounting"])
+def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A cluster without, and one with accounting."""
+    yield from _lab(request.param)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A cluster without accounting."""
+    yield from _lab(False)

@@ -1,0 +1,111 @@
+"""``cluster init`` and ``cluster check`` on a real Slurm."""
+
+import os
+
+import pytest
+import yaml
+
+from tests.conftest import cosmos_hpc
+
+
+def run(lab, *words, cwd, **env):
+    """A command as on the cluster's login node, inside somebody's allocation."""
+    inherited = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "64", "SBATCH_PARTITION": "nope"}
+    return cosmos_hpc(*words, cwd=cwd, env={**lab.environment, **inherited, "USER": "root", **env})
+
+
+@pytest.fixture
+def profile(any_lab, tmp_path):
+    """The proposed profile of the lab, in a working folder."""
+    assert run(any_lab, "cluster", "init", "mine", cwd=tmp_path).code == 0
+    return tmp_path
+
+
+def test_init_proposes_what_slurm_says(any_lab, tmp_path):
+    outcome = run(any_lab, "cluster", "init", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    path = tmp_path / "clusters" / "lab.yaml"
+    assert outcome.out == path.read_text()
+    found = yaml.safe_load(outcome.out)
+    assert found["kind"] == "slurm"
+    assert (found["gpu"], found["gpus_per_node"], found["gres"]) == ("H100-80", 8, "gpu:h100")
+    assert (found["gpu_partition"], found["cpu_partition"]) == ("gpu", "cpu")
+    assert found["time"]["train"] == "04:00:00"
+    assert found["max_array_size"] == 1001
+    assert found["container"] is None
+    assert "this cluster has no pyxis" in outcome.out
+    assert found["account"] == ("lab" if any_lab.accounting else None)
+    again = run(any_lab, "cluster", "init", cwd=tmp_path)
+    assert again.code == 2
+    assert "clusters/lab.yaml exists" in again.err
+
+
+def test_a_proposed_profile_passes_its_check_and_plans(any_lab, profile):
+    outcome = run(any_lab, "cluster", "check", "mine", cwd=profile, HF_TOKEN="x" * 9)
+    assert outcome.code == 0, outcome.out + outcome.err
+    assert "Slurm would take a job of stage train" in outcome.out
+    assert "HF_TOKEN is set" in outcome.out
+    assert "x" * 9 not in outcome.out + outcome.err
+    assert ("without accounting" in outcome.out) == (not any_lab.accounting)
+    plan = run(any_lab, "plan", "recipe=ar12b", "cluster=mine", cwd=profile)
+    assert "parameter model on 8 H100-80 GPUs" in plan.out, plan.err
+    submit = run(any_lab, "submit", "recipe=ar_tiny", "cluster=mine", "data.input=.", cwd=profile)
+    assert (submit.code, "cannot be submitted yet" in submit.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("gpu_partition=gpus", "gpu_partition: there is no partition gpus; did you mean gpu?"),
+        ("cpu_partition=night", "cpu_partition: there is no partition night; there are gpu, cpu"),
+        ("time.download=05:00:00", "time.download=05:00:00 is above the 240 minutes that cpu"),
+        ("time.train=3-00:00:00", "time.train=3-00:00:00 is above the 2880 minutes that gpu"),
+        ("gpus_per_node=16", "gpus_per_node=16 with gres=gpu:h100, but a node of gpu has 8 of h1"),
+        ("gres=gpu:a100", "but a node of gpu has 8 of h100"),
+        ("nodes=9", "nodes=9, but gpu has 3"),
+        ("max_array_size=5000", "max_array_size=5000, but the cluster's MaxArraySize is 1001"),
+        ("container=/no/image.sqsh", "container /no/image.sqsh is not there or not readable"),
+        ("container=nvcr.io#x:1", "this cluster has no pyxis: srun knows no --container-image"),
+        ("sbatch=['--constraint=nvl']", "Slurm would not take a job of stage train: "),
+        ("runs=/proc/none", "runs=/proc/none: writing to /proc failed"),
+    ],
+)
+def test_check_says_what_will_not_work(lab, tmp_path, override, expected):
+    assert run(lab, "cluster", "init", "mine", cwd=tmp_path).code == 0
+    outcome = run(lab, "cluster", "check", "mine", override, cwd=tmp_path)
+    assert outcome.code == 2
+    assert f"problem  {expected}" in outcome.out.replace("  problem ", "problem ") or (
+        expected in outcome.out
+    )
+    assert "with cluster mine" in outcome.err
+
+
+def test_an_account_and_a_qos_that_are_not_yours(any_lab, profile):
+    words = ("account=physics", "qos=urgent")
+    outcome = run(any_lab, "cluster", "check", "mine", *words, cwd=profile)
+    if any_lab.accounting:
+        assert outcome.code == 2
+        assert "account=physics; yours are lab, root" in outcome.out
+    else:
+        assert "Slurm does not tell here which account and qos you may use" in outcome.out
+
+
+def test_a_partition_that_is_down(lab, tmp_path):
+    assert run(lab, "cluster", "init", "mine", cwd=tmp_path).code == 0
+    lab.run("scontrol", "update", "partitionname=cpu", "state=down")
+    try:
+        outcome = run(lab, "cluster", "check", "mine", cwd=tmp_path)
+    finally:
+        lab.run("scontrol", "update", "partitionname=cpu", "state=up")
+    assert "cpu_partition: cpu is down" in outcome.out
+    assert outcome.code == 2
+
+
+def test_without_slurm_it_is_one_sentence(tmp_path):
+    for words in (("init",), ("check", "local")):
+        env = {"PATH": "/nowhere", "SLURM_CONF": ""}
+        outcome = cosmos_hpc("cluster", *words, cwd=tmp_path, env=env)
+        assert outcome.code == 2
+        assert outcome.err.count("\n") == 1
+        assert "run this on a login node" in outcome.err or "is this machine" in outcome.err
+    assert not os.listdir(tmp_path)
