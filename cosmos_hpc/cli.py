@@ -240,7 +240,10 @@ def _convert(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.worker.convert import Conversion, convert
 
     settings = _section(Conversion, arguments.settings)
-    convert(Path(arguments.source), Path(arguments.target), settings)
+    if not arguments.source or not arguments.target:
+        raise RequestError("convert needs a source and a target; one of them is empty")
+    source, target = (Path(p).expanduser() for p in (arguments.source, arguments.target))
+    convert(source, target, settings)
     print(f"wrote {arguments.target}")
 
 

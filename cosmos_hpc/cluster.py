@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from cosmos_hpc.config import Section, apply_overrides, load_mapping, nearest, validate
+from cosmos_hpc.config import PathText, Section, apply_overrides, load_mapping, nearest, validate
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.gpus import NODE_GPUS, UNKNOWN_GPU, Gpu, gpu_bytes, this_gpu, visible_gpus
 
@@ -30,7 +30,7 @@ class Cluster(Section):
     """
 
     name: str
-    runs: str = "runs"
+    runs: PathText = "runs"
     parallel: PositiveInt
     gpu: Gpu = UNKNOWN_GPU
 

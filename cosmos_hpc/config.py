@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from cosmos_hpc.errors import RequestError
 
@@ -24,6 +25,11 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+#: A path, or a name that stands for one; ``~`` is the home folder, which no shell has replaced
+#: behind a ``=``.
+PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
 class _Loader(yaml.SafeLoader):

@@ -23,8 +23,8 @@ UNKNOWN_GPU = "H100-80"
 
 def _known_gpu(gpu: str | float) -> str | float:
     """A type, or a number of GB, also as text."""
-    if gpu in GPU_GIGABYTES:
-        return gpu
+    if str(gpu).upper() in GPU_GIGABYTES:
+        return str(gpu).upper()
     try:
         gigabytes = float(str(gpu).upper().removesuffix("GB"))
     except ValueError:

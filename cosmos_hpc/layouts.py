@@ -51,16 +51,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     """
     train, model = recipe.train, recipe.model_for_clips()
     if not cluster.max_gpus:
-        ranks, tensor = train.gpus or 1, train.tensor_parallel or 1
-        return Sizing(
-            Layout(
-                tensor_parallel=tensor,
-                data_parallel=ranks // tensor,
-                sequence_parallel=bool(train.sequence_parallel),
-                recompute=train.recompute or "none",
-                micro_batch_size=train.micro_batch_size,
-            )
-        )
+        return Sizing(_on_cpus(train))
     free = train.model_copy(
         update=dict.fromkeys(("gpus", "tensor_parallel", "sequence_parallel", "recompute"))
     )
@@ -75,6 +66,20 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     return Sizing(chosen, training_memory(model, chosen), minimum, recommended)
 
 
+def _on_cpus(train: Train) -> Layout:
+    tensor = train.tensor_parallel or 1
+    if train.sequence_parallel and tensor == 1:
+        raise RequestError("train.sequence_parallel needs train.tensor_parallel above 1")
+    return Layout(
+        tensor_parallel=tensor,
+        data_parallel=(train.gpus or tensor) // tensor,
+        sequence_parallel=bool(train.sequence_parallel),
+        recompute=train.recompute or "none",
+        micro_batch_size=train.micro_batch_size,
+        precision=train.precision,
+    )
+
+
 def _layouts(train: Train, model: ModelConfig, max_gpus: int, node_gpus: int) -> Iterator[Layout]:
     """Layouts that the settings allow: fewest GPUs first, then what recomputes and splits least."""
     counts = [train.gpus] if train.gpus else [2**i for i in range(max_gpus.bit_length())]
@@ -85,10 +90,13 @@ def _layouts(train: Train, model: ModelConfig, max_gpus: int, node_gpus: int) ->
                 data = gpus // tensor
                 if train.global_batch_size % (data * train.micro_batch_size):
                     continue
-                sequence = train.sequence_parallel
-                if sequence is None:
-                    sequence = tensor > 1 and model.sequence_length % tensor == 0
-                yield Layout(tensor, data, sequence, recompute, train.micro_batch_size)
+                possible = tensor > 1 and model.sequence_length % tensor == 0
+                if train.sequence_parallel and not possible:
+                    continue
+                sequence = possible if train.sequence_parallel is None else train.sequence_parallel
+                yield Layout(
+                    tensor, data, sequence, recompute, train.micro_batch_size, train.precision
+                )
 
 
 def _tensor_parallel(train: Train, model: ModelConfig, gpus: int, node_gpus: int) -> list[int]:
@@ -127,10 +135,10 @@ def _does_not_fit(
     if not allowed:
         asked = f"train.gpus={train.gpus}" if train.gpus else f"up to {cluster.max_gpus} GPUs"
         return (
-            f"recipe {recipe.name} cannot be spread over {asked} with "
-            f"train.global_batch_size={train.global_batch_size} and micro_batch_size="
-            f"{train.micro_batch_size}: there must be as many micro batches for every copy of "
-            f"the model; {enough}"
+            f"recipe {recipe.name} cannot be spread over {asked} as its settings of train ask: "
+            f"global_batch_size={train.global_batch_size} in micro batches of "
+            f"{train.micro_batch_size} must divide among the copies of the model, and "
+            f"sequence_parallel needs tensor_parallel above 1; {enough}"
         )
     best = min(allowed, key=lambda x: training_memory(model, x).total)
     needs = training_memory(model, best).total / 1e9

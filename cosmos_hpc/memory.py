@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.shapes import ACTION_MLP, published_shapes
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -21,6 +23,8 @@ class Layout:
         recompute: what is computed again in the backward pass instead of kept: nothing, the
             feed-forward layers, or all but the input of each layer.
         micro_batch_size: samples in one pass.
+        precision: ``bf16`` mixed with float32, or ``fp32`` alone.
+        distributed_optimizer: data-parallel ranks share the optimizer's state.
     """
 
     tensor_parallel: int = 1
@@ -28,6 +32,8 @@ class Layout:
     sequence_parallel: bool = False
     recompute: Recompute = "none"
     micro_batch_size: int = 1
+    precision: Literal["bf16", "fp32"] = "bf16"
+    distributed_optimizer: bool = True
 
     @property
     def gpus(self) -> int:
@@ -47,11 +53,11 @@ class Memory:
     """Bytes on one GPU at the moment of a step when they are most.
 
     Attributes:
-        weights: bf16.
+        weights: bf16, or float32.
         gradients: float32, as the data-parallel ranks add them up.
-        optimizer: float32 weights and Adam's two moments.
+        optimizer: Adam's two moments, and with bf16 weights those in float32.
         activations: what the layers keep from the forward pass for the backward pass.
-        logits: of all positions, in bf16 and twice in float32, for the loss.
+        logits: of all positions, as the model gives them and twice in float32, for the loss.
         workspace: gathered sequences, what a layer computes again or needs on the way.
     """
 
@@ -69,7 +75,7 @@ class Memory:
 
 
 def training_memory(model: ModelConfig, layout: Layout) -> Memory:
-    """Memory of a step with bf16 weights and Megatron's distributed optimizer.
+    """Memory of a step with Megatron's optimizer.
 
     Activations are counted tensor by tensor from what autograd keeps of each operation, after
     Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), for
@@ -80,61 +86,65 @@ def training_memory(model: ModelConfig, layout: Layout) -> Memory:
     tokens = model.sequence_length * layout.micro_batch_size
     split = layout.tensor_parallel
     spread = split if layout.sequence_parallel else 1
-    whole_layer = tokens * (_between(model) // spread + (_attention(model) + _mlp(model)) // split)
+    width = 2 if layout.precision == "bf16" else 4
+    whole_layer = (
+        width * tokens * (_between(model) // spread + (_attention(model) + _mlp(model)) // split)
+    )
     kept = {
         "none": whole_layer,
-        "selective": whole_layer - tokens * _mlp(model) // split,
-        "full": 2 * tokens * model.hidden_size // spread,
+        "selective": whole_layer - width * tokens * _mlp(model) // split,
+        "full": width * tokens * model.hidden_size // spread,
     }[layout.recompute]
     # Embeddings, and input and output of the last norm.
-    ends = 3 * 2 * tokens * model.hidden_size // spread
-    logits = 10 * tokens * model.output_vocab_size // split
+    ends = 3 * width * tokens * model.hidden_size // spread
+    logits = (width + 8) * tokens * model.output_vocab_size // split
+    shares = layout.data_parallel if layout.distributed_optimizer else 1
     return Memory(
-        weights=2 * params,
+        weights=width * params,
         gradients=4 * params,
-        optimizer=12 * params // layout.data_parallel,
+        optimizer=(12 if width == 2 else 8) * params // shares,
         activations=model.num_layers * kept + ends,
         logits=logits,
-        workspace=max(0, _one_layer(model, layout, tokens, whole_layer - kept) - logits),
+        workspace=max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits),
     )
 
 
 def _parameters_of_a_rank(model: ModelConfig, tensor_parallel: int) -> int:
     """Norms and the action head are on every rank, all else is divided."""
-    norms = 2 * model.hidden_size + 2 * model.kv_channels
-    if model.context_width:
-        norms += model.hidden_size + 2 * model.kv_channels
-    same = model.num_layers * norms + model.hidden_size + model.num_action_parameters
+    shapes = published_shapes(model)
+    same = sum(
+        math.prod(shape) for name, shape in shapes.items() if len(shape) == 1 or name in ACTION_MLP
+    )
     return same + (model.num_parameters - same) // tensor_parallel
 
 
 def _between(model: ModelConfig) -> int:
-    """Bytes a position that a layer keeps outside of its linear layers: inputs of norms, outputs.
+    """Numbers a position that a layer keeps outside of its linear layers.
 
-    Two norms, or three with text.
+    Input and output of two norms, or of three with text.
     """
-    return (12 if model.context_width else 8) * model.hidden_size
+    return (6 if model.context_width else 4) * model.hidden_size
 
 
 def _attention(model: ModelConfig) -> int:
-    """Bytes a position: inputs of the norms of q and k, q, k and v, and the output."""
+    """Numbers a position: inputs of the norms of q and k, q, k and v, and the output."""
     query = model.num_attention_heads * model.kv_channels
     key = model.num_query_groups * model.kv_channels
-    own = 8 * query + 6 * key
-    return own + 6 * query if model.context_width else own
+    own = 4 * query + 3 * key
+    return own + 3 * query if model.context_width else own
 
 
 def _mlp(model: ModelConfig) -> int:
-    """Bytes a position: gate and up projection before, and their product after the activation."""
-    return 6 * model.ffn_hidden_size
+    """Numbers a position: gate and up projection, and their product after the activation."""
+    return 3 * model.ffn_hidden_size
 
 
-def _one_layer(model: ModelConfig, layout: Layout, tokens: int, again: int) -> int:
+def _one_layer(model: ModelConfig, layout: Layout, token_bytes: int, again: int) -> int:
     """Bytes that the backward pass of a layer needs beside what was kept.
 
     What it computes ``again``, the gradients inside the feed-forward layer, the gathered sequence
     and its gradient.
     """
-    gradients = tokens * _mlp(model) // layout.tensor_parallel
-    gathered = 4 * tokens * model.hidden_size if layout.sequence_parallel else 0
+    gradients = token_bytes * _mlp(model) // layout.tensor_parallel
+    gathered = 2 * token_bytes * model.hidden_size if layout.sequence_parallel else 0
     return again + gradients + gathered

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from cosmos_hpc.config import (
+    PathText,
     Section,
     apply_overrides,
     load_mapping,
@@ -58,8 +59,8 @@ class Data(Section):
         split: how videos are divided.
     """
 
-    input: Annotated[str, Field(min_length=1)] | None = None
-    tokenizer: Annotated[str, Field(min_length=1)]
+    input: PathText | None = None
+    tokenizer: PathText
     compression: Compression = (8, 16, 16)
     frames: PositiveInt = 33
     height: PositiveInt = 640
@@ -106,7 +107,7 @@ class Train(Section):
         recompute: what is computed again in the backward pass instead of kept: ``none``,
             ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer).
         transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
-            where it is installed.
+            where it is installed and there is a GPU.
         learning_rate, warmup_steps: linear warm-up, then constant.
         weight_decay, clip_grad: AdamW's decay; largest norm of the gradient.
         save_every, keep_checkpoints: steps between checkpoints; how many of the best stay beside
@@ -134,7 +135,7 @@ class Train(Section):
     validate_every: PositiveInt = 100
     validation_batches: PositiveInt = 1
     precision: Literal["bf16", "fp32"] = "bf16"
-    init_from: str | None = None
+    init_from: PathText | None = None
     seed: int = 1234
 
     @model_validator(mode="after")
@@ -204,11 +205,18 @@ class Recipe(Section):
             )
         if (self.task == "action") != (self.model.action_width is not None):
             raise ValueError("model.action_width goes with task=action, and only with it")
+        if (self.task != "video") != (self.model.pad_to_multiple_of is not None):
+            raise ValueError(
+                "model.pad_to_multiple_of goes with task=video2world and task=action, and only "
+                "with them"
+            )
         if self.task == "action" and self.data.frames != 1:
             raise ValueError(
                 f"data.frames={self.data.frames}: task=action takes frames one at a time, set 1"
             )
         sequence = self.model_for_clips().sequence_length
+        if self.train.sequence_parallel and self.train.tensor_parallel == 1:
+            raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")
         if self.train.sequence_parallel and sequence % parallel:
             raise ValueError(
                 f"train.sequence_parallel: train.tensor_parallel={parallel} does not divide the "

@@ -85,3 +85,38 @@ def test_a_cpu_takes_what_the_recipe_says():
     found = size(load_recipe("ar_tiny", ["train.gpus=2", "train.tensor_parallel=2"]), cluster)
     assert (found.layout.tensor_parallel, found.memory) == (2, None)
     assert size(load_recipe("ar_tiny"), cluster).layout.gpus == 1
+
+
+def test_tensor_parallel_alone_means_as_many_ranks():
+    cluster = load_cluster("local", ["gpus=0"])
+    asked = load_recipe("ar_tiny", ["train.tensor_parallel=2", "train.gpus=null"])
+    assert size(asked, cluster).layout.gpus == 2
+
+
+@pytest.mark.parametrize("gpus", ["gpus=0", "gpu=H100-80"])
+def test_sequence_parallel_needs_tensor_parallel(gpus):
+    cluster = load_cluster("local", [gpus])
+    with pytest.raises(RequestError, match=r"sequence_parallel needs .*tensor_parallel above 1"):
+        size(load_recipe("ar_tiny", ["train.sequence_parallel=true"]), cluster)
+    with pytest.raises(RequestError, match=r"sequence_parallel needs train.tensor_parallel above"):
+        load_recipe("ar4b", ["train.sequence_parallel=true", "train.tensor_parallel=1"])
+    with pytest.raises(RequestError, match="does not divide the 12801 inputs|does not divide"):
+        load_recipe("ar4b", ["train.sequence_parallel=true", "train.tensor_parallel=3"])
+
+
+def test_float32_takes_more():
+    half = sizing("ar4b", gpu="H200-141", overrides=["train.gpus=8"]).memory
+    whole = sizing("ar4b", gpu="H200-141", overrides=["train.gpus=8", "train.precision=fp32"])
+    assert whole.layout.precision == "fp32"
+    assert whole.memory.activations > half.activations
+    assert whole.memory.weights > half.weights
+
+
+def test_a_node_of_four_gpus_bounds_tensor_parallelism(tmp_path):
+    profile = tmp_path / "four.yaml"
+    profile.write_text(
+        "{kind: slurm, gpu_partition: g, cpu_partition: c, parallel: 4, gpu: H100-80, "
+        "gpus_per_node: 4, nodes: 4}"
+    )
+    layout = size(load_recipe("ar13b_v2w"), load_cluster(str(profile))).layout
+    assert (layout.tensor_parallel, layout.data_parallel) == (4, 4)

@@ -53,6 +53,11 @@ def test_what_each_setting_changes():
     assert shared.activations == pytest.approx(one.activations / 4, rel=0.01)
     assert one.activations > parts(recompute="selective").activations
     assert parts(recompute="selective").activations > parts(recompute="full").activations
+    assert parts(data_parallel=4, distributed_optimizer=False).optimizer == one.optimizer
+    exact = parts(precision="fp32")
+    assert (exact.weights, exact.gradients) == (2 * one.weights, one.gradients)
+    assert exact.optimizer == 8 * model.num_parameters
+    assert exact.activations == 2 * one.activations
     twice = parts(micro_batch_size=2)
     assert (twice.activations, twice.logits) == (2 * one.activations, 2 * one.logits)
 

@@ -6,6 +6,7 @@ Nothing is unpickled but tensors and the plain classes of a checkpoint's index.
 from __future__ import annotations
 
 import functools
+import io
 import json
 import pickle
 import re
@@ -19,13 +20,13 @@ from torch import Tensor
 
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture
+from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.models.weights import (
     FUSED_NORMS,
     Weight,
     compare_shapes,
     is_new,
     packed_shape,
-    published_shapes,
     weights_of,
 )
 
@@ -34,7 +35,7 @@ Shape = tuple[int, ...]
 #: One layer of everything that there may be, to look names up.
 _TEMPLATE = Architecture(
     num_layers=1,
-    hidden_size=1,
+    hidden_size=2,
     ffn_hidden_size=1,
     num_attention_heads=1,
     num_query_groups=1,
@@ -193,9 +194,22 @@ class PublishedWeights(Weights):
         return 1 + max((int(m[1]) for m in found if m), default=-1)
 
 
+#: PyTorch's magic number, pickled.
+_OLD_FORMAT = pickle.dumps(torch.serialization.MAGIC_NUMBER, protocol=2)
+
+
 def _open_torch_file(path: Path) -> dict[str, Tensor]:
+    with open(path, "rb") as f:
+        old = f.read(len(_OLD_FORMAT)) == _OLD_FORMAT
+    if old:
+        raise RequestError(
+            f"{path} is in the format of PyTorch before 1.6, which cannot be mapped; load it with "
+            f"weights_only=True and save it again with a newer one"
+        )
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        # BytesIO: what Transformer Engine keeps beside its weights.
+        with torch.serialization.safe_globals([io.BytesIO]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError:
         raise RequestError(
             f"{path} holds more than tensors, which is not loaded: it could run code"
@@ -208,6 +222,8 @@ def _open_torch_file(path: Path) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         # As training with NVIDIA's own code saves it, and that code reads both.
         content = content["model"]
+    if isinstance(content, dict):
+        content = {n: t for n, t in content.items() if not str(n).endswith("_extra_state")}
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and _is_dense(tensor) for name, tensor in content.items()
     ):
@@ -390,7 +406,9 @@ def _common(dtypes: set[torch.dtype], where: str) -> torch.dtype:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """What an error of a library says, without its advice."""
+    first = str(error).strip().partition("\n")[0]
+    return first.partition(". ")[0] or type(error).__name__
 
 
 def open_weights(path: Path | str) -> Weights:

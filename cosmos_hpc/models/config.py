@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cosmos_hpc.config import Section
+from cosmos_hpc.models.shapes import action_shapes, published_shapes
 from cosmos_hpc.tokens import NUM_IDS
 
 #: ``(T, H, W)`` in latent frames, rows and columns; a list (YAML) will do.
@@ -46,7 +47,7 @@ class Architecture(Section):
     kv_channels: PositiveInt
     vocab_size: PositiveInt = NUM_IDS
     output_vocab_size: PositiveInt = NUM_IDS
-    rotary_base: PositiveInt = 500_000
+    rotary_base: PositiveFloat = 500_000
     yarn_scale: PositiveFloat | None = None
     yarn_beta_fast: PositiveFloat | None = None
     yarn_beta_slow: PositiveFloat | None = None
@@ -67,6 +68,8 @@ class Architecture(Section):
         yarn = [getattr(self, n) for n in type(self).model_fields if n.startswith("yarn_")]
         if any(v is None for v in yarn) != all(v is None for v in yarn):
             raise ValueError("YaRN needs all of its yarn_ settings, or none")
+        if self.context_width and self.hidden_size % 2:
+            raise ValueError(f"hidden_size={self.hidden_size} must be even for absolute positions")
         if self.action_width and (self.context_width or 0) < 4:
             raise ValueError("action_width needs a context_width, of at least 4, to write into")
         return self
@@ -80,24 +83,8 @@ class Architecture(Section):
 
     @property
     def num_parameters(self) -> int:
-        """Trained parameters, counted from the shapes of the architecture."""
-        query = self.num_attention_heads * self.kv_channels
-        key_value = 2 * self.num_query_groups * self.kv_channels
-        attention = self.hidden_size * (2 * query + key_value) + 2 * self.kv_channels
-        layer = attention + 3 * self.hidden_size * self.ffn_hidden_size + 2 * self.hidden_size
-        if self.context_width:
-            cross = 2 * self.hidden_size * query + self.context_width * key_value
-            layer += cross + 2 * self.kv_channels + self.hidden_size
-        tables = (self.vocab_size + self.output_vocab_size) * self.hidden_size
-        return self.num_layers * layer + tables + self.hidden_size + self.num_action_parameters
-
-    @property
-    def num_action_parameters(self) -> int:
-        """Parameters of the head that turns an action into context."""
-        if not self.action_width or not self.context_width:
-            return 0
-        inner = self.context_width // 4
-        return (self.action_width + 1) * inner + (inner + 1) * self.context_width
+        """Trained parameters."""
+        return sum(math.prod(shape) for shape in published_shapes(self).values())
 
 
 class ModelConfig(Architecture):
@@ -110,12 +97,16 @@ class ModelConfig(Architecture):
     latent_shape: LatentShape
 
     @property
+    def special_ids_first(self) -> int:
+        """Inputs before those of the clip: begin-of-video, for models with text or actions."""
+        return 0 if self.context_width is None else 1
+
+    @property
     def sequence_length(self) -> int:
-        """Inputs of one sample: the ids of a clip, and with text begin-of-video and padding too."""
-        ids = math.prod(self.latent_shape)
-        if self.pad_to_multiple_of is None:
-            return ids
-        return -(-(ids + 1) // self.pad_to_multiple_of) * self.pad_to_multiple_of
+        """Inputs of one sample: the ids of a clip, and what stands before and pads them."""
+        length = self.special_ids_first + math.prod(self.latent_shape)
+        multiple = self.pad_to_multiple_of or 1
+        return -(-length // multiple) * multiple
 
     def training_flops(self, text_positions: int = 512) -> int:
         """Floating-point operations of one sample's forward and backward pass.
@@ -130,7 +121,8 @@ class ModelConfig(Architecture):
         query = self.num_attention_heads * self.kv_channels
         layers = self.num_layers * self.sequence_length
         tables = (self.vocab_size + self.output_vocab_size) * self.hidden_size
-        per_position = (self.num_parameters - self.num_action_parameters - tables) * 2
+        head = sum(math.prod(shape) for shape in action_shapes(self).values())
+        per_position = (self.num_parameters - head - tables) * 2
         flops = self.sequence_length * (
             per_position + 2 * self.output_vocab_size * self.hidden_size
         )

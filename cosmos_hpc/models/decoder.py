@@ -21,13 +21,15 @@ class VideoRotaryEmbedding(RotaryEmbedding):
 
     def __init__(self, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(kv_channels=model.kv_channels, **kwargs)
-        # Not persistent: the table follows from the configuration, not from a checkpoint.
-        self.register_buffer("angles", rotary_angles(model)[:, None, None, :], persistent=False)
+        # Not a buffer: those become bf16 with the model, which rounds angles by up to a tenth.
+        self.angles = rotary_angles(model)[:, None, None, :]
 
     def forward(
         self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, **_: Any
     ) -> Tensor:
         """Angles ``[max_seq_len, 1, 1, kv_channels]``, float32."""
+        # Where Megatron's own frequencies are, which do the same.
+        self.angles = self.angles.to(self.inv_freq.device)
         return self.angles[offset : offset + max_seq_len]
 
 

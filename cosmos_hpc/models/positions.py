@@ -37,7 +37,7 @@ def _axes(channels: int) -> tuple[int, int]:
 def _over_clip(config: ModelConfig, by_time: Tensor, by_row: Tensor, by_column: Tensor) -> Tensor:
     """``[positions, channels]`` of all positions of a sample from tables of its three axes.
 
-    With text, the row of begin-of-video and the rows of the padding are zero.
+    The row of begin-of-video and the rows of the padding are zero.
     """
     shape = config.latent_shape
     rows = torch.cat(
@@ -48,9 +48,9 @@ def _over_clip(config: ModelConfig, by_time: Tensor, by_row: Tensor, by_column: 
         ],
         dim=-1,
     ).flatten(0, 2)
-    if config.pad_to_multiple_of is None:
-        return rows
-    return torch.nn.functional.pad(rows, (0, 0, 1, config.sequence_length - len(rows) - 1))
+    before = config.special_ids_first
+    after = config.sequence_length - len(rows) - before
+    return torch.nn.functional.pad(rows, (0, 0, before, after))
 
 
 def rotary_angles(config: ModelConfig) -> Tensor:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
@@ -13,6 +11,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from torch import Tensor, nn
 
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.checkpoint_reader import PublishedWeights, Weights
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
@@ -67,56 +66,88 @@ class PublishedModel(nn.Module):
 
     Attributes:
         decoder: the :class:`cosmos_hpc.models.decoder.CosmosDecoder`.
+        config: the architecture.
     """
 
-    def __init__(self, decoder: CosmosDecoder) -> None:
+    def __init__(self, decoder: CosmosDecoder, config: ModelConfig) -> None:
         super().__init__()
-        self.decoder = decoder
+        self.decoder, self.config = decoder, config
 
     def forward(
         self, ids: Tensor, context: Tensor | None = None, action: Tensor | None = None
     ) -> Tensor:
-        """Logits ``[batch, sequence, output vocabulary]`` of int ids ``[batch, sequence]``.
+        """Logits ``[batch, sequence, output vocabulary]``, float32.
 
         Args:
-            ids: ids, at most a sample's inputs.
+            ids: of any integer dtype, ``[batch, sequence]``; at most a sample's inputs.
             context: text embedding ``[batch, text positions, context_width]``, for models with
                 text.
             action: ``[batch, action_width]``, for models with actions, in place of ``context``.
+
+        Raises:
+            ValueError: the arguments are not those of this model.
         """
-        logits: Tensor = self.decoder(input_ids=ids, context=context, action=action)
+        self._check(ids, context, action)
+        logits: Tensor = self.decoder(input_ids=ids.long(), context=context, action=action)
         return logits
+
+    def _check(self, ids: Tensor, context: Tensor | None, action: Tensor | None) -> None:
+        config = self.config
+        if ids.ndim != 2 or ids.is_floating_point() or ids.is_complex():
+            raise ValueError(f"ids are integers [batch, sequence], not {_describe(ids)}")
+        if not 0 < ids.shape[1] <= config.sequence_length:
+            raise ValueError(
+                f"{ids.shape[1]} ids; a sample of this model has 1 to {config.sequence_length}"
+            )
+        batch, width = ids.shape[0], config.context_width
+        if width is None and (context is not None or action is not None):
+            raise ValueError("this model takes neither a context nor an action")
+        if width is not None and (context is None) == (action is None):
+            raise ValueError("this model needs a context, or an action if it has a head for them")
+        if context is not None and (context.ndim != 3 or context.shape[::2] != (batch, width)):
+            raise ValueError(
+                f"context is [{batch}, text positions, {width}], not {_describe(context)}"
+            )
+        if action is not None and action.shape != (batch, config.action_width):
+            raise ValueError(f"action is [{batch}, {config.action_width}], not {_describe(action)}")
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def from_published(weights: Mapping[str, Tensor], config: ModelConfig) -> PublishedModel:
     """A model on the CPU in float32 with published weights.
 
+    Megatron wants a process group: where there is none, one of this process alone is made.
+
     Args:
-        weights: tensors by the names of :func:`cosmos_hpc.models.weights.published_shapes`, any
+        weights: tensors by the names of :func:`cosmos_hpc.models.shapes.published_shapes`, any
             float dtype.
         config: the architecture that they are of.
 
     Raises:
-        RequestError: the weights are not of this architecture; names what differs.
+        RequestError: the weights are not of this architecture, which names what differs, or this
+            process is one of several tensor-parallel ranks.
     """
     source = PublishedWeights(weights, "the state dict")
     # Before a decoder of the wrong size is built.
     source.expect(config, may_be_new=True)
-    _one_rank()
+    one_rank()
     # Transformer Engine cannot run on a CPU, also where it is installed.
     settings = megatron_config(config, cpu=True, transformer_impl="local")
     decoder = CosmosDecoder(settings, config, pre_process=True, post_process=True)
     load_weights(decoder, config, source)
-    return PublishedModel(decoder)
+    return PublishedModel(decoder, config)
 
 
-def _one_rank() -> None:
+def one_rank() -> None:
     """Megatron's parallel state of a single process, unless there is one already."""
     if parallel_state.model_parallel_is_initialized():
+        if parallel_state.get_tensor_model_parallel_world_size() > 1:
+            raise RequestError("from_published needs a process without tensor parallelism")
         return
     if not torch.distributed.is_initialized():
-        store = Path(tempfile.mkdtemp()) / "store"
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=0, world_size=1
-        )
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     parallel_state.initialize_model_parallel()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture
+from cosmos_hpc.models.shapes import ACTION_MLP, Shape
 
 #: Norms in Megatron's local layers, and how checkpoints name them.
 FUSED_NORMS = {
@@ -76,18 +77,16 @@ def weights_of(model: Architecture) -> Iterator[Weight]:
     yield Weight("decoder.final_layernorm.weight", ("model.norm.weight",))
     yield Weight("output_layer.weight", ("model.output.weight",))
     if model.action_width is not None:
-        # There is no published form; the names are those of the module in both.
-        for name in _ACTION_MLP:
+        for name in ACTION_MLP:
             yield Weight(name, (name,))
 
 
-#: The head is new: base checkpoints do not have it.
-_ACTION_MLP = [f"action_mlp.{n}.{kind}" for n in (0, 2) for kind in ("weight", "bias")]
-
-
 def is_new(name: str) -> bool:
-    """Whether a weight may be missing from a checkpoint to start from, and is then random."""
-    return name in _ACTION_MLP
+    """Whether a weight may be missing from a checkpoint to start from, and is then random.
+
+    Base checkpoints have no head for actions.
+    """
+    return name in ACTION_MLP
 
 
 def _layer(model: Architecture) -> Iterator[tuple[str, tuple[str, ...], int]]:
@@ -113,53 +112,13 @@ def _heads(name: str, published: str) -> Iterator[tuple[str, tuple[str, ...], in
     yield f"{name}.k_layernorm", (f"{published}.k_norm",), 1
 
 
-def published_shapes(model: Architecture) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every weight of a published checkpoint of this architecture."""
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    layer: dict[str, tuple[int, ...]] = {"attention_norm": (hidden,), "ffn_norm": (hidden,)}
-    layer |= _attention_shapes("attention", model, hidden)
-    if model.context_width is not None:
-        layer["cross_attention_norm"] = (hidden,)
-        layer |= _attention_shapes("cross_attention", model, model.context_width)
-    layer |= {f"feed_forward.w{n}": (ffn, hidden) for n in (1, 3)}
-    layer["feed_forward.w2"] = (hidden, ffn)
-    shapes: dict[str, tuple[int, ...]] = {
-        "model.tok_embeddings.weight": (model.vocab_size, hidden),
-        "model.norm.weight": (hidden,),
-        "model.output.weight": (model.output_vocab_size, hidden),
-    }
-    for number in range(model.num_layers):
-        shapes |= {f"model.layers.{number}.{k}.weight": shape for k, shape in layer.items()}
-    if model.action_width is not None:
-        assert model.context_width is not None
-        inner = model.context_width // 4
-        sizes = [(inner, model.action_width), (inner,), (model.context_width, inner)]
-        shapes |= dict(zip(_ACTION_MLP, [*sizes, (model.context_width,)], strict=True))
-    return shapes
-
-
-def _attention_shapes(name: str, model: Architecture, source: int) -> dict[str, tuple[int, ...]]:
-    hidden, width = model.hidden_size, model.kv_channels
-    query, key = model.num_attention_heads * width, model.num_query_groups * width
-    return {
-        f"{name}.wq": (query, hidden),
-        f"{name}.wk": (key, source),
-        f"{name}.wv": (key, source),
-        f"{name}.wo": (hidden, query),
-        f"{name}.q_norm": (width,),
-        f"{name}.k_norm": (width,),
-    }
-
-
-def packed_shape(weight: Weight, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def packed_shape(weight: Weight, shapes: Mapping[str, Shape]) -> Shape:
     """Shape of a weight in Megatron, without tensor parallelism and the axis of layers."""
     first, *others = (shapes[part] for part in weight.parts)
     return (first[0] + sum(shape[0] for shape in others), *first[1:])
 
 
-def compare_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def compare_shapes(found: Mapping[str, Shape], wanted: Mapping[str, Shape], where: str) -> None:
     """Compare names and shapes of tensors with those of an architecture.
 
     Raises:

@@ -54,6 +54,7 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
             on the disk. There is no target then.
         WorkError, OSError: the target could not be written. There is none then either.
     """
+    _check_name(target)
     _check_new(target)
     weights = open_weights(source)
     model = _model(weights, settings.recipe)
@@ -85,6 +86,21 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
             raise WorkError(f"cannot write {target}, is the disk full? {reason}") from None
         _check_new(target)
         files.publish(temporary, target)
+
+
+#: Endings that somebody who wants a file would give.
+_OTHER_FILES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".nemo", ".distcp"}
+
+
+def _check_name(target: Path) -> None:
+    if target.suffix not in _FILE_WRITERS and target.suffix.lower() in _OTHER_FILES:
+        raise RequestError(
+            f"{target} ends in {target.suffix}; files end in {' or '.join(_FILE_WRITERS)}, and a "
+            f"NeMo checkpoint is a folder, without such an ending"
+        )
+    above = next(p for p in target.absolute().parents if p.exists())
+    if not above.is_dir():
+        raise RequestError(f"{target} cannot be: {above} is not a folder")
 
 
 def _check_new(target: Path) -> None:

@@ -1,4 +1,4 @@
-"""One rank of the tensor-parallel comparison, started by torchrun with a variant.
+"""One rank of the tensor-parallel comparison, started by torchrun with a case and variants.
 
 Exits 0 when logits and every gradient agree with the plain statement of the architecture.
 """
@@ -43,12 +43,20 @@ def part(name, tensor, rank, ranks):
     return torch.cat([piece.chunk(ranks, SPLIT[kind])[rank] for piece in pieces])
 
 
-def main(variant, sequence_parallel, recompute):
+def main(case, variants):
     cpu.adapt()
     dist.init_process_group("gloo")
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=dist.get_world_size())
     model_parallel_cuda_manual_seed(1)
+    recompute = case if case in ("full", "selective") else "none"
+    for variant in variants:
+        compare(variant, case == "sequence", recompute)
+        print(f"{variant} agrees", flush=True)
+    dist.destroy_process_group()
+
+
+def compare(variant, sequence_parallel, recompute):
+    rank, ranks = dist.get_rank(), dist.get_world_size()
     config = ModelConfig(**sizes(variant))
     w = {name: tensor.requires_grad_() for name, tensor in weights(config).items()}
     ids, condition = inputs(config)
@@ -92,12 +100,7 @@ def main(variant, sequence_parallel, recompute):
         torch.testing.assert_close(
             gradient, part(name, wanted[name], rank, ranks), rtol=1e-4, atol=1e-4, msg=name
         )
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(
-        sys.argv[1].replace("-", " "),
-        "sequence" in sys.argv,
-        (set(sys.argv) & {"full", "selective"} or {"none"}).pop(),
-    )
+    main(sys.argv[1], sys.argv[2:])

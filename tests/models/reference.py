@@ -48,11 +48,9 @@ def positions(c):
     """(t, h, w) of every input, None for begin-of-video and padding."""
     t, h, w = c["latent_shape"]
     video = [(i, j, k) for i in range(t) for j in range(h) for k in range(w)]
-    if c.get("pad_to_multiple_of") is None:
-        return video
-    length = 1 + len(video)
-    padding = -length % c["pad_to_multiple_of"]
-    return [None, *video, *[None] * padding]
+    first = [] if c.get("context_width") is None else [None]
+    padding = -(len(first) + len(video)) % (c.get("pad_to_multiple_of") or 1)
+    return [*first, *video, *[None] * padding]
 
 
 def shares(channels):
@@ -88,17 +86,19 @@ def rotary_table(c):
     return torch.tensor(rows, dtype=torch.float64).float()
 
 
+def absolute_row(c, position):
+    row = []
+    for axis, width in enumerate(shares(c["hidden_size"])):
+        if position is None:
+            row += [0.0] * width
+            continue
+        angles = [position[axis] * 10000 ** -(i / (width / 2)) for i in range(width // 2)]
+        row += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
+    return row
+
+
 def absolute_table(c):
-    rows = []
-    for position in positions(c):
-        row = []
-        for axis, width in enumerate(shares(c["hidden_size"])):
-            if position is None:
-                row += [0.0] * width
-                continue
-            angles = [position[axis] * 10000 ** -(i / (width / 2)) for i in range(width // 2)]
-            row += [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-        rows.append(row)
+    rows = [absolute_row(c, position) for position in positions(c)]
     return torch.tensor(rows, dtype=torch.float64).float()
 
 

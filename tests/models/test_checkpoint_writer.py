@@ -115,12 +115,12 @@ def one_rank():
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from cosmos_hpc.models.published import _one_rank
+    from cosmos_hpc.models.published import one_rank as start
     from cosmos_hpc.worker import cpu
 
     found = parallel_state.model_parallel_is_initialized()
     with cpu.adapt():
-        _one_rank()
+        start()
         model_parallel_cuda_manual_seed(1)
         yield
         if not found:

@@ -1,7 +1,5 @@
 """The decoder on Megatron-Core, on a CPU: attention and causality."""
 
-import os
-
 import pytest
 import torch
 
@@ -21,26 +19,13 @@ MODEL = ModelConfig(
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
-    from megatron.core import parallel_state
-
+def decoder():
     from cosmos_hpc.models.decoder import CosmosDecoder
-    from cosmos_hpc.worker import cpu
+    from cosmos_hpc.models.published import one_rank
     from cosmos_hpc.worker.nemo import nemo_config
 
-    store = tmp_path_factory.mktemp("store") / "file"
-    model = MODEL
-    with cpu.adapt():
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        torch.distributed.init_process_group(
-            "gloo", init_method=f"file://{store}", rank=0, world_size=1
-        )
-        parallel_state.initialize_model_parallel()
-        config = nemo_config(model, cpu=True)
-        built = CosmosDecoder(config, model)
-        yield built.eval()
-        parallel_state.destroy_model_parallel()
-        torch.distributed.destroy_process_group()
+    one_rank()
+    return CosmosDecoder(nemo_config(MODEL, cpu=True), MODEL).eval()
 
 
 def logits(decoder, ids):

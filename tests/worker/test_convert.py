@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from cosmos_hpc.cli import main
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models import from_published
 from cosmos_hpc.models.checkpoint_reader import open_weights
-from cosmos_hpc.models.weights import published_shapes
+from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import cosmos_hpc
@@ -656,3 +657,31 @@ def test_the_checkpoint_of_a_training(finished, tmp_path):
     convert(tmp_path / "model.pt", tmp_path / "nemo", Conversion())
     convert(tmp_path / "nemo", tmp_path / "back.pt", Conversion())
     assert_same(loaded(tmp_path / "back.pt"), tensors)
+
+
+def test_names_of_targets_and_sources(tmp_path, capsys):
+    for words, expected in (
+        (("m.pt", str(tmp_path / "x.pth")), "ends in .pth; files end in .pt or .safetensors"),
+        (("m.pt", str(tmp_path / "x.PT")), "ends in .PT; files end in"),
+        (("", "x.pt"), "one of them is empty"),
+        (("~/no-such-model.pt", str(tmp_path / "x.pt")), f"there is no {Path.home()}/no-such"),
+    ):
+        assert main(["convert", *words]) == 2
+        assert expected in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert main(["convert", "m.pt", str(tmp_path / "file" / "x.pt")]) == 2
+    assert "file is not a folder" in capsys.readouterr().err
+
+
+def test_what_transformer_engine_keeps_beside_its_weights_is_passed_over(tmp_path):
+    model = small_model()
+    weights = {n: torch.zeros(s) for n, s in published_shapes(model).items()}
+    extra = {"model.layers.0.attention.wq._extra_state": io.BytesIO(b"fp8"), "a._extra_state": None}
+    torch.save({**weights, **extra}, tmp_path / "model.pt")
+    open_weights(tmp_path / "model.pt").expect(model)
+
+
+def test_a_file_of_an_old_pytorch_says_what_to_do(tmp_path):
+    torch.save({"a": torch.zeros(2)}, tmp_path / "m.pt", _use_new_zipfile_serialization=False)
+    with pytest.raises(RequestError, match="format of PyTorch before 1.6"):
+        open_weights(tmp_path / "m.pt")

@@ -9,7 +9,7 @@ from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.models.checkpoint_reader import PublishedWeights
 from cosmos_hpc.models.checkpoint_writer import Job, write_nemo_weights
-from cosmos_hpc.models.weights import published_shapes
+from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.download import download, initial_weights, tokenizer_folder
