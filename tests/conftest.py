@@ -78,9 +78,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     # What a test needs to see within seconds.
-    monkeypatch.setattr("cosmos_hpc.hub._PAUSE", 0.0)
-    monkeypatch.setattr("cosmos_hpc.hub._EVERY", 0.2)
-    monkeypatch.setattr("cosmos_hpc.hub._LOOK", 0.05)
+    monkeypatch.setattr("cosmos_hpc.hub_transfer._PAUSE", 0.0)
+    monkeypatch.setattr("cosmos_hpc.hub_transfer._EVERY", 0.2)
+    monkeypatch.setattr("cosmos_hpc.hub_transfer._LOOK", 0.05)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
     reset_sessions()
     yield fake

@@ -303,7 +303,7 @@ def test_a_dropped_connection_is_taken_up_again(published, capsys):
 
 
 def test_what_a_broken_transfer_left_is_gone_on_with(published, tmp_path, monkeypatch):
-    monkeypatch.setattr("cosmos_hpc.hub._TRIES", 1)
+    monkeypatch.setattr("cosmos_hpc.hub_transfer._TRIES", 1)
     path = f"{AR4B}/nemo/weights/__0_0.distcp"
     published.cuts[path] = [700_000]
     with pytest.raises(WorkError, match="dropped in .*distcp; the same command goes on"):
@@ -433,7 +433,7 @@ def test_what_a_cache_lacks_is_said_where_there_is_no_network(
 
 
 def test_an_interrupted_cache_is_not_taken_for_whole(published, monkeypatch):
-    monkeypatch.setattr("cosmos_hpc.hub._TRIES", 1)
+    monkeypatch.setattr("cosmos_hpc.hub_transfer._TRIES", 1)
     published.cuts[f"{AR4B}/nemo/weights/__0_0.distcp"] = [0]
     with pytest.raises(WorkError):
         fetch(WEIGHTS)

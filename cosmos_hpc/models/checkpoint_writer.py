@@ -36,9 +36,9 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from cosmos_hpc.models.checkpoint_reader import Weights
 from cosmos_hpc.models.config import Architecture
 from cosmos_hpc.models.shapes import published_shapes
+from cosmos_hpc.models.stored_weights import Weights
 from cosmos_hpc.models.weights import (
     FUSED_NORMS,
     Weight,

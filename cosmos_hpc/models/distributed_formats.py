@@ -104,7 +104,7 @@ class _TorchDistArray:
         self.dtype = stored.properties.dtype
 
     def read(self, index: int | None) -> Tensor:
-        """See :class:`cosmos_hpc.models.checkpoint_reader.Array`."""
+        """See :class:`cosmos_hpc.models.nemo_folders.Array`."""
         offsets, sizes = [0] * len(self.shape), list(self.shape)
         if index is not None:
             offsets[0], sizes[0] = index, 1
@@ -154,7 +154,7 @@ class _ZarrArray:
         self.dtype: torch.dtype = getattr(torch, array.dtype.name)
 
     def read(self, index: int | None) -> Tensor:
-        """See :class:`cosmos_hpc.models.checkpoint_reader.Array`."""
+        """See :class:`cosmos_hpc.models.nemo_folders.Array`."""
         missing = self._array.nchunks - self._array.nchunks_initialized
         if missing:
             # zarr would give what happens to be in memory.

@@ -12,10 +12,11 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from torch import Tensor, nn
 
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.models.checkpoint_reader import PublishedWeights, Weights
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_config
+from cosmos_hpc.models.published_files import PublishedWeights
+from cosmos_hpc.models.stored_weights import Weights
 from cosmos_hpc.models.weights import weights_of
 
 

@@ -14,7 +14,7 @@ import torch
 from cosmos_hpc import files
 from cosmos_hpc.config import Section
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.models.checkpoint_reader import Weights, open_weights, same_sizes
+from cosmos_hpc.models.checkpoint_reader import open_weights
 from cosmos_hpc.models.checkpoint_writer import (
     Job,
     write_nemo_weights,
@@ -22,6 +22,7 @@ from cosmos_hpc.models.checkpoint_writer import (
     write_torch_file,
 )
 from cosmos_hpc.models.config import Architecture, ModelConfig
+from cosmos_hpc.models.stored_weights import Weights, same_sizes
 from cosmos_hpc.progress import ByteProgress, gigabytes, say
 from cosmos_hpc.recipes import load_recipe, recipe_names
 

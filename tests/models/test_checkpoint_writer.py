@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cosmos_hpc.models import ModelConfig, from_published
-from cosmos_hpc.models.checkpoint_reader import PublishedWeights
 from cosmos_hpc.models.checkpoint_writer import (
     Job,
     write_nemo_weights,
     write_safetensors,
     write_torch_file,
 )
+from cosmos_hpc.models.published_files import PublishedWeights
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import REPOSITORY
 from tests.models import reference

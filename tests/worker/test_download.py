@@ -7,8 +7,8 @@ import torch
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.models.checkpoint_reader import PublishedWeights
 from cosmos_hpc.models.checkpoint_writer import Job, write_nemo_weights
+from cosmos_hpc.models.published_files import PublishedWeights
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import RunFolder
