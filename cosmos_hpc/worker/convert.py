@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -124,12 +125,24 @@ def _model(weights: Weights, recipe: str | None) -> Architecture:
 
 
 def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
-    # Before the weights: it says whether NeMo is installed.
-    from cosmos_hpc.worker.nemo import write_context
-
     assert isinstance(model, ModelConfig)
-    write_nemo_weights(job, folder / "weights")
-    write_context(model, folder / "context")
+    with _without_logging():
+        # Before the weights: it says whether NeMo is installed.
+        from cosmos_hpc.worker.nemo import write_context
+
+        write_nemo_weights(job, folder / "weights")
+        write_context(model, folder / "context")
+
+
+@contextlib.contextmanager
+def _without_logging() -> Iterator[None]:
+    """NeMo and its companions have much to say that is not about a conversion."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check_disk(size: int, target: Path, replaced: Path) -> None:
