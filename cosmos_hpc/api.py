@@ -86,10 +86,33 @@ class Run:
             raise RequestError(f"run {self.folder.name} has no log of {what} yet")
         return found
 
+    def cancel(self) -> int:
+        """Ask what works on this run to stop at a safe point, and wait until nothing does.
+
+        A shard stops after the clips in hand, a training after a step, which it saves; workers that
+        a killed submit has left behind stop as well. Submitting again goes on from there.
+
+        Returns:
+            How many processes worked on it: the submit, if it runs, and one for each task.
+        """
+        folder = self.folder
+        working = _workers(folder)
+        if working:
+            files.write_atomic(folder.stop_request, "")
+            while _workers(folder):
+                time.sleep(0.2)
+        return len(working)
+
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss in nats an id) of every step so far."""
         rows = files.read_jsonl(self.folder.metrics)
         return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+
+
+def _workers(folder: RunFolder) -> list[Path]:
+    """Locks that somebody holds: the submit's, and those of tasks."""
+    locks = [folder.lock, *folder.task_lock("x", 0).parent.glob("*")]
+    return [lock for lock in locks if files.is_locked(lock)]
 
 
 def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:

@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only of this")
     logs.add_argument("-f", "--follow", action="store_true", help="go on while the run does")
 
+    cancel = command("cancel", "stop a run at a safe point; submitting it again goes on from there")
+    cancel.add_argument("run", help="name or path of the run")
+
     convert = command("convert", "turn published PyTorch weights into a NeMo checkpoint, or back")
     convert.add_argument("source", help=".pt or .safetensors file, or folder of a checkpoint")
     convert.add_argument("target", help="NAME.pt, NAME.safetensors, or a folder for NeMo's form")
@@ -234,6 +237,16 @@ def _logs(arguments: argparse.Namespace) -> None:
         print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
 
 
+def _cancel(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.api import Run
+
+    run = Run(arguments.run)
+    if not run.cancel():
+        print(f"nothing works on run {run.folder.name}")
+        return
+    print(run.status().render())
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -302,6 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "cluster": _cluster,
         "status": _status,
         "logs": _logs,
+        "cancel": _cancel,
         "convert": _convert,
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,

@@ -15,6 +15,13 @@ class WorkError(CosmosError):
     """The work itself failed: exit code 1."""
 
 
+class Stopped(CosmosError):
+    """A worker was asked to stop, and did at a safe point: the same command goes on from there."""
+
+    #: EX_TEMPFAIL of sysexits.h: try again later.
+    exit_code = 75
+
+
 class RequestError(CosmosError):
     """The request was wrong and nothing was started: exit code 2."""
 

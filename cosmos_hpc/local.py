@@ -31,6 +31,8 @@ def run_stages(
         WorkError: a stage failed; the message names its reasons and logs.
         KeyboardInterrupt: passed on after the running tasks have been stopped.
     """
+    # Of an earlier attempt; this one is to go on.
+    run.stop_request.unlink(missing_ok=True)
     for stage in stages_of(run, recipe):
         if stage.name not in names:
             continue
@@ -50,6 +52,9 @@ def run_stages(
         else:
             _run_job(run, stage, gpus[: stage.ranks], console)
         still = missing_tasks(run, recipe, stage)
+        if still and run.stop_request.exists():
+            console.end(stage.name, "stopped", stage_progress(run, stage))
+            raise WorkError("stopped on request; the same command goes on from here")
         if still:
             _note_silent_deaths(run, stage, still)
             console.end(stage.name, "failed", stage_progress(run, stage))
@@ -81,6 +86,8 @@ def _run_array(
     queue = list(reversed(tasks))
     try:
         while queue or array.running:
+            if run.stop_request.exists():
+                queue.clear()
             while queue and len(array.running) < parallel:
                 task = queue.pop()
                 note_log(run, stage, task, array.start(task))

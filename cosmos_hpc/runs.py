@@ -88,6 +88,8 @@ class RunFolder:
         self.cluster_file = self.path / "cluster.yaml"
         self.plan_file = self.path / "plan.json"
         self.lock = self.path / ".lock"
+        #: While it is there, workers stop at the next safe point.
+        self.stop_request = self.path / "stages" / "stop"
         self.logs = self.path / "logs"
         self.log_index = self.logs / "index.jsonl"
         self.videos = self.path / "data" / "videos.jsonl"

@@ -291,3 +291,50 @@ def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
     assert f"run x is being worked on by process {first.pid} on " in second.err
     assert "running" in cosmos_hpc("status", "x", cwd=tmp_path).out
     assert first.wait(timeout=60) == 0
+
+
+def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path):
+    """Once while videos are prepared, once in training, and once without its submit."""
+    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    command = [sys.executable, "-m", "cosmos_hpc", "submit", *REQUEST, f"data.input={source}"]
+    command += ["data.batch_size=1", "--name", "calm"]
+    run = RunFolder(tmp_path / "runs" / "calm")
+
+    def begun(path):
+        return lambda: path.exists() and path.stat().st_size > 0
+
+    def steps(count):
+        return lambda: sum("loss" in row for row in files.read_jsonl(run.metrics)) >= count
+
+    with open(tmp_path / "log", "w") as log:
+        for reached, killed in (
+            (begun(run.journal(0)), False),
+            (steps(7), False),
+            (steps(18), True),
+        ):
+            submit = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
+            while not reached():
+                assert submit.poll() is None
+                time.sleep(0.05)
+            if killed:
+                submit.kill()
+                submit.wait()
+            before = len(Run(run.path).losses())
+            cancelled = cosmos_hpc("cancel", "calm", cwd=tmp_path)
+            assert (cancelled.code, "calm: stopped" in cancelled.out) == (0, True), cancelled.err
+            assert submit.wait(timeout=60) in (1, -signal.SIGKILL)
+            # Nothing but the step in hand was still done, and it is saved.
+            done = len(Run(run.path).losses())
+            assert done <= before + 3
+            if done:
+                assert list(run.checkpoints.glob(f"step={done - 1}-*"))
+        assert "nothing works on run calm" in cosmos_hpc("cancel", "calm", cwd=tmp_path).out
+        subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, check=True, timeout=300)
+    text = (tmp_path / "log").read_text()
+    assert text.count("stopped on request; the same command goes on from here") == 2
+    whole = RunFolder(finished.path)
+    assert run.token_prefix.with_suffix(".bin").read_bytes() == (
+        whole.token_prefix.with_suffix(".bin").read_bytes()
+    )
+    expected = [loss for _, loss in Run(whole.path).losses()]
+    assert [loss for _, loss in Run(run.path).losses()] == pytest.approx(expected, rel=1e-4)

@@ -18,7 +18,7 @@ from typing import Any
 
 from cosmos_hpc import files
 from cosmos_hpc.config import validate
-from cosmos_hpc.errors import CosmosError, explain_os_error
+from cosmos_hpc.errors import CosmosError, Stopped, explain_os_error
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
@@ -69,6 +69,8 @@ def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
     with lock:
         if is_done(run, recipe, stage, task):
             say(f"{stage} task {task} is done already")
+        elif run.stop_request.exists():
+            raise Stopped("stopped before it began")
         else:
             _run(stage, run, recipe, task)
 
@@ -89,7 +91,7 @@ def _die_with_parent() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run a task; the exit code is 0 when it is done, 1 when it failed."""
+    """Run a task; the exit code is 0 when it is done, 1 when it failed, 75 when it was stopped."""
     warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     spec_path = Path(arguments[0])
     task = int(arguments[1]) if len(arguments) > 1 else 0
@@ -107,6 +109,9 @@ def main(arguments: list[str]) -> int:
         recipe = validate(Recipe, spec["recipe"], str(spec_path))
         _run_alone(stage, run, recipe, task)
         return 0
+    except Stopped as e:
+        say(str(e))
+        return e.exit_code
     except CosmosError as e:
         reason = str(e)
     except OSError as e:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from nemo import lightning as nl
+
+from cosmos_hpc.errors import Stopped
 
 
 class Checkpoints(nl.ModelCheckpoint):
@@ -20,13 +23,17 @@ class Checkpoints(nl.ModelCheckpoint):
     Args:
         save_every: steps between checkpoints.
         validate_every: steps between validations; None without any.
+        stop_request: while this file is there, the training saves after the step and stops.
         kwargs: as for NeMo's.
     """
 
-    def __init__(self, save_every: int, validate_every: int | None, **kwargs: Any) -> None:
+    def __init__(
+        self, save_every: int, validate_every: int | None, stop_request: Path, **kwargs: Any
+    ) -> None:
         # Off in NeMo's own hooks; this class decides.
         super().__init__(every_n_train_steps=0, every_n_epochs=0, **kwargs)
         self.save_every, self.validate_every = save_every, validate_every
+        self.stop_request = stop_request
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Save now, unless a validation comes first."""
@@ -47,11 +54,21 @@ class Checkpoints(nl.ModelCheckpoint):
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
         last = step >= trainer.max_steps
-        if step == self._last_global_step_saved or not (last or step % self.save_every == 0):
-            return
-        candidates = self._monitor_candidates(trainer)
-        self._save_topk_checkpoint(trainer, candidates)
-        self._save_last_checkpoint(trainer, candidates)
+        stop = not last and self._asked_to_stop()
+        due = last or stop or step % self.save_every == 0
+        if due and step != self._last_global_step_saved:
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            self._save_last_checkpoint(trainer, candidates)
+        if stop:
+            raise Stopped(f"stopped after step {step}, which is saved")
+
+    def _asked_to_stop(self) -> bool:
+        """What the first rank sees: the others must decide alike."""
+        answer = [self.stop_request.exists()]
+        if torch.distributed.get_world_size() > 1:
+            torch.distributed.broadcast_object_list(answer, src=0)
+        return answer[0]
 
 
 def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:

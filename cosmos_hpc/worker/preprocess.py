@@ -12,7 +12,7 @@ import torch
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from cosmos_hpc import files
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_videos
@@ -53,6 +53,8 @@ def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: S
         rows = list(_encode(root, first + start, batch, recipe.data, tokenizer, clock))
         journal.append(rows)
         clock.lap("write")
+        if run.stop_request.exists():
+            raise Stopped(f"stopped after {start + len(batch)} of {len(videos)} videos")
         for row, _ in rows:
             if "error" in row:
                 failed += 1
