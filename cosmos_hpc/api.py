@@ -218,8 +218,6 @@ def submit(
     console = console or Console()
     _check_stages(stages)
     resolved, profile = _resolve(recipe, cluster, overrides)
-    check_supported(resolved)
-    check_installed(stages)
     if not isinstance(profile, LocalCluster):
         raise RequestError(
             f"cluster {profile.name} is a Slurm cluster, to which jobs cannot be submitted yet; "
@@ -228,8 +226,10 @@ def submit(
     if len(visible_gpus()) < profile.gpus:
         raise RequestError(
             f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
-            f"{len(visible_gpus())}"
+            f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
         )
+    check_supported(resolved)
+    check_installed(stages)
     name = name or default_name(resolved, profile)
     check_name(name)
     folder = RunFolder(Path(profile.runs) / name)

@@ -121,7 +121,8 @@ def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
         from cosmos_hpc.recipes import recipe_names
 
         hints = [nearest(o.partition("=")[0], named) for o in overrides]
-        hint = next(filter(None, hints), f"; there are {', '.join(recipe_names())}")
+        bare = [f"; did you mean recipe={o}?" for o in overrides if o in recipe_names()]
+        hint = next(filter(None, bare + hints), f"; there are {', '.join(recipe_names())}")
         raise RequestError(f"recipe= is missing{hint}")
     return named["recipe"], named["cluster"], overrides
 
@@ -329,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = "train" if (e.name or "").startswith(("nemo", "megatron")) else "worker"
         print(
             f"error: this command needs {e.name}, which is not installed; "
-            f"pip install 'cosmos-hpc[{extra}]'",
+            f"pip install -c constraints.txt '.[{extra}]'",
             file=sys.stderr,
         )
         return 2

@@ -78,7 +78,8 @@ class Plan:
                 f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
                 f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
                 f"parameter model on {where}{'s' * (self.ranks > 1)}",
-                f"              {self.layout}, {self.micro_batches} micro batches a step",
+                f"              {self.layout}, {self.micro_batches} micro "
+                f"batch{'es' * (self.micro_batches > 1)} a step",
                 *self._render_memory(),
                 f"  disk        up to {gigabytes(self.disk_bytes)} for tokens and checkpoints",
             ]
@@ -227,7 +228,7 @@ def check_installed(stages: Sequence[str]) -> None:
         if importlib.util.find_spec(library) is None:
             raise RequestError(
                 f"stage {stage} needs {library}, which is not installed; "
-                f"pip install 'cosmos-hpc[{extra}]'"
+                f"pip install -c constraints.txt '.[{extra}]'"
             )
 
 

@@ -85,7 +85,7 @@ def read_state(run: RunFolder) -> RunState:
         missing = missing_tasks(run, recipe, stage)
         # Before the videos are listed there is not even a task to miss.
         whole = not missing and stage.tasks > 0
-        errors = _errors(run, stage, missing) if reached else {}
+        errors = _errors(run, stage, missing)
         if whole:
             state = "done"
         elif reached and (driven or _is_worked_on(run, stage, missing)):
@@ -169,9 +169,11 @@ def _train_progress(run: RunFolder) -> str:
     last = steps[-1]
     total = files.read_json(run.spec("train"))["recipe"]["train"]["max_steps"]
     text = f"step {last['step']}/{total}, loss {last['loss']:.3f}"
-    validated = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    validated = [row for row in rows if "validation_loss" in row]
     if validated:
-        text += f", validation loss {validated[-1]:.3f}"
+        text += f", validation loss {validated[-1]['validation_loss']:.3f}"
+        if last["step"] == total != validated[-1]["step"]:
+            text += f" at step {validated[-1]['step']}"
     if last["step"] < total:
         # The median: a step beside a checkpoint takes longer.
         seconds = statistics.median(row["seconds"] for row in steps[-20:])

@@ -29,6 +29,10 @@ def open_weights(path: Path | str) -> Weights:
 def _open(path: Path) -> Weights:
     if path.is_dir() and (path / "model.pt").is_file():
         path /= "model.pt"
+    if (path / "run.json").is_file():
+        raise RequestError(
+            f"{path} is a run; name one of its checkpoints, in {path / 'train' / 'checkpoints'}"
+        )
     if path.is_dir():
         if any(path.glob("*.safetensors")):
             return PublishedWeights(SafeTensors(path), str(path))

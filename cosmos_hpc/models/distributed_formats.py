@@ -177,7 +177,7 @@ def open_zarr(folder: Path) -> Mapping[str, _ZarrArray]:
     except ModuleNotFoundError as e:
         raise RequestError(
             f"{folder} is in zarr format, and {e.name} is not installed; "
-            f"pip install 'cosmos-hpc[train]'"
+            f"pip install -c constraints.txt '.[train]'"
         ) from None
     arrays = {}
     for path in sorted(p.parent for p in folder.glob("*/.zarray")):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,8 @@ def open_torch_file(path: Path) -> dict[str, Tensor]:
             f"{path} is in the format of PyTorch before 1.6, which cannot be mapped; load it with "
             f"weights_only=True and save it again with a newer one"
         )
+    if not zipfile.is_zipfile(path):
+        raise RequestError(f"{path} is damaged or not a PyTorch file")
     try:
         # BytesIO: what Transformer Engine keeps beside its weights.
         with torch.serialization.safe_globals([io.BytesIO]):

@@ -163,12 +163,12 @@ def cut(path, size=-100):
 
 def truncated_pt(folder):
     cut(published(folder))
-    return folder / "model.pt", r"model.pt is damaged or not a PyTorch file: "
+    return folder / "model.pt", r"model.pt is damaged or not a PyTorch file"
 
 
 def truncated_in_the_values(folder):
     cut(published(folder), 20_000)
-    return folder / "model.pt", r"model.pt is damaged or not a PyTorch file: "
+    return folder / "model.pt", r"model.pt is damaged or not a PyTorch file"
 
 
 def truncated_safetensors(folder):
@@ -240,12 +240,12 @@ def unknown_format(folder):
 
 def random_bytes(folder):
     (folder / "x.pt").write_bytes(torch.arange(0, 40_000).sin().numpy().tobytes())
-    return folder / "x.pt", r"x.pt is damaged or not a PyTorch file: "
+    return folder / "x.pt", r"x.pt is damaged or not a PyTorch file"
 
 
 def empty_pt(folder):
     (folder / "x.pt").touch()
-    return folder / "x.pt", r"x.pt is damaged or not a PyTorch file: "
+    return folder / "x.pt", r"x.pt is damaged or not a PyTorch file"
 
 
 def empty_safetensors(folder):
@@ -255,7 +255,7 @@ def empty_safetensors(folder):
 
 def text(folder):
     (folder / "x.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
-    return folder / "x.pt", r"x.pt is damaged or not a PyTorch file: "
+    return folder / "x.pt", r"x.pt is damaged or not a PyTorch file"
 
 
 def page_as_safetensors(folder):
