@@ -93,7 +93,5 @@ def test_libraries_that_a_stage_lacks_are_named(monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "nemo" else found(n))
     check_installed(["download", "preprocess", "finalize"])
-    with pytest.raises(
-        RequestError, match=r"train needs nemo.*constraints.txt '.\[train\]'"
-    ):
+    with pytest.raises(RequestError, match=r"train needs nemo.*constraints.txt '.\[train\]'"):
         check_installed(["train"])
