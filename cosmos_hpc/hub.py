@@ -74,11 +74,6 @@ def check_home(wanted: Sequence[HubFiles]) -> None:
         _cache_folder(wanted)
 
 
-def fetch(need: HubFiles) -> Path:
-    """The folder with the files of one need; see :func:`fetch_all`."""
-    return fetch_all([need])[need.repository]
-
-
 def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
     """Fetch what the cache does not hold yet, after everything that can be checked before.
 

@@ -13,7 +13,7 @@ import pytest
 import cosmos_hpc as ch
 from cosmos_hpc import files
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.hub import HubFiles, fetch, fetch_all, is_hub_name, needs
+from cosmos_hpc.hub import HubFiles, fetch_all, is_hub_name, needs
 from cosmos_hpc.recipes import load_recipe
 from tests.conftest import CANARIES, REPOSITORY, cosmos_hpc
 
@@ -22,6 +22,11 @@ AR4B = "nvidia/Cosmos-1.0-Autoregressive-4B"
 AR12B = "nvidia/Cosmos-1.0-Autoregressive-12B"
 WEIGHTS = HubFiles(AR4B, ("nemo/*",))
 TOKEN = CANARIES["HF_TOKEN"]
+
+
+def fetch(need):
+    """The folder with the files of one need."""
+    return fetch_all([need])[need.repository]
 
 
 @pytest.fixture
