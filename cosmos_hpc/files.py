@@ -94,6 +94,11 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def nearest_existing(path: Path) -> Path:
+    """The path, or the nearest of the folders above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Rename a finished file or folder to its final name, all of it on the disk first.
 

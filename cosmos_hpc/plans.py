@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cosmos_hpc import files
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import is_hub_name
@@ -238,7 +239,7 @@ def check_disk(plan: Plan, folder: Path) -> None:
     Raises:
         RequestError: too little space; says how much is needed.
     """
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    existing = files.nearest_existing(folder)
     free = shutil.disk_usage(existing).free
     there = sum(p.lstat().st_size for p in folder.rglob("*"))
     if free < plan.disk_bytes - there:

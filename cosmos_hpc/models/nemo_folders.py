@@ -19,6 +19,7 @@ from cosmos_hpc.models.stored_weights import (
     Weights,
     common_dtype,
     first_line,
+    layers_in,
 )
 from cosmos_hpc.models.weights import (
     FUSED_NORMS,
@@ -113,9 +114,8 @@ class NemoWeights(Weights):
     def _shape(self, weight: Weight) -> Shape | None:
         return self._stored_shape(_key(weight)) if self.has(weight) else None
 
-    def _num_layers(self) -> int:
-        found = (re.match(r"decoder\.layers\.(\d+)\.", key) for key in self._arrays)
-        return 1 + max((int(m[1]) for m in found if m), default=-1)
+    def _layers(self) -> set[int]:
+        return layers_in(self._arrays, "decoder.layers.")
 
 
 def _numbered(name: str, layer: int) -> str:

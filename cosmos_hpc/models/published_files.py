@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture
 from cosmos_hpc.models.shapes import Shape, published_shapes
-from cosmos_hpc.models.stored_weights import Weights, common_dtype, first_line
+from cosmos_hpc.models.stored_weights import Weights, common_dtype, first_line, layers_in
 from cosmos_hpc.models.weights import Weight, compare_shapes, is_new, packed_shape
 
 
@@ -53,9 +52,8 @@ class PublishedWeights(Weights):
     def _shape(self, weight: Weight) -> Shape | None:
         return packed_shape(weight, self._shapes) if self.has(weight) else None
 
-    def _num_layers(self) -> int:
-        found = (re.match(r"model\.layers\.(\d+)\.", name) for name in self._shapes)
-        return 1 + max((int(m[1]) for m in found if m), default=-1)
+    def _layers(self) -> set[int]:
+        return layers_in(self._shapes, "model.layers.")
 
 
 #: PyTorch's magic number, pickled.

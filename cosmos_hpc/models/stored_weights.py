@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -96,7 +97,8 @@ class Weights(ABC):
         """Shape of a weight in Megatron's form; None where there is none."""
 
     @abstractmethod
-    def _num_layers(self) -> int: ...
+    def _layers(self) -> set[int]:
+        """Numbers of the layers that there is anything of."""
 
     def sizes(self) -> Architecture:
         """The architecture as far as shapes tell: without YaRN, rotary base and padding.
@@ -128,7 +130,7 @@ class Weights(ABC):
         text = shapes["cross_attention.linear_kv.weight"]
         action = shapes["action_mlp.0.weight"]
         return Architecture(
-            num_layers=self._num_layers(),
+            num_layers=1 + max(self._layers(), default=-1),
             hidden_size=get("embedding.word_embeddings")[1],
             ffn_hidden_size=get("mlp.linear_fc2")[1],
             num_attention_heads=query // width,
@@ -155,6 +157,12 @@ def common_dtype(dtypes: set[torch.dtype], where: str) -> torch.dtype:
     if others:
         raise RequestError(f"{where} holds weights of {others.pop()}, which cannot be converted")
     return functools.reduce(torch.promote_types, dtypes)
+
+
+def layers_in(names: Iterable[str], prefix: str) -> set[int]:
+    """Numbers behind a prefix, such as ``decoder.layers.``, in names."""
+    found = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in names)
+    return {int(match[1]) for match in found if match}
 
 
 def first_line(error: Exception) -> str:

@@ -100,7 +100,7 @@ def _check_name(target: Path) -> None:
             f"{target} ends in {target.suffix}; files end in {' or '.join(_FILE_WRITERS)}, and a "
             f"NeMo checkpoint is a folder, without such an ending"
         )
-    above = next(p for p in target.absolute().parents if p.exists())
+    above = files.nearest_existing(target.parent)
     if not above.is_dir():
         raise RequestError(f"{target} cannot be: {above} is not a folder")
 
@@ -147,7 +147,7 @@ def _without_logging() -> Iterator[None]:
 
 def _check_disk(size: int, target: Path, replaced: Path) -> None:
     """Refuse what does not fit, where ``replaced`` is removed before."""
-    folder = next(p for p in target.absolute().parents if p.exists())
+    folder = files.nearest_existing(target.parent)
     free = shutil.disk_usage(folder).free
     for path in (replaced, *replaced.rglob("*")):
         with contextlib.suppress(FileNotFoundError):
