@@ -9,11 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cosmos_hpc import files, hub
-from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, LocalCluster, SlurmCluster, load_cluster
+from cosmos_hpc.cluster import (
+    OVERRIDE_PREFIX,
+    Cluster,
+    DockerCluster,
+    LocalCluster,
+    MachineCluster,
+    SlurmCluster,
+    load_cluster,
+)
 from cosmos_hpc.cluster_check import Finding, check
 from cosmos_hpc.cluster_init import init
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
+from cosmos_hpc.docker_engine import containers_of
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.gpus import visible_gpus
 from cosmos_hpc.plans import (
@@ -218,7 +227,7 @@ def submit(
     console = console or Console()
     _check_stages(stages)
     resolved, profile = _resolve(recipe, cluster, overrides)
-    if not isinstance(profile, LocalCluster):
+    if not isinstance(profile, MachineCluster):
         raise RequestError(
             f"cluster {profile.name} is a Slurm cluster, to which jobs cannot be submitted yet; "
             f"plan and cluster check work for it"
@@ -229,7 +238,8 @@ def submit(
             f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
         )
     check_supported(resolved)
-    check_installed(stages)
+    if isinstance(profile, LocalCluster):
+        check_installed(stages)
     name = name or default_name(resolved, profile)
     check_name(name)
     folder = RunFolder(Path(profile.runs) / name)
@@ -239,6 +249,8 @@ def submit(
     check_folder(folder, resolved)
     if "download" in stages and not is_done(folder, resolved, "download", 0):
         hub.check_home(hub.needs(resolved))
+    if isinstance(profile, DockerCluster):
+        containers_of(folder, resolved, profile)  # refuses what cannot be had
     videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos), folder.num_shards())
     resolved = with_layout(resolved, what.layout)
@@ -270,7 +282,7 @@ def submit(
 def _run(
     folder: RunFolder,
     recipe: Recipe,
-    cluster: LocalCluster,
+    cluster: MachineCluster,
     stages: Sequence[str],
     console: Console,
 ) -> None:
