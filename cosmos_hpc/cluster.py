@@ -255,7 +255,7 @@ def cluster_names() -> list[str]:
 def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     """A cluster profile by name, or by path when it ends in ``.yaml``.
 
-    A profile of kind ``local`` or ``docker`` says only what differs from this machine's own numbers.
+    A profile of kind ``local`` or ``docker`` says only what differs from this machine's numbers.
 
     Raises:
         RequestError: no such profile, an unknown key or a wrong type.

@@ -145,7 +145,7 @@ def _volumes(
     """The profile's mounts, and at their own paths the folders that the run and recipe name."""
     modes = dict.fromkeys(hub_folders, "rw") | {str(run.path): "rw"}
     for source in (recipe.data.input, recipe.data.tokenizer, recipe.train.init_from):
-        if source and os.path.isabs(source):
+        if source and Path(source).is_absolute():
             modes.setdefault(source, "ro")
     mounts = {}
     for path, mode in modes.items():
@@ -154,7 +154,7 @@ def _volumes(
         mounts[path] = f"{path}:{path}:{mode}"
     for text in cluster.mounts:
         source, target, mode = _parts(text)
-        if not os.path.exists(source):
+        if not Path(source).exists():
             raise RequestError(f"cluster {cluster.name} mounts {source}, which does not exist")
         mounts[target] = f"{source}:{target}:{mode}"
     return list(mounts.values())
