@@ -61,18 +61,23 @@ def _engine() -> Iterator[docker.DockerClient]:
     from docker.errors import DockerException
 
     where = os.environ.get("DOCKER_HOST") or "its usual socket"
+    remote = RequestError(
+        f"the Docker engine at {where} is not behind a socket of this machine, whose folders the "
+        f"containers need; set DOCKER_HOST=unix:///path/of/the/socket"
+    )
+    if not where.startswith(("unix://", "its")):
+        raise remote
     try:
         client = docker.from_env()
     except DockerException as e:
+        reason = str(e).removeprefix("Error while fetching server API version: ")
         raise RequestError(
-            f"no Docker engine answers at {where} ({e}); start it, or set DOCKER_HOST"
+            f"no Docker engine answers at {where} ({reason}); start it, or set DOCKER_HOST"
         ) from None
     try:
+        # Without DOCKER_HOST the context that the docker command uses is followed.
         if client.api.base_url != _LOCAL_SOCKET:
-            raise RequestError(
-                f"the Docker engine at {where} is not behind a socket of this machine, whose "
-                f"folders the containers need; set DOCKER_HOST=unix:///path/of/the/socket"
-            )
+            raise remote
         yield client
     except (DockerException, requests.RequestException) as e:
         raise RequestError(f"the Docker engine at {where} refuses: {e}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
@@ -136,6 +137,26 @@ class FromEnvironment:
         return os.environ[self.name]
 
 
+@functools.cache
+def _mend_docker_executor() -> None:
+    """Let a container's job folder hold any path.
+
+    NeMo-Run makes the folder that a packager's code goes to through a shell, without quotes. There
+    is no code to package here: the run's own snapshot is what runs.
+    """
+    import nemo_run
+
+    package = nemo_run.DockerExecutor.package
+
+    def mended(self: nemo_run.DockerExecutor, packager: nemo_run.Packager, job_name: str) -> None:
+        if type(packager) is nemo_run.Packager:
+            os.makedirs(os.path.join(self.job_dir, "code"), exist_ok=True)  # noqa: PTH103
+        else:
+            package(self, packager, job_name)
+
+    nemo_run.DockerExecutor.package = mended
+
+
 def docker_executor(containers: Containers, gpus: list[str]) -> nemo_run.DockerExecutor:
     """NeMo-Run's executor for containers of this machine.
 
@@ -145,6 +166,7 @@ def docker_executor(containers: Containers, gpus: list[str]) -> nemo_run.DockerE
     """
     import nemo_run
 
+    _mend_docker_executor()
     further: dict[str, Any] = {"user": containers.user, "group_add": containers.groups}
     if gpus:
         # Not NeMo-Run's num_gpus, which says how many and not which.
