@@ -50,7 +50,7 @@ class Containers:
 
 
 @contextlib.contextmanager
-def _engine() -> Iterator[docker.DockerClient]:
+def engine() -> Iterator[docker.DockerClient]:
     """A client of this machine's engine.
 
     Raises:
@@ -107,7 +107,7 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
     Raises:
         RequestError: the engine or the image is not there, or a folder cannot be mounted.
     """
-    with _engine() as client:
+    with engine() as client:
         image = _image_id(client, cluster.image)
         # There the engine is the user's own, and its root is that user.
         rootless = any("rootless" in o for o in client.info().get("SecurityOptions") or [])

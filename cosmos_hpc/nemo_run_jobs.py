@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosmos_hpc.docker_engine import Containers
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc.docker_engine import Containers, engine
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.stages import Stage, task_script
 
@@ -256,23 +257,33 @@ class DockerJob(LocalJob):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        import requests
+
         if not self._ended.exists():
             # Killed from outside: NeMo-Run would wait for its exit code in vain.
             self.cancel()
-        super().__exit__(*error)
+        # Where the engine is gone, running() has said so.
+        with contextlib.suppress(requests.RequestException):
+            super().__exit__(*error)
 
     def _remove_unstarted(self) -> None:
         """Remove a container that was created and could not be started."""
-        import docker
         from docker.errors import NotFound
 
-        client = docker.from_env()
-        try:
+        with engine() as client, contextlib.suppress(NotFound):
             client.containers.get(self._container).remove(force=True)
-        except NotFound:
-            pass
-        finally:
-            client.close()
+
+    def running(self) -> bool:
+        """Whether the container has not ended yet.
+
+        Raises:
+            WorkError: the engine answers no more; NeMo-Run would report the last state for ever.
+        """
+        try:
+            with engine():
+                return super().running()
+        except RequestError as e:
+            raise WorkError(f"{e}; then the same command goes on from here") from None
 
     @property
     def _folder(self) -> Path:

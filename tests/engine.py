@@ -52,24 +52,8 @@ class Engine:
         self.host = f"unix://{folder}/socket"
 
     def __enter__(self) -> Engine:
-        conf = self.folder / "containers.conf"
-        conf.write_text(_CONF)
-        folders = [f"--{name}={self.folder / name}" for name in ("root", "runroot", "tmpdir")]
-        command = ["podman", "--storage-driver=vfs", *folders]
-        with open(self.folder / "log", "wb") as log:
-            self._service = subprocess.Popen(
-                [*command, "system", "service", "--time=0", self.host],
-                env={**os.environ, "CONTAINERS_CONF": str(conf)},
-                stdout=log,
-                stderr=log,
-            )
-        until = time.monotonic() + 20
-        while not (self.folder / "socket").exists():
-            if self._service.poll() is not None or time.monotonic() > until:
-                raise RuntimeError((self.folder / "log").read_text())
-            time.sleep(0.05)
-        # Whoever may reach the folder may use it.
-        (self.folder / "socket").chmod(0o666)
+        (self.folder / "containers.conf").write_text(_CONF)
+        self.start()
         self.client = docker.DockerClient(base_url=self.host)
         self.client.api.import_image_from_data(_root_file_system(), repository=IMAGE)
         return self
@@ -78,8 +62,33 @@ class Engine:
         for container in self.client.containers.list(all=True):
             container.remove(force=True)
         self.client.close()
+        self.stop()
+
+    def start(self) -> None:
+        """Begin to answer."""
+        socket = self.folder / "socket"
+        folders = [f"--{name}={self.folder / name}" for name in ("root", "runroot", "tmpdir")]
+        command = ["podman", "--storage-driver=vfs", *folders]
+        with open(self.folder / "log", "wb") as log:
+            self._service = subprocess.Popen(
+                [*command, "system", "service", "--time=0", self.host],
+                env={**os.environ, "CONTAINERS_CONF": str(self.folder / "containers.conf")},
+                stdout=log,
+                stderr=log,
+            )
+        until = time.monotonic() + 20
+        while not socket.exists():
+            if self._service.poll() is not None or time.monotonic() > until:
+                raise RuntimeError((self.folder / "log").read_text())
+            time.sleep(0.05)
+        # Whoever may reach the folder may use it.
+        socket.chmod(0o666)
+
+    def stop(self) -> None:
+        """Answer no more; containers go on."""
         self._service.send_signal(signal.SIGTERM)
         self._service.wait(timeout=20)
+        (self.folder / "socket").unlink(missing_ok=True)
 
     def profile(self, path: Path, *further: str, **settings: Any) -> str:
         """Write a cluster profile whose containers have this machine's Python; returns its path.

@@ -134,8 +134,9 @@ def test_files_belong_to_who_submits(box: tuple[Engine, str], tmp_path: Path, sc
     place = Path(tempfile.mkdtemp(dir=engine.folder))
     try:
         videos, home = place / "videos", place / 'it\'s "my" $HOME'
-        shutil.copytree(scenes, videos)
-        videos.chmod(0o755)
+        videos.mkdir(mode=0o755)
+        for video in sorted(scenes.iterdir())[:2]:
+            shutil.copy(video, videos)
         home.mkdir()
         spy = _spy(place)
         mounts = f"{spy}:{spy}:ro", f"{place}/notes:{place}/notes"
@@ -252,6 +253,34 @@ def test_no_container_is_left_behind_unnoticed(
         time.sleep(0.2)
     state = json.loads(cosmos_hpc("status", "x", "--json", cwd=tmp_path).out)
     assert state["state"] == "stopped"
+
+
+@pytest.mark.slow
+def test_an_engine_that_goes_away_ends_the_wait(
+    box: tuple[Engine, str], tmp_path: Path, scenes: Path
+) -> None:
+    engine, profile = box
+    log = tmp_path / "log"
+    request = ["submit", "recipe=ar_tiny", f"cluster={profile}", f"data.input={scenes}"]
+    command = [sys.executable, "-m", "cosmos_hpc", *request, "--stages", "download,preprocess"]
+    with open(log, "wb") as f:
+        submit = subprocess.Popen([*command, "--name", "x"], cwd=tmp_path, stdout=f, stderr=f)
+    _wait(log, "preprocess  starting", submit)
+    until = time.monotonic() + 30
+    while len(engine.containers()) < 2 and time.monotonic() < until:
+        time.sleep(0.1)
+    engine.stop()
+    try:
+        assert submit.wait(timeout=30) == 1
+        assert f"no Docker engine answers at {engine.host}" in log.read_text().splitlines()[-1]
+    finally:
+        engine.start()
+    # Its containers go on, and the same command with what they have done.
+    done = cosmos_hpc(*request, "--stages", "download,preprocess", "--name", "x", cwd=tmp_path)
+    assert done.code == 0, done.err
+    until = time.monotonic() + 30
+    while engine.containers() and time.monotonic() < until:
+        time.sleep(0.2)
 
 
 def test_gpus_are_asked_for_by_their_names() -> None:
