@@ -1,7 +1,7 @@
 #!/bin/bash
 # Imports a container image once, into a file that all jobs of a Slurm cluster with pyxis use:
 #   containers/import.sh IMAGE FILE.sqsh
-# IMAGE is a registry's name as for docker pull, such as nvcr.io/nvidia/nemo:25.11;
+# IMAGE is a registry's name as for docker pull, such as nvcr.io/nvidia/nemo:26.02;
 # dockerd://NAME or podman://NAME for an image that was built on this machine; or a URI for enroot.
 # FILE must lie in a folder that all nodes see, and is never overwritten.
 #

@@ -75,11 +75,11 @@ def test_import_refuses_what_cannot_be(tmp_path: Path) -> None:
         assert sorted(p.name for p in tmp_path.iterdir()) in ([], ["there.sqsh"])
         return done.stderr
 
-    image = "nvcr.io/nvidia/nemo:25.11"
+    image = "nvcr.io/nvidia/nemo:26.02"
     assert "usage: " in refused(image)
     assert "names no image" in refused("-x", target)
     assert "names no image" in refused("a image", target)
-    said = refused("docker://me:hunter2@nvcr.io#nvidia/nemo:25.11", target)
+    said = refused("docker://me:hunter2@nvcr.io#nvidia/nemo:26.02", target)
     assert "holds a password" in said and "hunter2" not in said
     assert "does not end in .sqsh" in refused(image, tmp_path / "x")
     assert "there is no folder" in refused(image, tmp_path / "no" / "x.sqsh")
@@ -112,11 +112,11 @@ def stand_in(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("image", "uri"),
     [
-        ("nvcr.io/nvidia/nemo:25.11", "docker://nvcr.io#nvidia/nemo:25.11"),
+        ("nvcr.io/nvidia/nemo:26.02", "docker://nvcr.io#nvidia/nemo:26.02"),
         ("localhost:5000/nemo", "docker://localhost:5000#nemo"),
         ("ubuntu:24.04", "docker://ubuntu:24.04"),
         ("me/my.image:1", "docker://me/my.image:1"),
-        ("dockerd://cosmos-hpc:25.11", "dockerd://cosmos-hpc:25.11"),
+        ("dockerd://cosmos-hpc:26.02", "dockerd://cosmos-hpc:26.02"),
     ],
 )
 def test_import_names_the_image_as_enroot_does(
