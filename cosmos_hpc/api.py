@@ -210,7 +210,7 @@ def submit(
 ) -> Run:
     """Run a recipe on a cluster, or go on with the run of that name: what is whole is not redone.
 
-    On a local cluster this returns when the work is done.
+    On a cluster of this machine, in processes or containers, this returns when the work is done.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.

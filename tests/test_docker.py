@@ -20,8 +20,10 @@ from pathlib import Path
 import pytest
 
 from cosmos_hpc.cluster import DockerCluster, load_cluster
-from cosmos_hpc.docker_engine import Containers
+from cosmos_hpc.docker_engine import Containers, containers_of
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.runs import RunFolder
 from tests.conftest import CANARIES, cosmos_hpc
 from tests.engine import Engine, missing_programs
 
@@ -205,6 +207,33 @@ def test_what_is_missing_is_said_before_anything_starts(
     colon = tmp_path / "a:b"
     shutil.copytree(scenes, colon)
     assert "holds a ':'" in refused(f"data.input={colon}")
+
+
+def test_folders_are_seen_at_their_own_paths(
+    box: tuple[Engine, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, profile = box
+    cluster = load_cluster(profile, [f"mounts=[{tmp_path}:/lists:ro]", "environment=[HF_TOKEN]"])
+    assert isinstance(cluster, DockerCluster)
+    run = RunFolder(tmp_path / "runs" / "x")
+    weights = tmp_path / "weights.pt"
+    recipe = load_recipe(
+        "ar_tiny", [f"data.input={tmp_path}", f"train.init_from={weights}", "data.tokenizer=me/it"]
+    )
+    own = [f"{run.path}:{run.path}:rw", f"{tmp_path}:{tmp_path}:ro", f"{weights}:{weights}:ro"]
+    given = containers_of(run, recipe, cluster)
+    assert given.volumes == [*own, f"{tmp_path}:/lists:ro"]
+    assert given.names == []
+    assert given.user == f"{os.getuid()}:{os.getgid()}"
+    # The Hub's cache is made for what is to be fetched, and its path is the same wherever one is.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HOME", "hub")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    given = containers_of(run, recipe, cluster)
+    assert (tmp_path / "hub").is_dir()
+    assert f"{tmp_path}/hub:{tmp_path}/hub:rw" in given.volumes
+    assert given.values["HF_HOME"] == f"{tmp_path}/hub"
+    assert given.names == ["HF_TOKEN"] and "secret" not in str(given)
 
 
 def _wait(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
