@@ -132,6 +132,9 @@ Walltime = Annotated[str, AfterValidator(_walltime)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
 
 
+#: Jobs of a run beside those of the array.
+MAX_SINGLE_JOBS = 3
+
 #: Variables that the stages read.
 PASSED_ON = ["HF_HOME", "HF_TOKEN", "WANDB_API_KEY"]
 
@@ -151,11 +154,18 @@ class SlurmCluster(Cluster):
     Attributes:
         account, qos: what jobs are charged to, and their quality of service; None: the defaults.
         gpu_partition, cpu_partition: for stages with GPUs, and those without.
-        gpus_per_node: GPUs of a node.
+        gpus_per_node: GPUs of a node; 0 where there are none.
+        cpus_per_gpu: CPUs that a job gets with each GPU; None: Slurm's default.
         gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
         nodes: most nodes of one job.
         time: limits of the stages' jobs.
+        grace_seconds: how long before its time limit a job is asked to stop at a safe point and
+            queue itself again.
+        requeues: how often a job may be started again, by itself or by Slurm.
+        retries: how often a task that was killed without leaving a reason is tried again.
         max_array_size: the cluster's MaxArraySize; larger arrays are split.
+        max_submit: jobs that you may have in the queue, array tasks counted one by one; with fewer
+            than there are shards an array task prepares several. None: no limit.
         container: image for pyxis, a local ``.sqsh`` or a registry's name; None: the host's Python.
         mounts: folders inside the container, ``/from:/to``.
         setup: shell lines before the work, for module systems.
@@ -168,11 +178,16 @@ class SlurmCluster(Cluster):
     qos: Name | None = None
     gpu_partition: Name
     cpu_partition: Name
-    gpus_per_node: PositiveInt = NODE_GPUS
+    gpus_per_node: NonNegativeInt = NODE_GPUS
+    cpus_per_gpu: PositiveInt | None = None
     gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?$")] = "gpu"
     nodes: PositiveInt = 1
     time: TimeLimits = TimeLimits()
+    grace_seconds: PositiveInt = 300
+    requeues: NonNegativeInt = 20
+    retries: NonNegativeInt = 2
     max_array_size: PositiveInt = 1001
+    max_submit: Annotated[int, Field(gt=MAX_SINGLE_JOBS)] | None = None
     container: Annotated[str, Field(min_length=1), AfterValidator(_line)] | None = None
     mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(default=[])
     setup: list[Annotated[str, AfterValidator(_line)]] = Field(default=[])
@@ -187,7 +202,18 @@ class SlurmCluster(Cluster):
     @property
     def node_gpus(self) -> int:
         """As the profile says."""
-        return self.gpus_per_node
+        return self.gpus_per_node or NODE_GPUS
+
+    @model_validator(mode="after")
+    def _time_for_grace(self) -> SlurmCluster:
+        for stage, walltime in self.time.model_dump().items():
+            # Slurm may send the signal a minute early.
+            if minutes(walltime) * 60 <= self.grace_seconds + 60:
+                raise ValueError(
+                    f"time.{stage}={walltime} leaves no time to work before a job is asked to "
+                    f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
+                )
+        return self
 
     @model_validator(mode="after")
     def _mounts_need_a_container(self) -> SlurmCluster:
@@ -218,6 +244,12 @@ def profile_folders() -> list[Path]:
 def cluster_names() -> list[str]:
     """Names of all profiles that can be found, and the built-in one."""
     return sorted({"local"} | {p.stem for f in profile_folders() for p in f.glob("*.yaml")})
+
+
+def read_cluster(path: Path) -> Cluster:
+    """The resolved profile that a run was submitted with."""
+    data = load_mapping(path)
+    return validate(_KINDS[str(data["kind"])], data, str(path))
 
 
 def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:

@@ -116,7 +116,8 @@ def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
     for stage, gpus in STAGES.items():
         count = (cluster.gpus_per_node if stage == "train" else 1) if gpus else 0
         nodes = cluster.nodes if stage == "train" else 1
-        reason = slurm.refusal(slurm.placement(cluster, stage, count), nodes)
+        placement = slurm.placement(cluster, stage, count)
+        reason = slurm.refusal(f"--nodes={nodes}", *placement, "--wrap", "true")
         if reason:
             yield Finding("problem", f"Slurm would not take a job of stage {stage}: {reason}")
         else:

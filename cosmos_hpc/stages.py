@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from cosmos_hpc import files
 from cosmos_hpc.recipes import Recipe
@@ -46,13 +47,13 @@ def write_specs(run: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def task_script(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
+def task_script(run: RunFolder, stage: Stage, task: int = 0, code: Path | None = None) -> list[str]:
     """A Python script and its arguments that run one task of a stage on one rank.
 
     A script instead of a module: Python puts the script's folder first, so that the run's snapshot
     is what runs, whatever the working folder or PYTHONPATH hold.
     """
-    return [str(run.code() / LAUNCHER), str(run.spec(stage.name)), str(task)]
+    return [str((code or run.code()) / LAUNCHER), str(run.spec(stage.name)), str(task)]
 
 
 def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:

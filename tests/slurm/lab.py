@@ -135,9 +135,12 @@ class Lab:
                 self._start_accounting()
             self._run("slurmctld")
             for node in NODES:
-                # A host name of its own in each node's jobs.
-                script = f"hostname {node}; exec slurmd -N {node}"
-                self._run("unshare", "--uts", "bash", "-c", script)
+                # Each node's jobs have a host name of their own, and find each other by them.
+                hosts = self.folder / "etc" / "hosts"
+                script = (
+                    f"hostname {node} && mount --bind {hosts} /etc/hosts && exec slurmd -N {node}"
+                )
+                self._run("unshare", "--uts", "--mount", "bash", "-c", script)
             self._wait_for_nodes()
         except BaseException:
             self.__exit__()
@@ -199,6 +202,7 @@ class Lab:
                 nodes="\n".join(nodes),
             )
         )
+        (etc / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
         (etc / "cgroup.conf").write_text("ConstrainDevices=no\n")
         devices = self._devices()
         (etc / "gres.conf").write_text(f"NodeName=n[1-3] Name=gpu Type=h100 File={devices}\n")
