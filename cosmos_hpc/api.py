@@ -293,6 +293,8 @@ def _start(request: _Request, console: Console) -> None:
         )
     if _uses_this_python(cluster):
         check_installed(request.stages)
+    if isinstance(cluster, SlurmCluster) and folder.info.exists():
+        slurm_submit.record_pasted(folder)
     check_folder(folder, recipe)
     if "download" in request.stages and not is_done(folder, recipe, "download", 0):
         hub.check_home(hub.needs(recipe))
@@ -418,7 +420,8 @@ def follow(
     ask = _Asker(run.folder)
     while True:
         working = ask.working()
-        newest = next(reversed([path for _, path in logs_of(run.folder, stage, task)]), None)
+        found = [path for _, path in logs_of(run.folder, stage, task)]
+        newest = found[-1] if found else None
         if newest != log:
             log, position = newest, 0
             yield f"==> {log} <==\n"

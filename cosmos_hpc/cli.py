@@ -249,12 +249,14 @@ def _logs(arguments: argparse.Namespace) -> None:
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
-    logs = run.logs(*chosen)
     if arguments.follow:
+        said = False
         for text in follow(run, *chosen):
+            said = True
             print(text, end="", flush=True)
-        return
-    for name, path in logs.items():
+        if said:
+            return
+    for name, path in run.logs(*chosen).items():
         print(f"==> {name}  {path} <==")
         print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
 

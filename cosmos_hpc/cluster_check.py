@@ -41,13 +41,29 @@ def check(cluster: SlurmCluster) -> list[Finding]:
     facts = slurm.read_facts()
     return [
         Finding("ok", f"Slurm {facts.version} of {facts.cluster} answers"),
-        *_partitions(cluster, facts),
-        *_charged_to(cluster, facts),
+        *_compared(cluster, facts),
         *_accepted(cluster),
-        *_limits(cluster, facts),
-        *_container(cluster, facts),
         *_folders(cluster),
         *_environment(cluster),
+    ]
+
+
+def problems(cluster: SlurmCluster) -> list[str]:
+    """What of a profile the cluster cannot do, without asking Slurm about any job.
+
+    Raises:
+        RequestError: there is no Slurm here, or it does not answer.
+    """
+    compared = _compared(cluster, slurm.read_facts())
+    return [finding.text for finding in compared if finding.level == "problem"]
+
+
+def _compared(cluster: SlurmCluster, facts: Facts) -> list[Finding]:
+    return [
+        *_partitions(cluster, facts),
+        *_charged_to(cluster, facts),
+        *_limits(cluster, facts),
+        *_container(cluster, facts),
     ]
 
 

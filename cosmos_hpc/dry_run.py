@@ -14,21 +14,27 @@ from cosmos_hpc.slurm_submit import Submission, script_path
 from cosmos_hpc.stages import Stage, missing_tasks, stages_of, task_command
 
 _END = "END_OF_SCRIPT"
+#: sbatch reads these variables as flags, and inside a job they are that job's.
+_CLEAN = (
+    "set -e",
+    'for name in "${!SLURM_@}" "${!SBATCH_@}"; do',
+    '    case "$name" in SLURM_CONF*) ;; *) unset "$name" ;; esac',
+    "done",
+)
 
 
 def slurm_text(plan: Plan, run: RunFolder, submission: Submission) -> str:
     """The plan as comments, and commands that submit each script with what it waits for."""
-    lines = _head(plan, run)
+    lines = [*_head(plan, run), "(", *_CLEAN]
     for job, script in submission.jobs:
         lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
         lines += [*script.splitlines(), _END, ")"]
-    lines += [f'echo "submitted {_list(submission)}"'] if submission.jobs else []
-    return "\n".join(lines)
+    return "\n".join([*lines, _said(submission), ")"])
 
 
 def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> list[Path]:
     """Write each script, and ``submit.sh`` that submits them; returns the files."""
-    lines = ["#!/bin/bash", *_head(plan, run), "set -e"]
+    lines = ["#!/bin/bash", *_head(plan, run), *_CLEAN]
     written = []
     for job, script in submission.jobs:
         path = script_path(folder, job).absolute()
@@ -36,7 +42,7 @@ def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path
         written.append(path)
         command = f"{_sbatch(job, submission)} {shlex.quote(str(path))}"
         lines.append(f"{_variable(job)}=$({command})")
-    lines += [f'echo "submitted {_list(submission)}"'] if submission.jobs else []
+    lines.append(_said(submission))
     files.write_atomic(folder.absolute() / "submit.sh", "\n".join(lines) + "\n")
     return [*written, folder / "submit.sh"]
 
@@ -77,5 +83,6 @@ def _sbatch(job: Job, submission: Submission) -> str:
     return "sbatch --parsable" + (f' --dependency="{dependency}"' if dependency else "")
 
 
-def _list(submission: Submission) -> str:
-    return " ".join(f"${_variable(job)}" for job, _ in submission.jobs)
+def _said(submission: Submission) -> str:
+    ids = " ".join(f"${_variable(job)}" for job, _ in submission.jobs)
+    return f'echo "submitted {ids}"' if ids else "# Nothing is missing that is not in the queue."

@@ -94,6 +94,7 @@ do_task 0
 
 _ARRAY = r"""
 result=0
+echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
 for ((shard = first + SLURM_ARRAY_TASK_ID; shard < shards; shard += stride)); do
     [ ! -e "$run/tokens/shards/$(printf %05d "$shard")/done.json" ] || continue
     do_task "$shard" || result=$?

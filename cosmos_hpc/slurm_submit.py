@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cosmos_hpc import files, slurm, slurm_jobs
 from cosmos_hpc.cluster import SlurmCluster
+from cosmos_hpc.cluster_check import problems
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.jobs import Job, jobs_of
@@ -20,8 +21,9 @@ from cosmos_hpc.slurm_jobs import SlurmJob
 from cosmos_hpc.stages import STAGES, missing_tasks, stages_of
 
 _POLL_SECONDS = 1.0
-#: Slurm's reason for a job whose dependency has failed; it is about to be cancelled.
-_NEVER = "DependencyNeverSatisfied"
+#: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
+#: did not take them, after which Slurm holds them.
+_STUCK = ("DependencyNeverSatisfied", "launch failed requeued held")
 
 
 @dataclass
@@ -80,6 +82,13 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
     return [(names[job.name], job) for job in slurm_jobs.queued(list(names)) if job.active]
 
 
+def record_pasted(run: RunFolder) -> None:
+    """Note jobs in the queue that came from the text of a dry run: the run has begun."""
+    if not run.begun():
+        for stage, job in active_jobs(run):
+            _record(run, stage, job.id.partition("_")[0])
+
+
 def tasks_of(job: SlurmJob, total: int) -> range:
     """Tasks of its stage that a job in the queue works on, of so many in all."""
     array = read_array_comment(job.comment)
@@ -107,13 +116,14 @@ def prepare(
         RequestError: Slurm does not answer, or cannot take the run.
     """
     check_path(run.path)
-    active = [(s, job) for s, job in active_jobs(run) if job.reason != _NEVER]
+    active = [(stage, job) for stage, job in active_jobs(run) if job.reason not in _STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
             f"run {run.name} is being cancelled: {len(active)} jobs are in the queue still; "
             f"submit again when they have ended, as cosmos-hpc status shows"
         )
     run_id = str(files.read_json(run.info)["id"])
+    _make_folders(run, names)
     found = Submission()
     for stage in stages_of(run, recipe):
         here = [job for name, job in active if name == stage.name]
@@ -132,6 +142,13 @@ def prepare(
         for job in jobs_of(stage, missing, cluster) if missing else []:
             found.jobs.append((job, render(job, run, cluster, run_id, run.code())))
     return found
+
+
+def _make_folders(run: RunFolder, names: Sequence[str]) -> None:
+    """Where jobs write from their first moment on: Slurm itself makes no folder for a log."""
+    notes = (run.attempts("x", 0), run.task_stop("x", 0), run.error("x", 0))
+    for folder in (*(note.parent for note in notes), *(run.logs / name for name in names)):
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def write_scripts(run: RunFolder, submission: Submission) -> dict[str, Path]:
@@ -154,15 +171,18 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     Raises:
         RequestError: Slurm does not take one of them; those before it were cancelled.
     """
+    if not submission.jobs:
+        console.say("  nothing is missing that is not in the queue")
+        return
+    for problem in problems(cluster):
+        raise RequestError(f"cluster {cluster.name}: {problem}. Nothing was submitted")
     scripts = write_scripts(run, submission)
     _ask_slurm(submission, scripts)
     run.stop_request.unlink(missing_ok=True)
-    for folder in (run.attempts("x", 0), run.task_stop("x", 0), run.error("x", 0)):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+    slurm_jobs.cancel([job.id for _, job in active_jobs(run) if job.reason in _STUCK])
     ids: dict[tuple[str, int], str] = {}
     try:
         for job, _ in submission.jobs:
-            (run.logs / job.stage.name).mkdir(parents=True, exist_ok=True)
             dependency = submission.dependency(job, ids)
             flags = [f"--dependency={dependency}"] if dependency else []
             ids[job.stage.name, job.part] = _submit(job, cluster, scripts[job.name], flags)
@@ -171,7 +191,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         raise
     for job, _ in submission.jobs:
         job_id = ids[job.stage.name, job.part]
-        _record(run, job, job_id)
+        _record(run, job.stage.name, job_id)
         tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
         console.say(f"  {job.name:<11} job {job_id}{tasks}")
 
@@ -201,9 +221,9 @@ def _ask_slurm(submission: Submission, scripts: Mapping[str, Path]) -> None:
             )
 
 
-def _record(run: RunFolder, job: Job, job_id: str) -> None:
+def _record(run: RunFolder, stage: str, job_id: str) -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    row = {"stage": job.stage.name, "job": job_id, "time": now}
+    row = {"stage": stage, "job": job_id, "time": now}
     files.append_jsonl(run.jobs, row)
 
 

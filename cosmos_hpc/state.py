@@ -130,6 +130,8 @@ def read_state(run: RunFolder) -> RunState:
     kinds = Counter(row["error"] for row in files.read_jsonl(run.failed))
     failed = dict(kinds.most_common())
     overall = _overall(stages)
+    if overall == "stopped" and not run.begun():
+        overall = "prepared"
     note = _note(run, view, overall) if view else ""
     return RunState(run.name, str(run.path), overall, stages, failed, note)
 
@@ -141,7 +143,7 @@ def _note(run: RunFolder, view: SlurmView, overall: str) -> str:
     if overall == "done" or not view.queue_is_empty:
         return ""
     if not run.begun():
-        return "nothing was submitted yet; a dry run prepared this folder"
+        return "nothing was submitted from here; a dry run prepared the folder"
     return f"nothing of it is in the queue; cosmos-hpc retry {run.name} goes on"
 
 
