@@ -121,8 +121,14 @@ def read_facts() -> Facts:
         partitions=_partitions(),
         associations=associations,
         max_submit=max_submit,
-        container_options=set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout)),
+        container_options=_container_options(),
     )
+
+
+def _container_options() -> set[str]:
+    found = set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout))
+    # From 23.02 on Slurm has a --container-id of its own.
+    return found if "--container-image" in found else set()
 
 
 def _partitions() -> list[Partition]:

@@ -1,0 +1,142 @@
+"""Containers on a real Slurm: what its commands take, and what arrives on the nodes.
+
+There are no containers here: a plug-in of the tests takes pyxis's options, a script stands in for
+apptainer; both write down what they are given, and run the command on the host.
+"""
+
+import json
+import shlex
+import shutil
+import stat
+import sys
+
+import pytest
+
+from cosmos_hpc import containers, slurm
+from cosmos_hpc.cluster import load_cluster
+from tests.slurm.test_profiles import run
+
+ODD = """a 'quoted' "name" $HOME `id` \\ ; & é 漢"""
+NAMES = ["HF_HOME", "HF_TOKEN"]
+
+
+@pytest.fixture(params=["0.20", "0.11"])
+def any_pyxis_lab(request):
+    """A cluster with a new, and one with an old pyxis."""
+    name = {"0.20": "pyxis_lab", "0.11": "old_pyxis_lab"}[request.param]
+    return request.getfixturevalue(name)
+
+
+def profile(tmp_path, *settings):
+    path = tmp_path / "box.yaml"
+    path.write_text("kind: slurm\ngpu_partition: gpu\ncpu_partition: cpu\nparallel: 4\n")
+    return load_cluster(str(path), [f"environment={json.dumps(NAMES)}", *settings])
+
+
+def options_of(lab, monkeypatch):
+    """What the package finds in the lab's srun."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, lab.environment[name])
+    return slurm.read_facts().container_options
+
+
+def batch(lab, tmp_path, *command):
+    """Output of a command in a batch script, as a job's script has it; its steps in pyxis."""
+    script, output = tmp_path / "job.sh", tmp_path / "job.log"
+    script.write_text(f"#!/bin/bash\n{shlex.join(command)}\n")
+    before = len(lab.container_steps())
+    lab.run("sbatch", "--wait", f"--output={output}", "--nodes=2", str(script))
+    return output.read_text(), lab.container_steps()[before:]
+
+
+def test_srun_takes_the_flags_and_their_values_arrive(any_pyxis_lab, tmp_path, monkeypatch):
+    lab = any_pyxis_lab
+    options = options_of(lab, monkeypatch)
+    folder = tmp_path / ODD
+    folder.mkdir()
+    cluster = profile(tmp_path, f"container=/images/{ODD}.sqsh", f"mounts=['{tmp_path}', /etc:/e]")
+    flags = containers.srun_flags(cluster, [str(folder)], options, ["RANK"])
+    out, steps = batch(lab, tmp_path, "srun", *flags, "pwd")
+    assert out.splitlines() == [str(folder)] * 2
+    assert {step["node"] for step in steps} == {"n1", "n2"}
+    for step in steps:
+        given = dict(step["options"])
+        assert given.pop("container-env", None) == (
+            "HF_HOME,HF_TOKEN,RANK" if lab.pyxis == "0.20" else None
+        )
+        assert given == {
+            "container-image": f"/images/{ODD}.sqsh",
+            "container-mounts": f"/etc:/e,{tmp_path}:{tmp_path}",
+            "container-workdir": str(folder),
+            "no-container-mount-home": None,
+            "container-writable": None,
+        }
+
+
+def test_an_old_pyxis_does_not_know_the_new_flag(old_pyxis_lab, pyxis_lab):
+    words = ["srun", "--container-image=/x.sqsh", "--container-env=HF_HOME", "echo", "ran"]
+    assert pyxis_lab.run(*words).strip() == "ran"
+    assert old_pyxis_lab.run(*words, check=False) == ""
+
+
+def test_without_pyxis_srun_refuses_and_the_check_says_so(lab, tmp_path, monkeypatch):
+    assert options_of(lab, monkeypatch) == set()
+    assert lab.run("srun", "--container-image=/x.sqsh", "echo", "ran", check=False) == ""
+    image = f"container={sys.executable}"
+    assert run(lab, "cluster", "init", "mine", cwd=tmp_path).code == 0
+    outcome = run(lab, "cluster", "check", "mine", image, cwd=tmp_path)
+    assert outcome.code == 2
+    assert "this cluster has no pyxis" in outcome.out
+
+
+def test_profiles_where_there_is_pyxis(any_pyxis_lab, tmp_path):
+    lab, image = any_pyxis_lab, f"container={sys.executable}"
+    proposed = run(lab, "cluster", "init", "mine", cwd=tmp_path)
+    assert "image for pyxis: /path/image.sqsh, or registry#name:tag" in proposed.out
+    checked = run(lab, "cluster", "check", "mine", image, cwd=tmp_path)
+    assert checked.code == 0, checked.out
+    assert f"container: pyxis, {sys.executable}" in checked.out
+    assert ("this pyxis has no --container-env" in checked.out) == (lab.pyxis == "0.11")
+    wrong = run(lab, "cluster", "check", "mine", "container=nvcr.io/a/b:1", cwd=tmp_path)
+    assert wrong.code == 2
+    assert "enroot's form for pyxis is nvcr.io#a/b:1" in wrong.out
+
+
+def test_slurm_s_own_container_flags_are_not_pyxis(lab, tmp_path, monkeypatch):
+    newer = tmp_path / "srun"
+    srun = shutil.which("srun", path=lab.environment["PATH"])
+    newer.write_text(f"#!/bin/sh\necho '      --container-id=ID   of OCI'\nexec {srun} \"$@\"\n")
+    newer.chmod(newer.stat().st_mode | stat.S_IXUSR)
+    environment = {**lab.environment, "PATH": f"{tmp_path}:{lab.environment['PATH']}"}
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, environment[name])
+    assert "--container-id" in slurm.command("srun", "--help").stdout
+    assert slurm.read_facts().container_options == set()
+
+
+def test_a_command_in_apptainer_as_a_job(lab, tmp_path):
+    """With a script that stands in for apptainer: its words arrive whole, and the rest runs."""
+    folder, record = tmp_path / ODD, tmp_path / "words"
+    folder.mkdir()
+    stand_in = tmp_path / "bin" / "apptainer"
+    stand_in.parent.mkdir()
+    stand_in.write_text(
+        f"#!{sys.executable}\n"
+        "import json, os, sys\n"
+        f"open({str(record)!r}, 'w').write(json.dumps(sys.argv))\n"
+        "pwd = sys.argv.index('--pwd')\n"
+        "os.chdir(sys.argv[pwd + 1])\n"
+        "os.execvp(sys.argv[pwd + 3], sys.argv[pwd + 3:])\n"
+    )
+    stand_in.chmod(0o755)
+    cluster = profile(
+        tmp_path,
+        f"container={tmp_path}/{ODD}.sif",
+        "container_runtime=apptainer",
+        f"mounts=['{tmp_path}']",
+    )
+    words = containers.apptainer_command(cluster, [str(folder)])
+    job = ["srun", "--nodes=1", "--ntasks=1", str(stand_in), *words[1:], "printf", "%s|", ODD, "b"]
+    out, _ = batch(lab, tmp_path, *job)
+    assert out == f"{ODD}|b|"
+    assert json.loads(record.read_text())[1:] == [*words[1:], "printf", "%s|", ODD, "b"]
