@@ -230,7 +230,7 @@ def notes(cluster: SlurmCluster, facts: Facts) -> list[str]:
         told.append(
             f"this pyxis has no {_ENVIRONMENT}: variables that the image sets keep its values"
         )
-    if not is_file(cluster):
+    if not is_file(cluster) and not _enroot_reasons(cluster.container):
         told.append(
             f"every node imports {cluster.container} anew; an image imported once to a .sqsh file "
             f"starts faster"

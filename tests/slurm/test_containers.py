@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -114,29 +115,85 @@ def test_slurm_s_own_container_flags_are_not_pyxis(lab, tmp_path, monkeypatch):
     assert slurm.read_facts().container_options == set()
 
 
-def test_a_command_in_apptainer_as_a_job(lab, tmp_path):
-    """With a script that stands in for apptainer: its words arrive whole, and the rest runs."""
-    folder, record = tmp_path / ODD, tmp_path / "words"
-    folder.mkdir()
-    stand_in = tmp_path / "bin" / "apptainer"
-    stand_in.parent.mkdir()
-    stand_in.write_text(
+@pytest.fixture
+def stand_in(tmp_path):
+    """A script in the place of apptainer, which writes down its words and runs the command."""
+    path = tmp_path / "bin" / "apptainer"
+    path.parent.mkdir()
+    path.write_text(
         f"#!{sys.executable}\n"
-        "import json, os, sys\n"
-        f"open({str(record)!r}, 'w').write(json.dumps(sys.argv))\n"
+        "import json, os, pathlib, sys\n"
+        "pathlib.Path(__file__).with_name('words').write_text(json.dumps(sys.argv[1:]))\n"
         "pwd = sys.argv.index('--pwd')\n"
         "os.chdir(sys.argv[pwd + 1])\n"
         "os.execvp(sys.argv[pwd + 3], sys.argv[pwd + 3:])\n"
     )
-    stand_in.chmod(0o755)
-    cluster = profile(
-        tmp_path,
-        f"container={tmp_path}/{ODD}.sif",
-        "container_runtime=apptainer",
-        f"mounts=['{tmp_path}']",
-    )
+    path.chmod(0o755)
+    return path
+
+
+def test_the_words_of_apptainer_arrive_in_a_job(lab, tmp_path, stand_in):
+    folder = tmp_path / ODD
+    folder.mkdir()
+    settings = (f"container={tmp_path}/{ODD}.sif", "container_runtime=apptainer")
+    cluster = profile(tmp_path, *settings, f"mounts=['{tmp_path}']")
     words = containers.apptainer_command(cluster, [str(folder)])
-    job = ["srun", "--nodes=1", "--ntasks=1", str(stand_in), *words[1:], "printf", "%s|", ODD, "b"]
+    job = ["srun", "-N1", "-n1", str(stand_in), *words[1:], "printf", "%s|", ODD, "b"]
     out, _ = batch(lab, tmp_path, *job)
     assert out == f"{ODD}|b|"
-    assert json.loads(record.read_text())[1:] == [*words[1:], "printf", "%s|", ODD, "b"]
+    given = json.loads(stand_in.with_name("words").read_text())
+    assert given == [*words[1:], "printf", "%s|", ODD, "b"]
+
+
+def test_a_proposal_knows_of_apptainer(lab, tmp_path, stand_in):
+    path = f"{stand_in.parent}:{lab.environment['PATH']}"
+    proposed = run(lab, "cluster", "init", "mine", cwd=tmp_path, PATH=path)
+    assert "host's Python, or with container_runtime: apptainer" in proposed.out
+    check = ("container_runtime=apptainer", f"container={sys.executable}")
+    checked = run(lab, "cluster", "check", "mine", *check, cwd=tmp_path, PATH=path)
+    assert checked.code == 0, checked.out
+    assert f"container: apptainer, {sys.executable}" in checked.out
+    unknown = run(lab, "cluster", "check", "mine", *check, cwd=tmp_path)
+    assert "apptainer is not on the PATH here" in unknown.out or shutil.which("apptainer")
+
+
+_PROBE = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+int main(int ac, char **av)
+{
+    char folder[4096];
+    FILE *made = fopen("made", "w");
+    printf("%s|%s|%s|%d|%d|", getcwd(folder, sizeof folder), ac > 1 ? av[1] : "", getenv("PROBED"),
+           made != NULL, access("/e/passwd", W_OK) == 0);
+    printf("%d", getenv("HOME") && access(getenv("HOME"), F_OK) == 0);
+    return 0;
+}
+"""
+
+
+@pytest.fixture
+def image(tmp_path):
+    """A folder that is an image with one program: it tells where it is and what it sees."""
+    folder, source = tmp_path / "image", tmp_path / "probe.c"
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "var/tmp"):
+        (folder / name).mkdir(parents=True)
+    (folder / "etc" / "passwd").write_text("")
+    (folder / "etc" / "group").write_text("")
+    source.write_text(_PROBE)
+    subprocess.run(["gcc", "-static", "-o", folder / "bin" / "probe", source], check=True)
+    return folder
+
+
+@pytest.mark.skipif(not shutil.which("apptainer"), reason="apptainer is not installed")
+def test_a_command_in_apptainer_itself(lab, tmp_path, image, monkeypatch):
+    folder = tmp_path / "a 'quoted' \"name\" $HOME `id` ; & é 漢"
+    folder.mkdir()
+    settings = (f"container={image}", "container_runtime=apptainer", "mounts=['/etc:/e:ro']")
+    words = containers.apptainer_command(profile(tmp_path, *settings), [str(folder)], gpus=False)
+    monkeypatch.setitem(lab.environment, "PROBED", ODD)
+    monkeypatch.setitem(lab.environment, "HOME", "/home")
+    out, _ = batch(lab, tmp_path, "srun", "-N1", "-n1", *words, "/bin/probe", ODD)
+    assert out.splitlines()[-1] == f"{folder}|{ODD}|{ODD}|1|0|0"
+    assert (folder / "made").exists()
