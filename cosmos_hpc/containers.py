@@ -167,8 +167,8 @@ def apptainer_command(
 ) -> list[str]:
     """Words before a command that run it in the profile's container with apptainer.
 
-    apptainer hands the job's variables on. They hold against those of an image made from Docker's;
-    what other images set for themselves holds against the job's.
+    apptainer hands the job's variables on, except for those that the image sets itself: there the
+    image's value holds, unless the job's script has the lines of :func:`apptainer_exports`.
 
     Args:
         cluster: the profile.
@@ -192,6 +192,27 @@ def apptainer_command(
         *binds,
         *(["--pwd", os.path.abspath(folders[0])] if folders else []),
         image(cluster),
+    ]
+
+
+def apptainer_exports(cluster: SlurmCluster, environment: Sequence[str] = ()) -> list[str]:
+    """Lines of shell, before the command, that make values of the job hold against the image's.
+
+    Args:
+        cluster: the profile.
+        environment: names of variables besides the profile's; none but names end up in the lines.
+
+    Returns:
+        A line that keeps apptainer from evaluating the values in a shell, and a line a variable,
+        which does nothing where it is not set. None where the profile has no container or another
+        runtime.
+    """
+    if cluster.container is None or cluster.container_runtime != "apptainer":
+        return []
+    names = dict.fromkeys([*cluster.environment, *environment])
+    return [
+        "export APPTAINER_NO_EVAL=1",
+        *(f'[ -z "${{{name}+set}}" ] || export APPTAINERENV_{name}="${name}"' for name in names),
     ]
 
 

@@ -1,6 +1,7 @@
 """What a profile's container becomes on a command line; the cluster is in tests/slurm."""
 
 import os
+import subprocess
 import sys
 
 import pytest
@@ -143,6 +144,20 @@ def test_a_command_line_of_apptainer(profile, tmp_path, monkeypatch):
     registry = profile("container=docker://nvcr.io/nvidia/nemo:1", "container_runtime=apptainer")
     assert containers.apptainer_command(registry, [])[-1] == "docker://nvcr.io/nvidia/nemo:1"
     assert containers.srun_flags(cluster, ["/runs"], NEW) == []
+
+
+def test_values_of_the_job_hold_in_apptainer(profile):
+    names = "environment=[SET, EMPTY, UNSET]"
+    cluster = profile("container=/x.sif", "container_runtime=apptainer", names)
+    lines = containers.apptainer_exports(cluster, ["SET", "MORE"])
+    shell = "\n".join(["set -eu", *lines, "env"])
+    job = {"PATH": os.environ["PATH"], "SET": 'a "b" $c', "EMPTY": "", "MORE": "d"}
+    out = subprocess.run(["bash", "-c", shell], env=job, capture_output=True, text=True, check=True)
+    prefix = "APPTAINERENV_"
+    found = {line for line in out.stdout.splitlines() if line.startswith(prefix)}
+    assert found == {f'{prefix}SET=a "b" $c', f"{prefix}EMPTY=", f"{prefix}MORE=d"}
+    assert not any("a " in line for line in lines)
+    assert containers.apptainer_exports(profile("container=/x.sqsh", names)) == []
 
 
 def test_an_image_file_is_named_by_its_absolute_path(profile, tmp_path, monkeypatch):

@@ -41,13 +41,13 @@ def options_of(lab, monkeypatch):
     return slurm.read_facts().container_options
 
 
-def batch(lab, tmp_path, *command):
-    """Output of a command in a batch script, as a job's script has it; its steps in pyxis."""
+def batch(lab, tmp_path, *command, before=()):
+    """Output of a command in a batch script, behind these lines; its steps in pyxis."""
     script, output = tmp_path / "job.sh", tmp_path / "job.log"
-    script.write_text(f"#!/bin/bash\n{shlex.join(command)}\n")
-    before = len(lab.container_steps())
+    script.write_text("\n".join(["#!/bin/bash", *before, shlex.join(command), ""]))
+    earlier = len(lab.container_steps())
     lab.run("sbatch", "--wait", f"--output={output}", "--nodes=2", str(script))
-    return output.read_text(), lab.container_steps()[before:]
+    return output.read_text(), lab.container_steps()[earlier:]
 
 
 def test_srun_takes_the_flags_and_their_values_arrive(any_pyxis_lab, tmp_path, monkeypatch):
@@ -165,8 +165,8 @@ int main(int ac, char **av)
 {
     char folder[4096];
     FILE *made = fopen("made", "w");
-    printf("%s|%s|%s|%d|%d|", getcwd(folder, sizeof folder), ac > 1 ? av[1] : "", getenv("PROBED"),
-           made != NULL, access("/e/passwd", W_OK) == 0);
+    printf("%s|%s|%s|%s|%d|%d|", getcwd(folder, sizeof folder), ac > 1 ? av[1] : "",
+           getenv("PROBED"), getenv("OTHER"), made != NULL, access("/e/passwd", W_OK) == 0);
     printf("%d", getenv("HOME") && access(getenv("HOME"), F_OK) == 0);
     return 0;
 }
@@ -177,10 +177,15 @@ int main(int ac, char **av)
 def image(tmp_path):
     """A folder that is an image with one program: it tells where it is and what it sees."""
     folder, source = tmp_path / "image", tmp_path / "probe.c"
-    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "var/tmp"):
+    for name in ("bin", "dev", "etc", "proc", "sys", "tmp", "var/tmp", ".singularity.d/env"):
         (folder / name).mkdir(parents=True)
     (folder / "etc" / "passwd").write_text("")
     (folder / "etc" / "group").write_text("")
+    # Those that apptainer's own images have.
+    variables = folder / ".singularity.d" / "env"
+    (variables / "90-environment.sh").write_text("export PROBED=image OTHER=image\n")
+    (variables / "99-base.sh").write_text("export PATH=/bin\n")
+    (variables / "99-runtimevars.sh").write_text("")
     source.write_text(_PROBE)
     subprocess.run(["gcc", "-static", "-o", folder / "bin" / "probe", source], check=True)
     return folder
@@ -191,9 +196,12 @@ def test_a_command_in_apptainer_itself(lab, tmp_path, image, monkeypatch):
     folder = tmp_path / "a 'quoted' \"name\" $HOME `id` ; & é 漢"
     folder.mkdir()
     settings = (f"container={image}", "container_runtime=apptainer", "mounts=['/etc:/e:ro']")
-    words = containers.apptainer_command(profile(tmp_path, *settings), [str(folder)], gpus=False)
-    monkeypatch.setitem(lab.environment, "PROBED", ODD)
-    monkeypatch.setitem(lab.environment, "HOME", "/home")
-    out, _ = batch(lab, tmp_path, "srun", "-N1", "-n1", *words, "/bin/probe", ODD)
-    assert out.splitlines()[-1] == f"{folder}|{ODD}|{ODD}|1|0|0"
+    cluster = profile(tmp_path, *settings)
+    words = containers.apptainer_command(cluster, [str(folder)], gpus=False)
+    for name, value in {"PROBED": ODD, "OTHER": "job's", "HOME": "/home"}.items():
+        monkeypatch.setitem(lab.environment, name, value)
+    lines = containers.apptainer_exports(cluster, ["PROBED"])
+    job = ["srun", "-N1", "-n1", *words, "/bin/probe", ODD]
+    out, _ = batch(lab, tmp_path, *job, before=lines)
+    assert out.splitlines()[-1] == f"{folder}|{ODD}|{ODD}|image|1|0|0"
     assert (folder / "made").exists()
