@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,7 +112,8 @@ def _variable(name: str) -> str:
 
 def _mount(text: str) -> str:
     parts = text.split(":")
-    if not 1 <= len(parts) <= 3 or not parts[0].startswith("/") or "," in text:
+    absolute = all(part.startswith("/") for part in parts[:2])
+    if len(parts) > 3 or not all(parts) or not absolute or "," in text:
         raise ValueError(f"{text!r} is not a mount; write /from:/to or /from:/to:ro, no commas")
     return text
 
@@ -166,8 +168,10 @@ class SlurmCluster(Cluster):
         max_array_size: the cluster's MaxArraySize; larger arrays are split.
         max_submit: jobs that you may have in the queue, array tasks counted one by one; with fewer
             than there are shards an array task prepares several. None: no limit.
-        container: image for pyxis, a local ``.sqsh`` or a registry's name; None: the host's Python.
+        container: image, a local file or a registry's name; None: the host's Python.
+        container_runtime: what runs it, ``pyxis`` or ``apptainer``.
         mounts: folders inside the container, ``/from:/to``.
+        python: runs the workers; ``python3`` in a container, else the one that submits.
         setup: shell lines before the work, for module systems.
         environment: names of variables to pass on; never values.
         sbatch: further flags.
@@ -189,7 +193,9 @@ class SlurmCluster(Cluster):
     max_array_size: PositiveInt = 1001
     max_submit: Annotated[int, Field(gt=MAX_SINGLE_JOBS)] | None = None
     container: Annotated[str, Field(min_length=1), AfterValidator(_line)] | None = None
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(default=[])
+    python: Annotated[str, Field(min_length=1), AfterValidator(_line)] = sys.executable
     setup: list[Annotated[str, AfterValidator(_line)]] = Field(default=[])
     environment: list[Annotated[str, AfterValidator(_variable)]] = Field(default=PASSED_ON)
     sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
@@ -214,6 +220,12 @@ class SlurmCluster(Cluster):
                     f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
                 )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _which_python(cls, data: dict[str, Any]) -> dict[str, Any]:
+        default = "python3" if data.get("container") else sys.executable
+        return {**data, "python": data.get("python") or default}
 
     @model_validator(mode="after")
     def _mounts_need_a_container(self) -> SlurmCluster:

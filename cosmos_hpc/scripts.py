@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from cosmos_hpc import containers
 from cosmos_hpc.cluster import SlurmCluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.jobs import Array, Job
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.runs import STOP_VARIABLE, RunFolder
 from cosmos_hpc.slurm import placement
 from cosmos_hpc.stages import task_script
 
@@ -140,7 +140,8 @@ def render(
     cluster: SlurmCluster,
     run_id: str,
     code: Path,
-    container_flags: Sequence[str] = (),
+    folders: Sequence[str] = (),
+    pyxis: Collection[str] | None = None,
 ) -> str:
     """The script of a job.
 
@@ -150,7 +151,11 @@ def render(
         cluster: where.
         run_id: of the run; tells its jobs from those of others of the same name.
         code: the snapshot of the package that it runs.
-        container_flags: of srun.
+        folders: that a container must see besides the run folder, without links.
+        pyxis: options that the cluster's pyxis has; None: those of a current one.
+
+    Raises:
+        RequestError: a container cannot take a path.
     """
     stage, array = job.stage, job.array
     log = f"logs/{stage.name}/{'%A_%a' if array else '%j'}.log"
@@ -177,8 +182,8 @@ def render(
         "# srun passes on what is set here, not only what sbatch was given.",
         "unset SLURM_EXPORT_ENV",
         *cluster.setup,
-        "",
-        *_work(job, run, cluster, code, container_flags),
+        *_container_lines(cluster),
+        *_work(job, run, cluster, code, [str(run.path), *folders], pyxis),
         *(_TAIL + (_ARRAY if array else _SINGLE)).splitlines(),
     ]
     return "\n".join(lines) + "\n"
@@ -194,6 +199,7 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
         "--ntasks-per-node=1",
         *([f"--cpus-per-task={cpus * job.gpus}"] if cpus and job.gpus else []),
         *([f"--array={array.spec}", f"--comment={array_comment(array)}"] if array else []),
+        f"--chdir={run.path}",
         f"--output={run.path}/{log}",
         "--open-mode=append",
         "--requeue",
@@ -216,7 +222,8 @@ def _work(
     run: RunFolder,
     cluster: SlurmCluster,
     code: Path,
-    container_flags: Sequence[str],
+    folders: Sequence[str],
+    pyxis: Collection[str] | None,
 ) -> list[str]:
     """A shell function that runs one task on all nodes of the job."""
     cpus = cluster.cpus_per_gpu
@@ -229,14 +236,15 @@ def _work(
         "--kill-on-bad-exit=1",
         "--unbuffered",
         "--input=none",
-        *container_flags,
+        *containers.srun_flags(cluster, folders, pyxis, [STOP_VARIABLE]),
+        *containers.apptainer_command(cluster, folders, gpus=bool(job.gpus)),
     ]
-    words = [shlex.quote(word) for word in [*srun, python_of(cluster)]]
-    before = []
+    words = [shlex.quote(word) for word in [*srun, cluster.python]]
+    before = containers.apptainer_exports(cluster, [STOP_VARIABLE])
     if job.processes > 1:
         words += ["-m", "torch.distributed.run", f"--nproc-per-node={job.processes}"]
     if job.nodes > 1:
-        before = [
+        before += [
             "# The ranks meet on the first node.",
             'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
             'meeting="$head:$((20000 + SLURM_JOB_ID % 20000))"',
@@ -260,6 +268,12 @@ def _wrapped(words: Sequence[str], width: int = 88) -> list[str]:
     return lines
 
 
-def python_of(cluster: SlurmCluster) -> str:
-    """The Python that runs the workers."""
-    return sys.executable if cluster.container is None else "python3"
+def _container_lines(cluster: SlurmCluster) -> list[str]:
+    """What a container must not take from the host, and needs where it has no home folder."""
+    if cluster.container is None:
+        return [""]
+    return [
+        "unset PYTHONPATH",
+        'export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"',
+        "",
+    ]

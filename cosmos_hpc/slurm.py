@@ -121,8 +121,15 @@ def read_facts() -> Facts:
         partitions=_partitions(),
         associations=associations,
         max_submit=max_submit,
-        container_options=set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout)),
+        container_options=container_options(),
     )
+
+
+def container_options() -> set[str]:
+    """Flags that pyxis adds to srun; none where the cluster has no pyxis."""
+    found = set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout))
+    # From 23.02 on Slurm has a --container-id of its own.
+    return found if "--container-image" in found else set()
 
 
 def _partitions() -> list[Partition]:

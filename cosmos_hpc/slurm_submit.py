@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,6 +125,8 @@ def prepare(
         )
     run_id = str(files.read_json(run.info)["id"])
     _make_folders(run, names)
+    folders = _folders(run, recipe) if cluster.container else []
+    pyxis = slurm.container_options() if cluster.container else None
     found = Submission()
     for stage in stages_of(run, recipe):
         here = [job for name, job in active if name == stage.name]
@@ -140,8 +143,21 @@ def prepare(
             if task not in busy and (only is None or task in only)
         ]
         for job in jobs_of(stage, missing, cluster) if missing else []:
-            found.jobs.append((job, render(job, run, cluster, run_id, run.code())))
+            script = render(job, run, cluster, run_id, run.code(), folders, pyxis)
+            found.jobs.append((job, script))
     return found
+
+
+def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
+    """What the stages read outside the run folder, without links."""
+    data, train = recipe.data, recipe.train
+    root = str(files.read_json(run.shards)["root"])
+    hub = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE")]
+    wanted = [root, str(data.input), data.tokenizer, train.init_from, *hub]
+    there = [os.path.realpath(path) for path in wanted if path and Path(path).exists()]
+    folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
+    # The whole file system cannot be mounted; what is of it is up to the profile.
+    return [folder for folder in dict.fromkeys(folders) if folder != "/"]
 
 
 def _make_folders(run: RunFolder, names: Sequence[str]) -> None:
