@@ -31,11 +31,16 @@ class Stage:
 
 def stages_of(run: RunFolder, recipe: Recipe) -> list[Stage]:
     """The stages of a run, in order."""
+    return list_stages(run.num_shards(), recipe.train.ranks)
+
+
+def list_stages(shards: int, ranks: int) -> list[Stage]:
+    """The stages for so many shards and ranks of the training, in order."""
     return [
         Stage("download"),
-        Stage("preprocess", tasks=run.num_shards()),
+        Stage("preprocess", tasks=shards),
         Stage("finalize"),
-        Stage("train", ranks=recipe.train.ranks),
+        Stage("train", ranks=ranks),
     ]
 
 
