@@ -45,6 +45,7 @@ from cosmos_hpc.runs import (
     open_run,
     pin_videos,
 )
+from cosmos_hpc.scripts import check_path
 from cosmos_hpc.stages import STAGES, is_done, write_specs
 from cosmos_hpc.state import RunState, read_state
 from cosmos_hpc.videos import list_videos
@@ -293,8 +294,10 @@ def _start(request: _Request, console: Console) -> None:
         )
     if _uses_this_python(cluster):
         check_installed(request.stages)
-    if isinstance(cluster, SlurmCluster) and folder.info.exists():
-        slurm_submit.record_pasted(folder)
+    if isinstance(cluster, SlurmCluster):
+        check_path(folder.path)
+        if folder.info.exists():
+            slurm_submit.record_pasted(folder)
     check_folder(folder, recipe)
     if "download" in request.stages and not is_done(folder, recipe, "download", 0):
         hub.check_home(hub.needs(recipe))
