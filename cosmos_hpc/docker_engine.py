@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,6 +125,20 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
         values=person | hub_folders,
         names=names,
     )
+
+
+def docker_command(containers: Containers, gpus: list[str], command: Sequence[str]) -> list[str]:
+    """What a task's container does as a command line of Docker's own program; names, no values."""
+    given = containers
+    flags = ["--rm", f"--user={given.user}", *(f"--group-add={group}" for group in given.groups)]
+    flags += ["--network=host", f"--shm-size={given.shm_size}"]
+    flags += [f"--volume={volume}" for volume in given.volumes]
+    flags += [f"--env={name}={value}" for name, value in given.values.items()]
+    flags += [f"--env={name}" for name in given.names]
+    if gpus:
+        # Docker reads this as a line of CSV.
+        flags.append(f'--gpus="device={",".join(gpus)}"')
+    return ["docker", "run", *flags, given.image, *command]
 
 
 def _hub_folders(recipe: Recipe) -> dict[str, str]:

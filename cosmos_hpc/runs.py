@@ -16,6 +16,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import shutil
@@ -77,6 +78,10 @@ if __name__ == "__main__":
 '''
 
 
+#: Names the file that the script of a job creates to have its worker stop at a safe point.
+STOP_VARIABLE = "COSMOS_HPC_STOP"
+
+
 class RunFolder:
     """Names of everything in a run folder, and nothing else."""
 
@@ -90,6 +95,10 @@ class RunFolder:
         self.lock = self.path / ".lock"
         #: While it is there, workers stop at the next safe point.
         self.stop_request = self.path / "stages" / "stop"
+        #: Scripts of the jobs of a Slurm cluster, as they were submitted last.
+        self.scripts = self.path / "scripts"
+        #: One line a submitted job.
+        self.jobs = self.path / "stages" / "jobs.jsonl"
         self.logs = self.path / "logs"
         self.log_index = self.logs / "index.jsonl"
         self.videos = self.path / "data" / "videos.jsonl"
@@ -111,6 +120,14 @@ class RunFolder:
     def error(self, stage: str, task: int) -> Path:
         """Where a failing task leaves its one-sentence reason."""
         return self.path / "stages" / "errors" / f"{stage}.{task}.txt"
+
+    def attempts(self, stage: str, task: int) -> Path:
+        """Where the script of a Slurm job notes when it begins and ends to work on a task."""
+        return self.path / "stages" / "attempts" / f"{stage}.{task}"
+
+    def task_stop(self, stage: str, task: int) -> Path:
+        """While it is there, the worker of this task stops at the next safe point."""
+        return self.path / "stages" / "stops" / f"{stage}.{task}"
 
     def shard(self, index: int) -> Path:
         """Folder of a published shard."""
@@ -134,9 +151,19 @@ class RunFolder:
         }
         return folders[stage] / "done.json"
 
+    def stop_requested(self) -> bool:
+        """Whether this process is to stop: the run is cancelled, or its job nears its end."""
+        own = os.environ.get(STOP_VARIABLE)
+        return self.stop_request.exists() or bool(own and Path(own).exists())
+
     def code(self) -> Path:
         """The snapshot of the package that the run uses now."""
         return self.path / "code" / str(files.read_json(self.info)["code"])
+
+    def begun(self) -> bool:
+        """Whether anything was started; a dry run only prepares the folder."""
+        noted = (self.log_index, self.jobs, self.marker("download"))
+        return any(p.exists() for p in noted) or any(self.attempts("x", 0).parent.glob("*"))
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""
@@ -217,7 +244,8 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> bool:
         RequestError: the folder holds another run, or something that is no run.
     """
     if folder.recipe_file.exists():
-        _check_same(folder, recipe)
+        if folder.begun():
+            _check_same(folder, recipe)
         return True
     # The package's own temporary files begin with a dot: of a submit that was killed early.
     if folder.path.is_dir() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
@@ -291,8 +319,8 @@ def installed_versions() -> dict[str, str]:
 
 
 def pin_videos(folder: RunFolder, root: str, videos: list[str], shards: int) -> None:
-    """Write the list of videos and the bounds of the shards, once: a continued run keeps them."""
-    if folder.shards.exists():
+    """Write the list of videos and the bounds of the shards: a run that has begun keeps them."""
+    if folder.begun() and folder.shards.exists():
         return
     files.write_jsonl(folder.videos, [{"path": path} for path in videos])
     bounds = [round(i * len(videos) / shards) for i in range(shards + 1)]

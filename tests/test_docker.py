@@ -172,6 +172,28 @@ def test_files_belong_to_who_submits(box: tuple[Engine, str], tmp_path: Path, sc
 
 
 @pytest.mark.slow
+def test_a_dry_run_prints_what_can_be_pasted(
+    box: tuple[Engine, str], tmp_path: Path, scenes: Path
+) -> None:
+    """Into a shell with Docker's program; here podman's, which takes the same flags."""
+    engine, profile = box
+    home = tmp_path / "a b"
+    home.mkdir()
+    request = ["submit", "recipe=ar_tiny", f"cluster={profile}", f"data.input={scenes}"]
+    printed = cosmos_hpc(*request, "--dry-run", "--name", "x", cwd=home, env=CANARIES)
+    assert printed.code == 0, printed.err
+    assert engine.containers() == []
+    assert not any(secret in printed.out for secret in CANARIES.values())
+    commands = [line for line in printed.out.splitlines() if line.startswith("docker run ")]
+    assert len(commands) == 5
+    assert all("--env=HF_TOKEN " in command for command in commands)
+    program = f'docker() {{ podman --remote --url {engine.host} "$@"; }}; {commands[0]}'
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert (home / "runs" / "x" / "tokenizer" / "done.json").exists()
+
+
+@pytest.mark.slow
 def test_a_failing_task_is_explained(box: tuple[Engine, str], tmp_path: Path, scenes: Path) -> None:
     _, profile = box
     request = ["submit", "recipe=ar_tiny", f"cluster={profile}", f"data.input={scenes}"]
