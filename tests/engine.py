@@ -59,8 +59,7 @@ class Engine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        for container in self.client.containers.list(all=True):
-            container.remove(force=True)
+        self.remove_all()
         self.client.close()
         self.stop()
 
@@ -112,6 +111,11 @@ class Engine:
         }
         path.write_text(yaml.safe_dump({**profile, **settings}))
         return str(path)
+
+    def remove_all(self) -> None:
+        """Remove all containers, the running ones too."""
+        for container in self.client.containers.list(all=True):
+            container.remove(force=True)
 
     def containers(self) -> list[str]:
         """Names of all containers, ended ones included."""

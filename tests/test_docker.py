@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,9 +56,10 @@ def box(
     monkeypatch.setenv("DOCKER_HOST", engine.host)
     for name in ("HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert engine.containers() == []
     yield engine, engine.profile(tmp_path / "box.yaml")
-    assert engine.containers() == []
+    left = engine.containers()
+    engine.remove_all()  # or the next tests would fail as well
+    assert left == []
 
 
 def _spy(folder: Path) -> Path:
@@ -258,34 +259,47 @@ def test_folders_are_seen_at_their_own_paths(
     assert given.names == ["HF_TOKEN"] and "secret" not in str(given)
 
 
-def _wait(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = 120) -> None:
+def _wait(log: Path, text: str, process: subprocess.Popen[bytes], seconds: float = 280) -> None:
     until = time.monotonic() + seconds
     while text not in log.read_text():
         assert process.poll() is None and time.monotonic() < until, log.read_text()
         time.sleep(0.2)
 
 
+@pytest.fixture
+def submit(
+    box: tuple[Engine, str], tmp_path: Path, scenes: Path
+) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts a submit of the run x, which writes into the file ``log``; killed after the test."""
+    started = []
+
+    def start(*further: str) -> subprocess.Popen[bytes]:
+        request = ["submit", "recipe=ar_tiny", f"cluster={box[1]}", f"data.input={scenes}"]
+        command = [sys.executable, "-m", "cosmos_hpc", *request, *further, "--name", "x"]
+        with open(tmp_path / "log", "wb") as f:
+            started.append(subprocess.Popen(command, cwd=tmp_path, stdout=f, stderr=f))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 def test_no_container_is_left_behind_unnoticed(
-    box: tuple[Engine, str], tmp_path: Path, scenes: Path
+    box: tuple[Engine, str], tmp_path: Path, submit: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    engine, profile = box
+    engine, _ = box
     log = tmp_path / "log"
-
-    def submit() -> subprocess.Popen[bytes]:
-        request = ["submit", "recipe=ar_tiny", f"cluster={profile}", f"data.input={scenes}"]
-        command = [sys.executable, "-m", "cosmos_hpc", *request, "train.max_steps=500"]
-        with open(log, "wb") as f:
-            return subprocess.Popen([*command, "--name", "x"], cwd=tmp_path, stdout=f, stderr=f)
-
-    first = submit()
+    first = submit("train.max_steps=900")
     _wait(log, "train       step", first)
     assert len(engine.containers()) == 1
     first.send_signal(signal.SIGINT)
     assert first.wait(timeout=30) == 130
     assert engine.containers() == []
 
-    second = submit()
+    second = submit("train.max_steps=900")
     _wait(log, "train       step", second)
     second.kill()
     second.wait()
@@ -293,7 +307,7 @@ def test_no_container_is_left_behind_unnoticed(
     (left,) = engine.containers()
     state = json.loads(cosmos_hpc("status", "x", "--json", cwd=tmp_path).out)
     assert state["state"] == "running"
-    third = submit()
+    third = submit("train.max_steps=900")
     _wait(log, "train is still being worked on by process", third)
     assert f"on {left}; waiting" in log.read_text()
     assert cosmos_hpc("cancel", "x", cwd=tmp_path, timeout=60).code == 0
@@ -308,27 +322,25 @@ def test_no_container_is_left_behind_unnoticed(
 
 @pytest.mark.slow
 def test_an_engine_that_goes_away_ends_the_wait(
-    box: tuple[Engine, str], tmp_path: Path, scenes: Path
+    box: tuple[Engine, str], tmp_path: Path, submit: Callable[..., subprocess.Popen[bytes]]
 ) -> None:
-    engine, profile = box
+    engine, _ = box
     log = tmp_path / "log"
-    request = ["submit", "recipe=ar_tiny", f"cluster={profile}", f"data.input={scenes}"]
-    command = [sys.executable, "-m", "cosmos_hpc", *request, "--stages", "download,preprocess"]
-    with open(log, "wb") as f:
-        submit = subprocess.Popen([*command, "--name", "x"], cwd=tmp_path, stdout=f, stderr=f)
-    _wait(log, "preprocess  starting", submit)
+    stages = "--stages", "download,preprocess"
+    process = submit(*stages)
+    _wait(log, "preprocess  starting", process)
     until = time.monotonic() + 30
     while len(engine.containers()) < 2 and time.monotonic() < until:
         time.sleep(0.1)
     engine.stop()
     try:
-        assert submit.wait(timeout=30) == 1
+        assert process.wait(timeout=60) == 1
         assert f"no Docker engine answers at {engine.host}" in log.read_text().splitlines()[-1]
     finally:
         engine.start()
     # Its containers go on, and the same command with what they have done.
-    done = cosmos_hpc(*request, "--stages", "download,preprocess", "--name", "x", cwd=tmp_path)
-    assert done.code == 0, done.err
+    process = submit(*stages)
+    assert process.wait(timeout=200) == 0, log.read_text()
     until = time.monotonic() + 30
     while engine.containers() and time.monotonic() < until:
         time.sleep(0.2)
