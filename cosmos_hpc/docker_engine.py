@@ -80,7 +80,7 @@ def engine() -> Iterator[docker.DockerClient]:
             raise remote
         yield client
     except (DockerException, requests.RequestException) as e:
-        raise RequestError(f"the Docker engine at {where} refuses: {e}") from None
+        raise RequestError(f"the Docker engine at {where} does not answer: {e}") from None
     finally:
         client.close()
 

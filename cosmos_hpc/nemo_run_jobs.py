@@ -332,6 +332,7 @@ class DockerJob(LocalJob):
         self._executor = docker_executor(containers, gpus)
 
     def __enter__(self) -> DockerJob:
+        import requests
         from docker.errors import APIError
 
         try:
@@ -339,6 +340,10 @@ class DockerJob(LocalJob):
         except APIError as e:
             self._remove_unstarted()
             raise WorkError(f"Docker did not start {self._name}: {e.explanation}") from None
+        except requests.RequestException as e:
+            raise WorkError(
+                f"the Docker engine does not answer ({e}); start it, then the same command goes on"
+            ) from None
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -368,7 +373,7 @@ class DockerJob(LocalJob):
             with engine():
                 return super().running()
         except RequestError as e:
-            raise WorkError(f"{e}; then the same command goes on from here") from None
+            raise WorkError(f"{e}; then the same command goes on") from None
 
     @property
     def _folder(self) -> Path:

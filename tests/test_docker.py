@@ -335,7 +335,9 @@ def test_an_engine_that_goes_away_ends_the_wait(
     engine.stop()
     try:
         assert process.wait(timeout=60) == 1
-        assert f"no Docker engine answers at {engine.host}" in log.read_text().splitlines()[-1]
+        said = log.read_text().splitlines()[-1]
+        assert re.search("error: (no Docker engine answers|the Docker engine.* not answer)", said)
+        assert "the same command goes on" in said
     finally:
         engine.start()
     # Its containers go on, and the same command with what they have done.
