@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def _run(request: Request, what: Plan, console: Console) -> None:
 
 def _uses_this_python(cluster: Cluster) -> bool:
     """Whether the work runs with the Python that submits it."""
-    return not isinstance(cluster, SlurmCluster) or cluster.container is None
+    return not isinstance(cluster, SlurmCluster) or cluster.python == sys.executable
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
