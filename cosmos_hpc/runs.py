@@ -158,7 +158,7 @@ class RunFolder:
         return self.path / "code" / str(files.read_json(self.info)["code"])
 
     def begun(self) -> bool:
-        """Whether it was submitted; a dry run only prepares the folder, but its text may be used."""
+        """Whether it was submitted; a dry run only prepares the folder, but its text may be run."""
         info = files.read_json(self.info)
         if info is None or not info.get("dry_run"):
             return True
