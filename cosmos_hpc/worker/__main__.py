@@ -85,6 +85,13 @@ def _stop(number: int, _: Any) -> None:
     Path(stop).touch()
 
 
+def _tell_script() -> None:
+    """Have the script of a Slurm job know that its task is done."""
+    stop = os.environ.get(STOP_VARIABLE)
+    if stop:
+        Path(f"{stop}.done").touch()
+
+
 def _lost_a_peer(error: Exception) -> bool:
     """Whether a rank only failed because another was gone: what ended that one is the reason."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
@@ -123,6 +130,7 @@ def main(arguments: list[str]) -> int:
     try:
         recipe = validate(Recipe, spec["recipe"], str(spec_path))
         _run_alone(stage, run, recipe, task)
+        _tell_script()
         return 0
     except Stopped as e:
         say(str(e))

@@ -75,7 +75,7 @@ do_task() {
     attempts=$run/stages/attempts/$stage.$1
     reason=$run/stages/errors/$stage.$1.txt
     export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
-    rm -f "$reason" "$COSMOS_HPC_STOP"
+    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done"
     note start ""
     work "$1" &
     interrupted=yes
@@ -84,7 +84,8 @@ do_task() {
         wait $!
         code=$?
     done
-    if [ "$code" = 0 ]; then
+    # srun says 0 as well when it has lost its node: the worker itself must have said so.
+    if [ "$code" = 0 ] && [ -e "$COSMOS_HPC_STOP.done" ]; then
         note end "done"
     elif [ -s "$reason" ]; then
         note end failed

@@ -286,5 +286,6 @@ def test_a_training_goes_on_after_each_kind_of_interruption(login, scenes):
     )
     assert [row["step"] for row in steps()] == list(range(1, 31))
     assert all(0 < row["loss"] < 20 for row in steps())
-    whys = [n["why"] for n in notes(login, "training", "train")]
-    assert whys == ["", "stopped", "", "killed", "", "done"]
+    expected = ["", "stopped", "", "killed", "", "done"]
+    login.until(lambda: len(notes(login, "training", "train")) == len(expected))
+    assert [n["why"] for n in notes(login, "training", "train")] == expected
