@@ -37,7 +37,7 @@ from cosmos_hpc.runs import (
 )
 from cosmos_hpc.stages import STAGES, is_done, write_specs
 from cosmos_hpc.state import RunState, read_state
-from cosmos_hpc.videos import list_videos
+from cosmos_hpc.videos import list_rows, resolve_source, video_costs
 
 
 class Run:
@@ -188,7 +188,7 @@ def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> 
     """
     resolved, profile = _resolve(recipe, cluster, overrides)
     source = resolved.data.input
-    return make_plan(resolved, profile, len(list_videos(source)) if source else None)
+    return make_plan(resolved, profile, len(list_rows(source)[1]) if source else None)
 
 
 def submit(
@@ -234,13 +234,18 @@ def submit(
     check_name(name)
     folder = RunFolder(Path(profile.runs) / name)
     if resolved.data.input is None:
-        raise RequestError("data.input is not set; give the folder that holds the videos")
+        raise RequestError(
+            "data.input is not set; give the folder that holds the videos, or a list of them"
+        )
     resolved = _absolute_paths(resolved)
     check_folder(folder, resolved)
     if "download" in stages and not is_done(folder, resolved, "download", 0):
         hub.check_home(hub.needs(resolved))
-    videos = _pinned_or_listed(folder, resolved)
-    what = make_plan(resolved, profile, len(videos), folder.num_shards())
+    # An existing run keeps its videos.
+    pinned = folder.num_videos()
+    root, videos = ("", []) if pinned else list_rows(str(resolved.data.input), console.say)
+    costs = video_costs(root, videos, resolved.data)
+    what = make_plan(resolved, profile, pinned or len(videos), folder.num_shards())
     resolved = with_layout(resolved, what.layout)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -255,7 +260,7 @@ def submit(
     try:
         with files.lock(folder.lock):
             continued = open_run(folder, resolved, profile, what)
-            pin_videos(folder, str(resolved.data.input), videos, what.shards or 1)
+            pin_videos(folder, root, videos, what.shards or 1, costs)
             write_specs(folder, resolved)
             console.say(what.render())
             console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
@@ -280,12 +285,9 @@ def _run(
 
 
 def _absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its folders absolute: stages, and later submits, run elsewhere.
-
-    The input without links: on many clusters one folder is reached by several paths.
-    """
+    """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
     data, train = recipe.data, recipe.train
-    data_paths = {"input": os.path.realpath(str(data.input))}
+    data_paths = {"input": resolve_source(str(data.input))}
     if Path(data.tokenizer).is_dir():
         data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
     start = {}
@@ -297,13 +299,6 @@ def _absolute_paths(recipe: Recipe) -> Recipe:
             "train": train.model_copy(update=start),
         }
     )
-
-
-def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """The videos of an existing run, which stay the same; else those of the input folder."""
-    if folder.shards.exists():
-        return [row["path"] for row in files.read_jsonl(folder.videos)]
-    return list_videos(str(recipe.data.input))
 
 
 def _check_stages(stages: Sequence[str]) -> None:

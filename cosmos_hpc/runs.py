@@ -15,6 +15,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -22,21 +23,25 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cosmos_hpc import files
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.config import dump_yaml, flatten, load_mapping, validate
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.plans import Plan
 from cosmos_hpc.recipes import Recipe
+from cosmos_hpc.shards import balanced_bounds
 
 #: Settings that may change when a run is continued: they decide how far or how to go on, not what
 #: the finished parts contain.
 CHANGEABLE = {
     "data.max_failed_fraction",
     "data.batch_size",
+    "data.join",
+    "data.probe",
     "train.max_steps",
     "train.save_every",
     "train.keep_checkpoints",
@@ -99,6 +104,7 @@ class RunFolder:
         self.token_prefix = self.tokens / "tokens"
         self.clips = self.tokens / "clips.jsonl"
         self.failed = self.tokens / "failed.jsonl"
+        self.failed_summary = self.tokens / "failed_summary.json"
         self.train = self.path / "train"
         self.checkpoints = self.train / "checkpoints"
         self.metrics = self.train / "metrics.jsonl"
@@ -144,8 +150,16 @@ class RunFolder:
 
     def num_shards(self) -> int:
         """Number of pinned shards; 0 before they are planned."""
+        return max(0, len(self.bounds()) - 1)
+
+    def num_videos(self) -> int:
+        """Number of pinned videos; 0 before they are planned."""
+        return self.bounds()[-1]
+
+    def bounds(self) -> list[int]:
+        """Index of the first video of each pinned shard, and their number; 0 before."""
         pinned = files.read_json(self.shards)
-        return len(pinned["bounds"]) - 1 if pinned else 0
+        return list(pinned["bounds"]) if pinned else [0]
 
 
 def default_name(recipe: Recipe, cluster: Cluster) -> str:
@@ -290,21 +304,76 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def pin_videos(folder: RunFolder, root: str, videos: list[str], shards: int) -> None:
-    """Write the list of videos and the bounds of the shards, once: a continued run keeps them."""
+def pin_videos(
+    folder: RunFolder,
+    root: str,
+    videos: Sequence[str | dict[str, Any]],
+    shards: int,
+    costs: tuple[str, Sequence[int]] | None = None,
+) -> None:
+    """Write the list of videos and the bounds of the shards, once: a continued run keeps them.
+
+    Args:
+        folder: the run.
+        root: folder that paths are relative to.
+        videos: paths, or rows with a ``path`` and more.
+        shards: how many.
+        costs: a unit and what each video costs in it; None where all cost the same.
+    """
     if folder.shards.exists():
         return
-    files.write_jsonl(folder.videos, [{"path": path} for path in videos])
-    bounds = [round(i * len(videos) / shards) for i in range(shards + 1)]
-    files.write_json(folder.shards, {"root": str(Path(root).resolve()), "bounds": bounds})
+    unit, each = costs or ("videos", [1] * len(videos))
+    bounds = balanced_bounds(each, shards)
+    lines = [0]
+    with files.replacing(folder.videos) as f:
+        for first, end in itertools.pairwise(bounds):
+            rows = ({"path": v} if isinstance(v, str) else v for v in videos[first:end])
+            f.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+            lines.append(f.tell())
+    pinned = {
+        "root": str(Path(root).resolve()),
+        "unit": unit,
+        "costs": [sum(each[first:end]) for first, end in itertools.pairwise(bounds)],
+        "bounds": bounds,
+        "offsets": lines,
+    }
+    files.write_json(folder.shards, pinned)
+
+
+def shard_rows(folder: RunFolder, shard: int) -> list[dict[str, Any]]:
+    """The pinned rows of a shard, each with a ``path`` and what else the input says of a video.
+
+    Reads no others, however long the list is.
+
+    Raises:
+        WorkError: the list is not the one that was pinned.
+    """
+    pinned = files.read_json(folder.shards)
+    (first, end), (begin, stop) = (pinned[k][shard : shard + 2] for k in ("bounds", "offsets"))
+    with open(folder.videos, "rb") as f:
+        f.seek(begin)
+        lines = f.read(stop - begin).splitlines()
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError:
+        rows = []
+    if len(rows) != end - first:
+        raise WorkError(
+            f"{folder.videos} is damaged: shard {shard} has {len(rows)} whole rows, not "
+            f"{end - first}; submit the request again under another --name"
+        )
+    return rows
 
 
 def shard_videos(folder: RunFolder, shard: int) -> tuple[Path, int, list[str]]:
-    """The videos of a shard: the folder they are in, the index of the first, their paths in it."""
+    """The videos of a shard: the folder they are in, the index of the first, their paths in it.
+
+    Raises:
+        WorkError: the list is not the one that was pinned.
+    """
     pinned = files.read_json(folder.shards)
-    first, end = pinned["bounds"][shard : shard + 2]
-    rows = files.read_jsonl(folder.videos)[first:end]
-    return Path(pinned["root"]), first, [row["path"] for row in rows]
+    rows = shard_rows(folder, shard)
+    return Path(pinned["root"]), pinned["bounds"][shard], [row["path"] for row in rows]
 
 
 def _now() -> str:
