@@ -70,7 +70,7 @@ def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int) -> bool:
         return False
     if stage == "finalize":
         # A continued run may ask for the shards to be joined after all.
-        return bool(marker["joined"] or not recipe.data.join)
+        return bool(marker.get("joined", True) or not recipe.data.join)
     if stage == "train":
         # A continued run may ask for more steps than were done.
         return bool(marker["steps"] >= recipe.train.max_steps)

@@ -39,11 +39,13 @@ class Shard(NamedTuple):
     Attributes:
         folder: where it lies.
         marker: its marker.
+        failed: rows of the videos that failed.
         lengths: int32 ``[clips]``, ids of each document.
     """
 
     folder: Path
     marker: ShardMarker
+    failed: list[dict[str, Any]]
     lengths: np.ndarray
 
 
@@ -63,15 +65,24 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
 
     shards = _each(read, range(len(bounds) - 1))
     # Before anything can go wrong: the list is what a person needs then.
-    failed = [row for shard in shards for row in files.read_jsonl(shard.folder / "failed.jsonl")]
+    failed = [row for shard in shards for row in shard.failed]
     by_kind = _report(run, failed)
-    _check_failures(run, recipe, failed, by_kind)
+    nothing = not any(shard.marker.clips for shard in shards)
+    _check_failures(run, recipe, failed, by_kind, nothing)
 
+    joined = _join(run, shards, recipe.data.join)
+    marker = {"videos": run.num_videos(), "failed": by_kind, **joined}
+    files.write_json(run.marker("finalize"), marker)
+    say(f"{joined['clips']} clips of {marker['videos']} videos, {len(failed)} videos failed")
+
+
+def _join(run: RunFolder, shards: list[Shard], join: bool) -> dict[str, Any]:
+    """Check the ids and write what training reads; returns what the marker says of it."""
     temporary = run.tokens / ".joined.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _copy_ids(shards, temporary / "tokens.bin" if recipe.data.join else None)
-    if recipe.data.join:
+    _copy_ids(shards, temporary / "tokens.bin" if join else None)
+    if join:
         _write_index(shards, temporary / "tokens.idx")
     files.write_jsonl(temporary / "clips.jsonl", _table(shards))
     for name in _JOINED:
@@ -81,17 +92,11 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
             (temporary / name).rename(run.tokens / name)
     shutil.rmtree(temporary)
     files.fsync_path(run.tokens)
-    clips = sum(shard.marker.clips for shard in shards)
-    marker = {
-        "videos": bounds[-1],
-        "failed": by_kind,
-        "clips": clips,
+    return {
+        "clips": sum(shard.marker.clips for shard in shards),
         "padded": sum(shard.marker.padded for shard in shards),
-        "joined": recipe.data.join,
+        "joined": join,
     }
-    files.write_json(run.marker("finalize"), marker)
-    where = "" if recipe.data.join else f", left in {len(shards)} shards"
-    say(f"{clips} clips of {bounds[-1]} videos{where}, {len(failed)} videos failed")
 
 
 def _each(work: Callable[[int], T], items: range) -> list[T]:
@@ -145,9 +150,13 @@ def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> Shard:
             raise _damaged(path)
     index = IndexedDataset(str(folder / "tokens"), mmap=False)
     lengths = np.array(index.sequence_lengths)
-    if (folder / "tokens.bin").stat().st_size != lengths.sum() * ID_DTYPE().itemsize:
+    failed = files.read_jsonl(folder / "failed.jsonl")
+    size = lengths.sum() * ID_DTYPE().itemsize
+    if (folder / "tokens.bin").stat().st_size != size:
         raise _damaged(folder / "tokens.bin")
-    return Shard(folder, marker, lengths)
+    if (len(lengths), len(failed)) != (marker.clips, marker.failed):
+        raise _damaged(folder / "tokens.idx")
+    return Shard(folder, marker, failed, lengths)
 
 
 def _damaged(path: Path) -> WorkError:
@@ -179,7 +188,11 @@ def _report(run: RunFolder, failed: list[dict[str, Any]]) -> dict[str, int]:
 
 
 def _check_failures(
-    run: RunFolder, recipe: Recipe, failed: list[dict[str, Any]], by_kind: dict[str, int]
+    run: RunFolder,
+    recipe: Recipe,
+    failed: list[dict[str, Any]],
+    by_kind: dict[str, int],
+    nothing: bool,
 ) -> None:
     if not failed:
         return
@@ -187,7 +200,7 @@ def _check_failures(
     kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
     first = f"the first is {failed[0]['video']!r}: {failed[0]['reason']}"
     summary = f"{len(failed)} of {videos} videos failed ({kinds}); {first}; all are in {run.failed}"
-    if len(failed) == videos:
+    if nothing:
         raise WorkError(f"no video could be prepared: {summary}")
     allowed = recipe.data.max_failed_fraction
     if len(failed) > allowed * videos:

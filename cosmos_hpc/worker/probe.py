@@ -21,23 +21,20 @@ def _of_file(path: str) -> int:
     try:
         with av.open(path, metadata_errors="replace") as container:
             video = container.streams.video
-            return max(0, frames_in_header(container, video[0])) if video else 0
+            return max(0, _of_stream(container, video[0])) if video else 0
     except (av.error.FFmpegError, OSError, ValueError):
         return 0  # the worker says why
 
 
-def frames_in_header(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> int:
-    """Frames that the header promises; 0 where it does not say."""
+def _of_stream(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> int:
     if stream.frames:
         return int(stream.frames)
     rate = float(stream.average_rate or 0)
     if stream.duration and stream.time_base:
-        return int(stream.duration * stream.time_base * rate)
+        return round(stream.duration * stream.time_base * rate)
     # Matroska counts no frames, and says the duration of a stream in words.
     words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
     if words:
         hours, minutes, seconds = map(float, words.groups())
-        return int((hours * 3600 + minutes * 60 + seconds) * rate)
-    return int((container.duration or 0) / 1e6 * rate)
+        return round((hours * 3600 + minutes * 60 + seconds) * rate)
+    return round((container.duration or 0) / 1e6 * rate)

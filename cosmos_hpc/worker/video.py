@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cosmos_hpc.progress import Stopwatch
-from cosmos_hpc.worker.probe import frames_in_header
 
 #: The machine's trouble: the task stops, and the next one tries the video again.
 _NOT_THE_VIDEO_S_FAULT = {
@@ -121,7 +121,7 @@ def _read(
             break
 
     if found < frames:
-        declared = frames_in_header(container, stream)
+        declared = _declared_frames(container, stream)
         if not problems and declared > found + max(1, declared // 10):
             problems.append(f"the header says {declared}")
         if problems:
@@ -155,6 +155,23 @@ def _frames(
         # The good frames before it that the decoder still holds back.
         with contextlib.suppress(av.error.FFmpegError):
             yield from stream.decode(None)
+
+
+def _declared_frames(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> int:
+    """Frames that the header promises; 0 where it does not say."""
+    if stream.frames:
+        return int(stream.frames)
+    rate = float(stream.average_rate or 0)
+    if stream.duration and stream.time_base:
+        return int(stream.duration * stream.time_base * rate)
+    # Matroska counts no frames, and says the duration of a stream in words.
+    words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if words:
+        hours, minutes, seconds = map(float, words.groups())
+        return int((hours * 3600 + minutes * 60 + seconds) * rate)
+    return int((container.duration or 0) / 1e6 * rate)
 
 
 def _upright(frame: av.VideoFrame) -> np.ndarray:
