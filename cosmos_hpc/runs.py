@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -324,18 +325,21 @@ def pin_videos(
         return
     unit, each = costs or ("videos", [1] * len(videos))
     bounds = balanced_bounds(each, shards)
-    lines = [0]
+    offsets, crcs = [0], []
     with files.replacing(folder.videos) as f:
         for first, end in itertools.pairwise(bounds):
             rows = ({"path": v} if isinstance(v, str) else v for v in videos[first:end])
-            f.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-            lines.append(f.tell())
+            block = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            f.write(block)
+            offsets.append(f.tell())
+            crcs.append(zlib.crc32(block))
     pinned = {
         "root": str(Path(root).resolve()),
         "unit": unit,
         "costs": [sum(each[first:end]) for first, end in itertools.pairwise(bounds)],
         "bounds": bounds,
-        "offsets": lines,
+        "offsets": offsets,
+        "crcs": crcs,
     }
     files.write_json(folder.shards, pinned)
 
@@ -349,20 +353,16 @@ def shard_rows(folder: RunFolder, shard: int) -> list[dict[str, Any]]:
         WorkError: the list is not the one that was pinned.
     """
     pinned = files.read_json(folder.shards)
-    (first, end), (begin, stop) = (pinned[k][shard : shard + 2] for k in ("bounds", "offsets"))
+    begin, end = pinned["offsets"][shard : shard + 2]
     with open(folder.videos, "rb") as f:
         f.seek(begin)
-        lines = f.read(stop - begin).splitlines()
-    try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError:
-        rows = []
-    if len(rows) != end - first:
+        block = f.read(end - begin)
+    if zlib.crc32(block) != pinned["crcs"][shard]:
         raise WorkError(
-            f"{folder.videos} is damaged: shard {shard} has {len(rows)} whole rows, not "
-            f"{end - first}; submit the request again under another --name"
+            f"{folder.videos} is damaged: the rows of shard {shard} are not those that were "
+            f"pinned; submit the request again under another --name"
         )
-    return rows
+    return [json.loads(line) for line in block.splitlines()]
 
 
 def shard_videos(folder: RunFolder, shard: int) -> tuple[Path, int, list[str]]:

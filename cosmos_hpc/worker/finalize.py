@@ -117,9 +117,7 @@ def _each(work: Callable[[int], T], items: range) -> list[T]:
     problems = [result for result in results if isinstance(result, WorkError)]
     if problems:
         more = (
-            f" (and {len(problems) - 1} more shards are not as they should be)"
-            if problems[1:]
-            else ""
+            f" (and {len(problems) - 1} more shards are damaged or missing)" if problems[1:] else ""
         )
         raise WorkError(f"{problems[0]}{more}")
     return [result for result in results if not isinstance(result, WorkError)]
@@ -155,7 +153,10 @@ def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> Shard:
     if (folder / "tokens.bin").stat().st_size != size:
         raise _damaged(folder / "tokens.bin")
     if (len(lengths), len(failed)) != (marker.clips, marker.failed):
-        raise _damaged(folder / "tokens.idx")
+        raise WorkError(
+            f"{folder / 'done.json'} counts other clips or videos than there are; delete {folder} "
+            f"and submit again"
+        )
     return Shard(folder, marker, failed, lengths)
 
 
