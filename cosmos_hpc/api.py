@@ -244,7 +244,7 @@ def submit(
     # An existing run keeps its videos.
     pinned = folder.num_videos()
     root, videos = ("", []) if pinned else list_rows(str(resolved.data.input), console.say)
-    costs = video_costs(root, videos, resolved.data)
+    costs = video_costs(root, videos, resolved.data) if videos else None
     what = make_plan(resolved, profile, pinned or len(videos), folder.num_shards())
     resolved = with_layout(resolved, what.layout)
     try:
