@@ -5,10 +5,12 @@
 The shards are those that the package would pin; the cluster is a model. Videos lie in folders of a
 thousand that are alike: lengths are lognormal, with a median of 12 s, a factor of e between folders
 and of 1.8 within one; so are the bytes of a frame, with factors of 1.5 and 1.35. A frame takes a
-worker 10 ms, from opening the file to the ids. All clips of the videos are taken. A worker takes the next waiting shard, starts within 30 s, and works through its videos. An attempt
-may die (`failures`: a share of the attempts, at a random moment; `preemptions`: a number an hour
-and worker); its shard waits again after two minutes, and goes on behind the last batch that its
-journal holds, or without a journal from the beginning. The same seed gives the same cluster.
+worker 10 ms, from opening the file to the ids. All clips of the videos are taken. A worker takes
+the next waiting shard, starts within 30 s, and works through its videos. An attempt may die
+(`failures`: a share of the attempts, at a random moment; `preemptions`: a number an hour and
+worker); its shard waits again after two minutes, behind the others, and goes on behind the last
+batch that its journal holds, or without a journal from the beginning. The same seed gives the same
+cluster.
 
 `finish` is when the last shard is done, medians of five seeds; `ideal` is what equal shares without
 any start would take; `idle` is the share of the workers' time until the finish in which they had
