@@ -24,8 +24,9 @@ from cosmos_hpc.shards import ShardMarker, read_marker
 from cosmos_hpc.worker.journal import ID_DTYPE
 
 #: Shards that are read at a time: a network file system gives one reader a part of its speed.
-_THREADS = 8
-_BLOCK = 4 << 20
+_THREADS = 4
+#: Bytes that are hashed and written at a time; they stay in the processor's cache in between.
+_BLOCK = 1 << 20
 #: Failed videos of each kind that the report shows.
 _EXAMPLES = 3
 _JOINED = ("tokens.bin", "tokens.idx", "clips.jsonl")
