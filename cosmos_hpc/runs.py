@@ -14,14 +14,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
 import itertools
 import json
+import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -35,6 +32,7 @@ from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.plans import Plan
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.shards import balanced_bounds
+from cosmos_hpc.snapshots import git_state, installed_versions, snapshot_code
 
 #: Settings that may change when a run is continued: they decide how far or how to go on, not what
 #: the finished parts contain.
@@ -55,32 +53,9 @@ CHANGEABLE = {
     "train.transformer_impl",
     "train.micro_batch_size",
 }
-_PACKAGES = [
-    "cosmos-hpc",
-    "nemo_run",
-    "submitit",
-    "huggingface_hub",
-    "torch",
-    "av",
-    "nemo_toolkit",
-    "megatron-core",
-    "lightning",
-    "wandb",
-]
 
-
-#: Beside the snapshot of the package: runs one task with that snapshot.
-LAUNCHER = "run_task.py"
-_LAUNCHER_TEXT = '''"""Runs one task of one stage: python run_task.py SPEC TASK."""
-
-import sys
-import uuid
-
-if __name__ == "__main__":
-    from cosmos_hpc.worker.__main__ import main
-
-    sys.exit(main(sys.argv[1:]))
-'''
+#: Names the file that the script of a job creates to have its worker stop at a safe point.
+STOP_VARIABLE = "COSMOS_HPC_STOP"
 
 
 class RunFolder:
@@ -96,6 +71,10 @@ class RunFolder:
         self.lock = self.path / ".lock"
         #: While it is there, workers stop at the next safe point.
         self.stop_request = self.path / "stages" / "stop"
+        #: Scripts of the jobs of a Slurm cluster, as they were submitted last.
+        self.scripts = self.path / "scripts"
+        #: One line a submitted job.
+        self.jobs = self.path / "stages" / "jobs.jsonl"
         self.logs = self.path / "logs"
         self.log_index = self.logs / "index.jsonl"
         self.videos = self.path / "data" / "videos.jsonl"
@@ -119,6 +98,14 @@ class RunFolder:
         """Where a failing task leaves its one-sentence reason."""
         return self.path / "stages" / "errors" / f"{stage}.{task}.txt"
 
+    def attempts(self, stage: str, task: int) -> Path:
+        """Where the script of a Slurm job notes when it begins and ends to work on a task."""
+        return self.path / "stages" / "attempts" / f"{stage}.{task}"
+
+    def task_stop(self, stage: str, task: int) -> Path:
+        """While it is there, the worker of this task stops at the next safe point."""
+        return self.path / "stages" / "stops" / f"{stage}.{task}"
+
     def shard(self, index: int) -> Path:
         """Folder of a published shard."""
         return self.tokens / "shards" / f"{index:05d}"
@@ -141,9 +128,19 @@ class RunFolder:
         }
         return folders[stage] / "done.json"
 
+    def stop_requested(self) -> bool:
+        """Whether this process is to stop: the run is cancelled, or its job nears its end."""
+        own = os.environ.get(STOP_VARIABLE)
+        return self.stop_request.exists() or bool(own and Path(own).exists())
+
     def code(self) -> Path:
         """The snapshot of the package that the run uses now."""
         return self.path / "code" / str(files.read_json(self.info)["code"])
+
+    def begun(self) -> bool:
+        """Whether anything was started; a dry run only prepares the folder."""
+        noted = (self.log_index, self.jobs, self.marker("download"))
+        return any(p.exists() for p in noted) or any(self.attempts("x", 0).parent.glob("*"))
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""
@@ -232,7 +229,8 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> bool:
         RequestError: the folder holds another run, or something that is no run.
     """
     if folder.recipe_file.exists():
-        _check_same(folder, recipe)
+        if folder.begun():
+            _check_same(folder, recipe)
         return True
     # The package's own temporary files begin with a dot: of a submit that was killed early.
     if folder.path.is_dir() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
@@ -253,58 +251,6 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def snapshot_code(target: Path) -> str:
-    """Copy this package below ``target``, unless it is there already.
-
-    Returns:
-        A digest of the code, the name of the folder that holds the copy.
-    """
-    package = Path(__file__).resolve().parent
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed", ".yaml"))
-    digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
-    for path in sources:
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    name = digest.hexdigest()[:12]
-    if not (target / name).exists():
-        temporary = target / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in sources:
-            copy = temporary / package.name / path.relative_to(package)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)
-        files.publish(temporary, target / name)
-    return name
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit and changed files of the checkout that this package lies in; None outside one."""
-    package = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(package), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    try:
-        # In site-packages below some other repository the files are not tracked.
-        git("ls-files", "--error-unmatch", __file__)
-        changed = [line[3:] for line in git("status", "--porcelain").splitlines()]
-        return {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a run stands on, without importing them."""
-    versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def pin_videos(
     folder: RunFolder,
     root: str,
@@ -312,7 +258,7 @@ def pin_videos(
     shards: int,
     costs: tuple[str, Sequence[int]] | None = None,
 ) -> None:
-    """Write the list of videos and the bounds of the shards, once: a continued run keeps them.
+    """Write the list of videos and the bounds of the shards: a run that has begun keeps them.
 
     Args:
         folder: the run.
@@ -321,7 +267,7 @@ def pin_videos(
         shards: how many.
         costs: a unit and what each video costs in it; None where all cost the same.
     """
-    if folder.shards.exists():
+    if folder.begun() and folder.shards.exists():
         return
     unit, each = costs or ("videos", [1] * len(videos))
     bounds = balanced_bounds(each, shards)

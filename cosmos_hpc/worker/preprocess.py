@@ -54,7 +54,7 @@ def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: S
         rows = list(_encode(root, first + start, batch, recipe.data, tokenizer, clock))
         journal.append(rows)
         clock.lap("write")
-        if run.stop_request.exists():
+        if run.stop_requested():
             raise Stopped(f"stopped after {start + len(batch)} of {len(videos)} videos")
         for row, _ in rows:
             if "error" in row:
