@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_hpc import files, hub, slurm_submit
-from cosmos_hpc.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.cluster import (
     OVERRIDE_PREFIX,
     Cluster,
-    LocalCluster,
     SlurmCluster,
     load_cluster,
     read_cluster,
@@ -24,30 +18,25 @@ from cosmos_hpc.cluster_check import Finding, check
 from cosmos_hpc.cluster_init import init
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
-from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
-from cosmos_hpc.gpus import visible_gpus
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.launch import Request, absolute_paths, start
+from cosmos_hpc.logs import logs_of
 from cosmos_hpc.plans import (
     Plan,
-    check_disk,
-    check_installed,
     check_sources,
     check_supported,
     make_plan,
-    with_layout,
 )
 from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import (
     RunFolder,
-    check_folder,
     check_name,
     default_name,
     find_run,
-    open_run,
-    pin_videos,
 )
-from cosmos_hpc.stages import STAGES, is_done, write_specs
+from cosmos_hpc.stages import STAGES
 from cosmos_hpc.state import RunState, read_state
-from cosmos_hpc.videos import list_rows, resolve_source, video_costs
+from cosmos_hpc.videos import list_rows
 
 
 class Run:
@@ -138,7 +127,7 @@ class Run:
         chosen = None if task is None else [task]
         stages = stages[:1] if chosen else stages
         cluster = read_cluster(folder.cluster_file)
-        _start(_Request(folder, folder.recipe(), cluster, stages, chosen), console or Console())
+        start(Request(folder, folder.recipe(), cluster, stages, chosen), console or Console())
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss in nats an id) of every step so far."""
@@ -266,113 +255,10 @@ def submit(
         raise RequestError(
             "data.input is not set; give the folder that holds the videos, or a list of them"
         )
-    resolved = _absolute_paths(resolved)
-    request = _Request(folder, resolved, profile, stages, dry_run=dry_run, output=output)
-    _start(request, console or Console())
+    resolved = absolute_paths(resolved)
+    request = Request(folder, resolved, profile, stages, dry_run=dry_run, output=output)
+    start(request, console or Console())
     return Run(folder.path)
-
-
-@dataclass(frozen=True)
-class _Request:
-    """A run, what of it to start, and where."""
-
-    folder: RunFolder
-    recipe: Recipe
-    cluster: Cluster
-    stages: Sequence[str]
-    tasks: Sequence[int] | None = None
-    dry_run: bool = False
-    output: str | Path | None = None
-
-
-def _start(request: _Request, console: Console) -> None:
-    """Check a request, prepare its run folder and start what is missing."""
-    folder, recipe, cluster = request.folder, request.recipe, request.cluster
-    if isinstance(cluster, LocalCluster) and len(visible_gpus()) < cluster.gpus:
-        raise RequestError(
-            f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
-            f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
-        )
-    if _uses_this_python(cluster):
-        check_installed(request.stages)
-    if isinstance(cluster, SlurmCluster) and folder.info.exists():
-        slurm_submit.record_pasted(folder)
-    check_folder(folder, recipe)
-    if "download" in request.stages and not is_done(folder, recipe, "download", 0):
-        hub.check_home(hub.needs(recipe))
-    # A run that has begun keeps its videos.
-    pinned, shards = (folder.num_videos(), folder.num_shards()) if folder.begun() else (0, 0)
-    root, videos = ("", []) if pinned else list_rows(str(recipe.data.input), console.say)
-    costs = video_costs(root, videos, recipe.data) if videos else None
-    what = make_plan(recipe, cluster, pinned or len(videos), shards)
-    recipe = with_layout(recipe, what.layout)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise RequestError(explain_os_error(e, "making the run folder")) from None
-    try:
-        check_disk(what, folder.path)
-    except RequestError:
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()  # if it is new, and so empty
-        raise
-    try:
-        with files.lock(folder.lock):
-            continued = open_run(folder, recipe, cluster, what)
-            pin_videos(folder, root, videos, what.shards or 1, costs)
-            write_specs(folder, recipe)
-            if not request.dry_run:
-                console.say(what.render())
-                console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
-            _run(replace(request, recipe=recipe), what, console)
-    except BlockingIOError as e:
-        raise RequestError(f"run {folder.name} is being worked on by {e}") from None
-    except OSError as e:
-        raise WorkError(explain_os_error(e, "submit")) from e
-
-
-def _run(request: _Request, what: Plan, console: Console) -> None:
-    """Start what is missing, or say how that would be done."""
-    # They bring NeMo-Run and submitit.
-    from cosmos_hpc import dry_run, local
-
-    folder, recipe, cluster = request.folder, request.recipe, request.cluster
-    if isinstance(cluster, SlurmCluster):
-        found = slurm_submit.prepare(folder, recipe, cluster, request.stages, request.tasks)
-        if not request.dry_run:
-            slurm_submit.submit(folder, cluster, found, console)
-        elif request.output is None:
-            print(dry_run.slurm_text(what, folder, found))
-        else:
-            for path in dry_run.write_slurm(what, folder, found, Path(request.output)):
-                print(path)
-    elif request.dry_run:
-        print(dry_run.local_text(what, folder, recipe, list(request.stages)))
-    else:
-        assert isinstance(cluster, LocalCluster)
-        local.run_stages(folder, recipe, cluster, request.stages, console)
-
-
-def _uses_this_python(cluster: Cluster) -> bool:
-    """Whether the work runs with the Python that submits it."""
-    return not isinstance(cluster, SlurmCluster) or cluster.container is None
-
-
-def _absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
-    data, train = recipe.data, recipe.train
-    data_paths = {"input": resolve_source(str(data.input))}
-    if Path(data.tokenizer).is_dir():
-        data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
-    start = {}
-    if train.init_from and not hub.is_hub_name(train.init_from):
-        start["init_from"] = os.path.abspath(train.init_from)
-    return recipe.model_copy(
-        update={
-            "data": data.model_copy(update=data_paths),
-            "train": train.model_copy(update=start),
-        }
-    )
 
 
 def _check_stages(stages: Sequence[str]) -> None:
@@ -380,74 +266,3 @@ def _check_stages(stages: Sequence[str]) -> None:
         if stage not in STAGES:
             hint = nearest(stage, STAGES) or f"; there are {', '.join(STAGES)}"
             raise RequestError(f"unknown stage {stage!r}{hint}")
-
-
-def logs_of(
-    folder: RunFolder, stage: str | None = None, task: int | None = None
-) -> Iterator[tuple[str, Path]]:
-    """Log files by ``STAGE`` or ``STAGE.TASK``, in the order in which they were begun."""
-    rows = [
-        (row["time"], row["stage"], row["task"], folder.path / row["log"])
-        for row in files.read_jsonl(folder.log_index)
-    ]
-    for name in STAGES if stage is None else [stage]:
-        for number in attempted_tasks(folder, name) if task is None else [task]:
-            attempt = read_attempt(folder, name, number)
-            if attempt:
-                rows.append((attempt.started, name, number, attempt.log))
-    for _, name, number, log in sorted(rows):
-        if stage in (None, name) and task in (None, number):
-            yield f"{name}.{number}" if name == "preprocess" else name, log
-
-
-def follow(
-    run: Run, stage: str | None = None, task: int | None = None, every: float = 0.5
-) -> Iterator[str]:
-    """Text that is added to the run's newest log, stage after stage, while the run is worked on.
-
-    Args:
-        run: the run.
-        stage, task: only logs of these.
-        every: seconds between looks.
-    """
-    log, position = None, 0
-    ask = _Asker(run.folder)
-    while True:
-        working = ask.working()
-        found = [path for _, path in logs_of(run.folder, stage, task)]
-        newest = found[-1] if found else None
-        if newest != log:
-            log, position = newest, 0
-            yield f"==> {log} <==\n"
-        text = b""
-        if log and log.exists():
-            with open(log, "rb") as f:
-                f.seek(position)
-                text = f.read()
-            position += len(text)
-        if text:
-            yield text.decode(errors="replace")
-        elif not working:
-            return
-        else:
-            time.sleep(every)
-
-
-class _Asker:
-    """Whether a run is worked on; asks Slurm not more often than it should be."""
-
-    _SECONDS = 10.0
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._slurm = isinstance(read_cluster(folder.cluster_file), SlurmCluster)
-        self._asked, self._answer = -math.inf, True
-
-    def working(self) -> bool:
-        if not self._slurm:
-            return files.is_locked(self._folder.lock)
-        if time.monotonic() - self._asked > self._SECONDS:
-            self._asked = time.monotonic()
-            with contextlib.suppress(RequestError):  # it may answer again
-                self._answer = bool(slurm_submit.active_jobs(self._folder))
-        return self._answer

@@ -245,13 +245,14 @@ def _status(arguments: argparse.Namespace) -> None:
 
 
 def _logs(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run, follow
+    from cosmos_hpc.api import Run
+    from cosmos_hpc.logs import follow
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
     if arguments.follow:
         said = False
-        for text in follow(run, *chosen):
+        for text in follow(run.folder, *chosen):
             said = True
             print(text, end="", flush=True)
         if said:

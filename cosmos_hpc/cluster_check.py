@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -147,10 +148,11 @@ def _limits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
             f"max_array_size={cluster.max_array_size}, but the cluster's MaxArraySize is "
             f"{facts.max_array_size}",
         )
-    if facts.max_submit is not None and cluster.parallel > facts.max_submit:
+    if facts.max_submit is not None and (cluster.max_submit or math.inf) > facts.max_submit:
         yield Finding(
             "problem",
-            f"parallel={cluster.parallel}, but you may have {facts.max_submit} jobs at a time",
+            f"max_submit={cluster.max_submit}, but you may have {facts.max_submit} jobs in the "
+            f"queue; with max_submit={facts.max_submit} array tasks prepare several shards each",
         )
     if not facts.accounting:
         yield Finding("note", "without accounting, Slurm forgets jobs soon after they end")

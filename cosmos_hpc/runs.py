@@ -120,12 +120,9 @@ class RunFolder:
 
     def marker(self, stage: str, task: int = 0) -> Path:
         """The file whose presence says that a task of a stage is done."""
-        folders = {
-            "download": self.tokenizer,
-            "preprocess": self.shard(task),
-            "finalize": self.tokens,
-            "train": self.train,
-        }
+        if stage == "preprocess":
+            return self.shard(task) / "done.json"
+        folders = {"download": self.tokenizer, "finalize": self.tokens, "train": self.train}
         return folders[stage] / "done.json"
 
     def stop_requested(self) -> bool:
@@ -138,9 +135,16 @@ class RunFolder:
         return self.path / "code" / str(files.read_json(self.info)["code"])
 
     def begun(self) -> bool:
-        """Whether anything was started; a dry run only prepares the folder."""
-        noted = (self.log_index, self.jobs, self.marker("download"))
-        return any(p.exists() for p in noted) or any(self.attempts("x", 0).parent.glob("*"))
+        """Whether it was submitted; a dry run only prepares the folder, but its text may be used."""
+        info = files.read_json(self.info)
+        if info is None or not info.get("dry_run"):
+            return True
+        return self.jobs.exists() or any(self.attempts("x", 0).parent.glob("*"))
+
+    def forget_plan(self) -> None:
+        """Unpin what a dry run has pinned: the request may be another one now."""
+        if not self.begun():
+            self.shards.unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""
@@ -194,8 +198,15 @@ def find_run(name: str, runs: str = "runs") -> RunFolder:
     raise RequestError(f"no run {name!r}{listed}")
 
 
-def open_run(folder: RunFolder, recipe: Recipe, cluster: Cluster, plan: Plan) -> bool:
+def open_run(
+    folder: RunFolder, recipe: Recipe, cluster: Cluster, plan: Plan, dry_run: bool = False
+) -> bool:
     """Create the run folder, or check that an existing one continues the same request.
+
+    Args:
+        folder: of the run.
+        recipe, cluster, plan: resolved.
+        dry_run: nothing is going to be started; the next submit may ask for something else.
 
     Returns:
         Whether the run existed.
@@ -208,8 +219,9 @@ def open_run(folder: RunFolder, recipe: Recipe, cluster: Cluster, plan: Plan) ->
     files.write_atomic(folder.recipe_file, dump_yaml(recipe))
     digest = snapshot_code(folder.path / "code")
     new = {"created": _now(), "name": folder.name, "id": uuid.uuid4().hex[:12]}
-    info: dict[str, Any] = files.read_json(folder.info) or new
+    info: dict[str, Any] = files.read_json(folder.info) or {**new, "dry_run": True}
     info.update(
+        dry_run=dry_run and info.get("dry_run", False),
         submitted=[*info.get("submitted", []), _now()],
         code=digest,
         git=git_state(),
@@ -258,7 +270,7 @@ def pin_videos(
     shards: int,
     costs: tuple[str, Sequence[int]] | None = None,
 ) -> None:
-    """Write the list of videos and the bounds of the shards: a run that has begun keeps them.
+    """Write the list of videos and the bounds of the shards, once: a continued run keeps them.
 
     Args:
         folder: the run.
@@ -267,7 +279,7 @@ def pin_videos(
         shards: how many.
         costs: a unit and what each video costs in it; None where all cost the same.
     """
-    if folder.begun() and folder.shards.exists():
+    if folder.shards.exists():
         return
     unit, each = costs or ("videos", [1] * len(videos))
     bounds = balanced_bounds(each, shards)

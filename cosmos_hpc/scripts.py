@@ -212,9 +212,11 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
 
 
 def _directive(flag: str) -> str:
-    """A flag as a ``#SBATCH`` line needs it."""
+    """A flag as a ``#SBATCH`` line needs it: sbatch takes backslashes for escapes in any quotes."""
     name, equals, value = flag.partition("=")
-    return f"{name}{equals}{shlex.quote(value) if value else ''}"
+    if value != shlex.quote(value):
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"{name}{equals}{value}"
 
 
 def _work(

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 
 from cosmos_hpc.cluster import SlurmCluster, minutes
@@ -27,6 +28,7 @@ class Partition:
     Attributes:
         limit: minutes that a job may take; infinite without a limit.
         gpus: GPUs of a node by type; the type is empty where the cluster names none.
+        cpus: of the node with the fewest.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Partition:
     limit: float
     nodes: int
     gpus: dict[str, int]
+    cpus: int
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ def container_options() -> set[str]:
 
 def _partitions() -> list[Partition]:
     merged: dict[str, Partition] = {}
-    for line in _output("sinfo", "-h", "-o", "%P|%a|%l|%D|%G").splitlines():
-        name, state, limit, nodes, gres = line.split("|")
+    for line in _output("sinfo", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
+        name, state, limit, nodes, cpus, gres = line.split("|")
         short = name.removesuffix("*")
         gpus = {kind: int(count) for kind, count in _GPU.findall(gres)}
         before = merged.get(short)
@@ -147,6 +150,7 @@ def _partitions() -> list[Partition]:
             limit=math.inf if limit in ("infinite", "n/a") else minutes(_whole(limit)),
             nodes=int(nodes) + (before.nodes if before else 0),
             gpus={**(before.gpus if before else {}), **gpus},
+            cpus=min(int(cpus.rstrip("+")), before.cpus if before else sys.maxsize),
         )
     return list(merged.values())
 

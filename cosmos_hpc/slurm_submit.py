@@ -17,7 +17,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.jobs import Job, jobs_of
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.scripts import check_path, job_name, read_array_comment, render
+from cosmos_hpc.scripts import job_name, read_array_comment, render
 from cosmos_hpc.slurm_jobs import SlurmJob
 from cosmos_hpc.stages import STAGES, missing_tasks, stages_of
 
@@ -116,7 +116,6 @@ def prepare(
     Raises:
         RequestError: Slurm does not answer, or cannot take the run.
     """
-    check_path(run.path)
     active = [(stage, job) for stage, job in active_jobs(run) if job.reason not in _STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(

@@ -23,11 +23,6 @@ def open_with(path, *overrides):
     return folder, open_run(folder, recipe, cluster, make_plan(recipe, cluster, 8))
 
 
-def begin(folder):
-    """As the first task that is started does."""
-    files.append_jsonl(folder.log_index, {"stage": "download", "task": 0, "log": "x"})
-
-
 def test_a_run_holds_what_it_was_asked_for_and_by_which_versions(tmp_path):
     folder, existed = open_with(tmp_path / "a", "train.max_steps=7")
     assert not existed
@@ -45,7 +40,6 @@ def test_continuing_keeps_the_request_but_may_go_further(tmp_path):
     )
     assert existed
     assert folder.recipe().train.max_steps == 9
-    begin(folder)
     with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25; choose"):
         open_with(tmp_path / "a", "data.frames=25")
 
@@ -94,9 +88,7 @@ def test_an_unknown_run_names_the_ones_there_are(tmp_path):
 def test_shards_are_pinned_and_cover_every_video_once(tmp_path):
     folder = RunFolder(tmp_path)
     videos = [f"{i}.mp4" for i in range(11)]
-    pin_videos(folder, "/other", videos[:2], 1)  # of a dry run: nothing has begun
     pin_videos(folder, "/videos", videos, 3)
-    begin(folder)
     pin_videos(folder, "/other", videos[:2], 1)  # a later listing changes nothing
     assert folder.num_shards() == 3
     shards = [shard_videos(folder, i) for i in range(3)]

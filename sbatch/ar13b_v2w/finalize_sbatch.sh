@@ -6,7 +6,7 @@
 #SBATCH --chdir=/shared/runs/ar13b_v2w
 #SBATCH --output=/shared/runs/ar13b_v2w/logs/finalize/%j.log
 #SBATCH --open-mode=append
-#SBATCH --requeue
+#SBATCH --requeue""
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --signal=B:USR1@300
 #SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_TOKEN,WANDB_API_KEY

@@ -5,11 +5,11 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=12
 #SBATCH --array=0-799%64
-#SBATCH --comment='shards 0 800'
+#SBATCH --comment="shards 0 800"
 #SBATCH --chdir=/shared/runs/ar5b_v2w_dv4x8x8
 #SBATCH --output=/shared/runs/ar5b_v2w_dv4x8x8/logs/preprocess/%A_%a.log
 #SBATCH --open-mode=append
-#SBATCH --requeue
+#SBATCH --requeue""
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --signal=B:USR1@300
 #SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_TOKEN,WANDB_API_KEY

@@ -49,8 +49,6 @@ def test_a_proposed_profile_passes_its_check_and_plans(any_lab, profile):
     assert ("without accounting" in outcome.out) == (not any_lab.accounting)
     plan = run(any_lab, "plan", "recipe=ar12b", "cluster=mine", cwd=profile)
     assert "parameter model on 8 H100-80 GPUs" in plan.out, plan.err
-    submit = run(any_lab, "submit", "recipe=ar_tiny", "cluster=mine", "data.input=.", cwd=profile)
-    assert (submit.code, "cannot be submitted yet" in submit.err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -109,3 +107,26 @@ def test_without_slurm_it_is_one_sentence(tmp_path):
         assert outcome.err.count("\n") == 1
         assert "run this on a login node" in outcome.err or "is this machine" in outcome.err
     assert not os.listdir(tmp_path)
+
+
+def test_a_limit_of_jobs_in_the_queue(any_lab, profile, scenes):
+    """Slurm counts array tasks one by one; with fewer allowed they take turns of several shards."""
+    if not any_lab.accounting:
+        pytest.skip("Slurm has no such limit without accounting")
+    any_lab.run("sacctmgr", "-i", "modify", "user", "root", "set", "maxsubmit=6")
+    try:
+        outcome = run(any_lab, "cluster", "check", "mine", cwd=profile)
+        assert "max_submit=None, but you may have 6 jobs in the queue" in outcome.out
+        words = ("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name=x")
+        words += ("data.videos_per_shard=1", "cluster.gres=gpu", "cluster.sbatch=['--hold']")
+        refused = run(any_lab, *words, cwd=profile)
+        assert refused.code == 2
+        assert "with max_submit=6 array tasks prepare several shards" in refused.err
+        taken = run(any_lab, *words, "cluster.max_submit=6", cwd=profile)
+        assert taken.code == 0, taken.err
+        assert "3 array tasks" in taken.err
+        again = run(any_lab, "cluster", "init", "other", cwd=profile)
+        assert "max_submit: 6" in again.out
+        assert run(any_lab, "cancel", "x", cwd=profile).code == 0
+    finally:
+        any_lab.run("sacctmgr", "-i", "modify", "user", "root", "set", "maxsubmit=-1")

@@ -223,3 +223,37 @@ def test_inside_an_allocation_and_with_inherited_variables(login, scenes):
     assert "Partition=cpu" in shown
     assert "NumTasks=1" in shown
     assert "TimeLimit=02:00:00" in shown
+
+
+def test_in_a_container(pyxis_lab, scenes, tmp_path):
+    """What pyxis is asked for: the run folder and the videos at their paths, no home."""
+    login = Login(pyxis_lab, tmp_path)
+    image = tmp_path / "image.sqsh"
+    image.touch()
+    words = (f"cluster.container={image}", f"cluster.python={sys.executable}")
+    login.submit("inside", f"data.input={scenes}", *words, "--stages", "download,preprocess")
+    login.wait("inside", "preprocess", "done", "failed")
+    assert login.stage("inside", "preprocess")["state"] == "done", login.explain("inside")
+    steps = pyxis_lab.container_steps()
+    assert len(steps) == 5
+    run = login.run("inside")
+    for step in steps:
+        options = {name: value for name, value in step}
+        assert options["--container-image"] == str(image)
+        mounts = options["--container-mounts"].split(",")
+        assert {f"{run}:{run}", f"{scenes}:{scenes}"} <= set(mounts)
+        assert options["--container-workdir"] == str(run)
+        assert "--no-container-mount-home" in options
+        assert "COSMOS_HPC_STOP" in options["--container-env"].split(",")
+
+
+def test_a_container_without_pyxis_is_refused(login, scenes, tmp_path):
+    image = tmp_path / "image.sqsh"
+    image.touch()
+    outcome = login.command(
+        *("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name", "boxed"),
+        *(f"cluster.container={image}",),
+    )
+    assert outcome.code == 2
+    assert "this cluster has no pyxis" in outcome.err
+    assert login.queue() == []

@@ -1,0 +1,77 @@
+"""What ``status`` and ``logs`` say of jobs, with and without accounting, and when Slurm is away."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.slurm.login import Login
+from tests.slurm.test_interruptions import notes, worker
+
+
+@pytest.fixture(scope="module")
+def login(any_lab, tmp_path_factory):
+    return Login(any_lab, tmp_path_factory.mktemp("login"))
+
+
+def test_a_job_that_died_without_a_word_is_not_said_to_run(login, scenes):
+    """Its whole script is killed, which leaves no note."""
+    login.submit("silent", f"data.input={scenes}", "--stages", "download,preprocess")
+    pid = login.until(lambda: worker(login, "silent", "preprocess", 1), 90)
+    os.kill(pid, signal.SIGSTOP)
+    job = next(j for j in login.jobs("silent", "preprocess") if j.endswith("_1"))
+    login.lab.run("scancel", "--signal=KILL", "--batch", job)
+    login.until(lambda: job not in login.jobs("silent", "preprocess"), 60)
+    state = login.wait("silent", "preprocess", "failed", "done")
+    assert "ended without a word on n1" in state["errors"]["1"], state
+    assert ("Slurm says" in state["errors"]["1"]) == login.lab.accounting
+    assert [n["why"] for n in notes(login, "silent", "preprocess", 1)] == [""]
+    shown = login.command("status", "silent")
+    assert "task 1: ended without a word" in shown.out
+    assert "cosmos-hpc retry silent goes on" in shown.out
+    assert login.command("retry", "silent", "preprocess.1").code == 0
+    assert login.wait("silent", "preprocess", "failed", "done")["state"] == "done"
+
+
+def test_what_is_queued_says_why(login, scenes):
+    login.submit("held", f"data.input={scenes}", "cluster.sbatch=['--hold']")
+    state = login.status("held")
+    assert state["state"] == "queued"
+    assert [s["jobs"] for s in state["stages"]] == [{"PENDING": n} for n in (1, 4, 1, 1)]
+    assert state["stages"][0]["waiting_for"] == "JobHeldUser"
+    assert "pending for JobHeldUser" in login.command("status", "held").out
+    assert login.command("logs", "held").code == 2
+    # Another submit of the same finds them there.
+    again = login.submit("held", f"data.input={scenes}", "cluster.sbatch=['--hold']")
+    assert "nothing is missing that is not in the queue" in again.err
+    assert len(login.jobs("held", "preprocess", "PENDING")) == 4
+    outcome = login.command("cancel", "held")
+    assert outcome.code == 0
+    assert "held: stopped" in outcome.out
+    assert login.queue() == []
+
+
+def test_where_slurm_does_not_answer_nothing_is_claimed(login, scenes):
+    login.submit("away", f"data.input={scenes}", "--stages", "download")
+    login.wait("away", "download")
+    outcome = login.command("status", "away", "--json", SLURM_CONF="/nowhere/slurm.conf")
+    state = json.loads(outcome.out)
+    assert [s["state"] for s in state["stages"]] == ["done", "unknown", "unknown", "unknown"]
+    assert state["state"] == "unknown"
+    assert "what is in the queue is not known: squeue failed" in state["note"]
+    for command in ("cancel", "retry"):
+        outcome = login.command(command, "away", SLURM_CONF="/nowhere/slurm.conf")
+        assert outcome.code == 2
+        assert "squeue failed" in outcome.err
+        assert "Traceback" not in outcome.err
+
+
+def test_logs_follow_a_run_to_its_end(login, scenes):
+    login.submit("followed", f"data.input={scenes}", "--stages", "download,preprocess")
+    outcome = login.command("logs", "followed", "preprocess", "--follow")
+    assert outcome.code == 0, outcome.err
+    assert "is whole" in outcome.out
+    assert login.command("logs", "followed", "preprocess.7").code == 2
+    named = login.command("logs", "followed").out
+    assert [f"==> preprocess.{n} " in named for n in range(4)] == [True] * 4
