@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on videos that it makes itself
 # make test   sets everything up and passes the tests
-# make lint   ruff and mypy
+# make lint   ruff, mypy, shellcheck and hadolint
 # PYTHON=...  interpreter to use (3.10 to 3.12); VENV=... where to install
 
 VENV ?= .venv
@@ -21,12 +21,15 @@ demo: setup
 
 test: setup
 	./tests/slurm/install.sh
+	./tests/install-podman.sh
 	$(bin)/python -m pytest
 
 lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/shellcheck install.sh .ci/run containers/*.sh tests/*.sh tests/slurm/*.sh
+	$(bin)/hadolint containers/Dockerfile
 
 clean:
 	rm -rf $(VENV) $(DEMO)

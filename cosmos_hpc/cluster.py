@@ -51,14 +51,13 @@ class Cluster(Section):
         return gpu_bytes(self.gpu)
 
 
-class LocalCluster(Cluster):
-    """This machine: ``submit`` runs everything in processes, and waits.
+class MachineCluster(Cluster):
+    """This machine alone: ``submit`` runs everything on it, and waits.
 
     Attributes:
         gpus: GPUs of this machine that tasks may use.
     """
 
-    kind: Literal["local"]
     gpus: NonNegativeInt
 
     @property
@@ -72,12 +71,18 @@ class LocalCluster(Cluster):
         return max(self.gpus, NODE_GPUS)
 
     @model_validator(mode="after")
-    def _a_gpu_for_every_task(self) -> LocalCluster:
+    def _a_gpu_for_every_task(self) -> MachineCluster:
         if self.gpus and self.parallel > self.gpus:
             raise ValueError(
                 f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
             )
         return self
+
+
+class LocalCluster(MachineCluster):
+    """This machine, in processes."""
+
+    kind: Literal["local"]
 
 
 def minutes(walltime: str) -> int:
@@ -234,7 +239,34 @@ class SlurmCluster(Cluster):
         return self
 
 
-_KINDS: dict[str, type[Cluster]] = {"local": LocalCluster, "slurm": SlurmCluster}
+class DockerCluster(MachineCluster):
+    """This machine, in containers of its Docker engine.
+
+    Attributes:
+        image: name or id of an image that the engine has; it needs bash and a Python with the
+            libraries of the worker.
+        python: that Python.
+        mounts: folders beside the run's own and what its recipe names, ``/from:/to`` or
+            ``/from:/to:ro``.
+        shm_size: limit of the memory that processes of a container share, such as ``8g``.
+        environment: names of variables to pass on; never values.
+    """
+
+    kind: Literal["docker"]
+    image: Annotated[str, Field(min_length=1), AfterValidator(_line)]
+    python: Annotated[str, Field(min_length=1), AfterValidator(_line)] = "python3"
+    mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(default=[])
+    shm_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]?$")] = "8g"
+    environment: list[Annotated[str, AfterValidator(_variable)]] = Field(
+        default=[*PASSED_ON, "HF_HUB_OFFLINE", "WANDB_MODE"]
+    )
+
+
+_KINDS: dict[str, type[Cluster]] = {
+    "local": LocalCluster,
+    "docker": DockerCluster,
+    "slurm": SlurmCluster,
+}
 
 
 def _this_machine() -> dict[str, object]:
@@ -267,7 +299,7 @@ def read_cluster(path: Path) -> Cluster:
 def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     """A cluster profile by name, or by path when it ends in ``.yaml``.
 
-    A profile of kind ``local`` says only what differs from this machine's own numbers.
+    A profile of kind ``local`` or ``docker`` says only what differs from this machine's numbers.
 
     Raises:
         RequestError: no such profile, an unknown key or a wrong type.
@@ -286,14 +318,12 @@ def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     data["name"] = path.stem if path else name
     kind = data.get("kind", "local")
     if kind not in _KINDS:
-        raise RequestError(
-            f"cluster {data['name']}: kind={kind!r}: there are {' and '.join(_KINDS)}"
-        )
+        raise RequestError(f"cluster {data['name']}: kind={kind!r}: there are {', '.join(_KINDS)}")
     schema = _KINDS[kind]
-    if schema is LocalCluster:
+    if issubclass(schema, MachineCluster):
         data = {**_this_machine(), **data}
     data = apply_overrides(data, overrides, schema)
-    if schema is LocalCluster and not data["gpus"] and data.get("gpu"):
+    if issubclass(schema, MachineCluster) and not data["gpus"] and data.get("gpu"):
         # Somebody on a login node asks what a node of such GPUs would do.
         data.update(gpus=NODE_GPUS, parallel=min(int(data["parallel"]), NODE_GPUS))
     return validate(schema, data, f"cluster {data['name']}")

@@ -6,6 +6,9 @@ import shlex
 from pathlib import Path
 
 from cosmos_hpc import files
+from cosmos_hpc.cluster import DockerCluster, MachineCluster
+from cosmos_hpc.docker_engine import Containers, containers_of, docker_command
+from cosmos_hpc.gpus import visible_gpus
 from cosmos_hpc.jobs import Job
 from cosmos_hpc.plans import Plan
 from cosmos_hpc.recipes import Recipe
@@ -47,18 +50,30 @@ def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path
     return [*written, folder / "submit.sh"]
 
 
-def local_text(plan: Plan, run: RunFolder, recipe: Recipe, names: list[str]) -> str:
+def machine_text(
+    plan: Plan, run: RunFolder, recipe: Recipe, cluster: MachineCluster, names: list[str]
+) -> str:
     """The plan as comments, and the commands of the tasks that are not done."""
     lines = _head(plan, run)
+    containers = containers_of(run, recipe, cluster) if isinstance(cluster, DockerCluster) else None
+    gpus = visible_gpus()[: cluster.gpus]
     for stage in stages_of(run, recipe):
         if stage.name in names:
             tasks = missing_tasks(run, recipe, stage)
-            lines += [shlex.join(_local_command(run, stage, task)) for task in tasks]
+            commands = [_local_command(run, stage, task, containers) for task in tasks]
+            if containers:
+                used = gpus[: stage.ranks]
+                commands = [docker_command(containers, used, command) for command in commands]
+            lines += [shlex.join(command) for command in commands]
     return "\n".join(lines)
 
 
-def _local_command(run: RunFolder, stage: Stage, task: int) -> list[str]:
+def _local_command(
+    run: RunFolder, stage: Stage, task: int, containers: Containers | None
+) -> list[str]:
     python, *script = task_command(run, stage, task)
+    if containers:
+        python = containers.python
     if stage.ranks == 1:
         return [python, *script]
     flags = ["--standalone", f"--nproc-per-node={stage.ranks}"]

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cosmos_hpc import files, hub, slurm_submit
-from cosmos_hpc.cluster import Cluster, LocalCluster, SlurmCluster
+from cosmos_hpc.cluster import Cluster, DockerCluster, MachineCluster, SlurmCluster
 from cosmos_hpc.console import Console
+from cosmos_hpc.docker_engine import containers_of
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.gpus import visible_gpus
 from cosmos_hpc.plans import Plan, check_disk, check_installed, make_plan, with_layout
@@ -49,7 +50,7 @@ def start(request: Request, console: Console) -> None:
         WorkError: a stage failed.
     """
     folder, recipe, cluster = request.folder, request.recipe, request.cluster
-    if isinstance(cluster, LocalCluster) and len(visible_gpus()) < cluster.gpus:
+    if isinstance(cluster, MachineCluster) and len(visible_gpus()) < cluster.gpus:
         raise RequestError(
             f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
             f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
@@ -64,6 +65,8 @@ def start(request: Request, console: Console) -> None:
     folder.forget_plan()
     if "download" in request.stages and not is_done(folder, recipe, "download", 0):
         hub.check_home(hub.needs(recipe))
+    if isinstance(cluster, DockerCluster):
+        containers_of(folder, recipe, cluster)  # refuses what cannot be had
     # An existing run keeps its videos.
     pinned = folder.num_videos()
     root, videos = ("", []) if pinned else list_rows(str(recipe.data.input), console.say)
@@ -110,16 +113,19 @@ def _run(request: Request, what: Plan, console: Console) -> None:
         else:
             for path in dry_run.write_slurm(what, folder, found, Path(request.output)):
                 print(path)
-    elif request.dry_run:
-        print(dry_run.local_text(what, folder, recipe, list(request.stages)))
+        return
+    assert isinstance(cluster, MachineCluster)
+    if request.dry_run:
+        print(dry_run.machine_text(what, folder, recipe, cluster, list(request.stages)))
     else:
-        assert isinstance(cluster, LocalCluster)
         local.run_stages(folder, recipe, cluster, request.stages, console)
 
 
 def _uses_this_python(cluster: Cluster) -> bool:
     """Whether the work runs with the Python that submits it."""
-    return not isinstance(cluster, SlurmCluster) or cluster.python == sys.executable
+    if isinstance(cluster, SlurmCluster):
+        return cluster.python == sys.executable
+    return not isinstance(cluster, DockerCluster)
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_hpc import files
-from cosmos_hpc.cluster import LocalCluster
+from cosmos_hpc.cluster import DockerCluster, MachineCluster
 from cosmos_hpc.console import Console
+from cosmos_hpc.docker_arrays import DockerArray
+from cosmos_hpc.docker_engine import Containers, containers_of
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.gpus import visible_gpus
-from cosmos_hpc.nemo_run_jobs import LocalJob
+from cosmos_hpc.nemo_run_jobs import DockerJob, LocalJob
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.stages import Stage, missing_tasks, stages_of
@@ -23,14 +25,16 @@ _POLL_SECONDS = 0.3
 
 
 def run_stages(
-    run: RunFolder, recipe: Recipe, cluster: LocalCluster, names: Sequence[str], console: Console
+    run: RunFolder, recipe: Recipe, cluster: MachineCluster, names: Sequence[str], console: Console
 ) -> None:
-    """Run those of the named stages that are not done.
+    """Run those of the named stages that are not done, in processes or in containers.
 
     Raises:
+        RequestError: containers cannot be had; nothing was started.
         WorkError: a stage failed; the message names its reasons and logs.
         KeyboardInterrupt: passed on after the running tasks have been stopped.
     """
+    containers = containers_of(run, recipe, cluster) if isinstance(cluster, DockerCluster) else None
     # Of an earlier attempt; this one is to go on.
     run.stop_request.unlink(missing_ok=True)
     for stage in stages_of(run, recipe):
@@ -48,9 +52,9 @@ def run_stages(
             run.error(stage.name, task).unlink(missing_ok=True)
         gpus = visible_gpus()[: cluster.gpus]
         if stage.name == "preprocess":
-            _run_array(run, stage, missing, cluster.parallel, gpus, console)
+            _run_array(run, stage, missing, cluster.parallel, gpus, containers, console)
         else:
-            _run_job(run, stage, gpus[: stage.ranks], console)
+            _run_job(run, stage, gpus[: stage.ranks], containers, console)
         still = missing_tasks(run, recipe, stage)
         if still and run.stop_request.exists():
             console.end(stage.name, "stopped", stage_progress(run, stage))
@@ -77,12 +81,18 @@ def _run_array(
     tasks: list[int],
     parallel: int,
     gpus: list[str],
+    containers: Containers | None,
     console: Console,
 ) -> None:
     # Parallel tasks share the cores; without this every one would start a thread for each.
     threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-    environment = {"OMP_NUM_THREADS": str(threads), "COSMOS_HPC_DIE_WITH_PARENT": "1"}
-    array = LocalArray(run, stage, environment, gpus)
+    environment = {"OMP_NUM_THREADS": str(threads)}
+    array: LocalArray | DockerArray
+    if containers:
+        array = DockerArray(run, stage, environment, gpus, containers)
+    else:
+        environment["COSMOS_HPC_DIE_WITH_PARENT"] = "1"
+        array = LocalArray(run, stage, environment, gpus)
     queue = list(reversed(tasks))
     try:
         while queue or array.running:
@@ -99,8 +109,16 @@ def _run_array(
         array.cancel()
 
 
-def _run_job(run: RunFolder, stage: Stage, gpus: list[str], console: Console) -> None:
-    with LocalJob(run, stage, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)}) as job:
+def _run_job(
+    run: RunFolder, stage: Stage, gpus: list[str], containers: Containers | None, console: Console
+) -> None:
+    job: LocalJob
+    if containers:
+        # A container sees only the GPUs that it is given.
+        job = DockerJob(run, stage, 0, containers, gpus, {})
+    else:
+        job = LocalJob(run, stage, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)})
+    with job:
         noted = False
         try:
             while job.running():

@@ -135,7 +135,7 @@ class RunFolder:
         return self.path / "code" / str(files.read_json(self.info)["code"])
 
     def begun(self) -> bool:
-        """Whether it was submitted; a dry run only prepares the folder, but its text may be used."""
+        """Whether it was submitted; a dry run only prepares the folder, but its text may be run."""
         info = files.read_json(self.info)
         if info is None or not info.get("dry_run"):
             return True
@@ -157,6 +157,11 @@ class RunFolder:
     def num_videos(self) -> int:
         """Number of pinned videos; 0 before they are planned."""
         return self.bounds()[-1]
+
+    def video_folders(self) -> list[str]:
+        """Folders that hold the pinned videos; none before they are planned."""
+        pinned = files.read_json(self.shards)
+        return [pinned["root"], *pinned["folders"]] if pinned else []
 
     def bounds(self) -> list[int]:
         """Index of the first video of each pinned shard, and their number; 0 before."""

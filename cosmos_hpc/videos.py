@@ -73,6 +73,15 @@ def list_rows(source: str, note: Callable[[str], None] = _ignore) -> tuple[str, 
     return root, [{"path": name} for name in sorted(videos)]
 
 
+def source_folder(source: str) -> str:
+    """The folder that a source is, is in, or begins in.
+
+    Raises:
+        RequestError: there is no such source.
+    """
+    return _split(source)[0]
+
+
 def resolve_source(source: str) -> str:
     """The source as an absolute path through no links to folders.
 

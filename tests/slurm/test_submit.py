@@ -238,7 +238,7 @@ def test_in_a_container(pyxis_lab, scenes, tmp_path):
     assert len(steps) == 5
     run = login.run("inside")
     for step in steps:
-        options = {name: value for name, value in step}
+        options = dict(step)
         assert options["--container-image"] == str(image)
         mounts = options["--container-mounts"].split(",")
         assert {f"{run}:{run}", f"{scenes}:{scenes}"} <= set(mounts)
