@@ -36,7 +36,7 @@ from cosmos_hpc.runs import (
 )
 from cosmos_hpc.stages import STAGES
 from cosmos_hpc.state import RunState, read_state
-from cosmos_hpc.videos import list_videos
+from cosmos_hpc.videos import list_rows
 
 
 class Run:
@@ -214,7 +214,7 @@ def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> 
     """
     resolved, profile = _resolve(recipe, cluster, overrides)
     source = resolved.data.input
-    return make_plan(resolved, profile, len(list_videos(source)) if source else None)
+    return make_plan(resolved, profile, len(list_rows(source)[1]) if source else None)
 
 
 def submit(
@@ -252,7 +252,9 @@ def submit(
     folder = RunFolder(Path(profile.runs) / name)
     check_supported(resolved)
     if resolved.data.input is None:
-        raise RequestError("data.input is not set; give the folder that holds the videos")
+        raise RequestError(
+            "data.input is not set; give the folder that holds the videos, or a list of them"
+        )
     resolved = absolute_paths(resolved)
     request = Request(folder, resolved, profile, stages, dry_run=dry_run, output=output)
     start(request, console or Console())

@@ -14,6 +14,7 @@ from cosmos_hpc.cluster import DockerCluster
 from cosmos_hpc.errors import RequestError, explain_os_error
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.videos import source_folder
 
 if TYPE_CHECKING:
     import docker
@@ -163,7 +164,10 @@ def _volumes(
 ) -> list[str]:
     """The profile's mounts, and at their own paths the folders that the run and recipe name."""
     modes = dict.fromkeys(hub_folders, "rw") | {str(run.path): "rw"}
-    for source in (recipe.data.input, recipe.data.tokenizer, recipe.train.init_from):
+    videos = run.video_folders()
+    if recipe.data.input and not videos:
+        videos = [source_folder(recipe.data.input)]
+    for source in (*videos, recipe.data.tokenizer, recipe.train.init_from):
         if source and Path(source).is_absolute():
             modes.setdefault(source, "ro")
     mounts = {}

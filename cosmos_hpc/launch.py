@@ -20,7 +20,7 @@ from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder, check_folder, open_run, pin_videos
 from cosmos_hpc.scripts import check_path
 from cosmos_hpc.stages import is_done, write_specs
-from cosmos_hpc.videos import list_videos
+from cosmos_hpc.videos import list_rows, resolve_source, video_costs
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,11 @@ def start(request: Request, console: Console) -> None:
         hub.check_home(hub.needs(recipe))
     if isinstance(cluster, DockerCluster):
         containers_of(folder, recipe, cluster)  # refuses what cannot be had
-    videos = _pinned_or_listed(folder, recipe)
-    what = make_plan(recipe, cluster, len(videos), folder.num_shards())
+    # An existing run keeps its videos.
+    pinned = folder.num_videos()
+    root, videos = ("", []) if pinned else list_rows(str(recipe.data.input), console.say)
+    costs = video_costs(root, videos, recipe.data) if videos else None
+    what = make_plan(recipe, cluster, pinned or len(videos), folder.num_shards())
     recipe = with_layout(recipe, what.layout)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,7 @@ def start(request: Request, console: Console) -> None:
     try:
         with files.lock(folder.lock):
             continued = open_run(folder, recipe, cluster, what, request.dry_run)
-            pin_videos(folder, str(recipe.data.input), videos, what.shards or 1)
+            pin_videos(folder, root, videos, what.shards or 1, costs)
             write_specs(folder, recipe)
             if not request.dry_run:
                 console.say(what.render())
@@ -126,12 +129,9 @@ def _uses_this_python(cluster: Cluster) -> bool:
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its folders absolute: stages, and later submits, run elsewhere.
-
-    The input without links: on many clusters one folder is reached by several paths.
-    """
+    """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
     data, train = recipe.data, recipe.train
-    data_paths = {"input": os.path.realpath(str(data.input))}
+    data_paths = {"input": resolve_source(str(data.input))}
     if Path(data.tokenizer).is_dir():
         data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
     start = {}
@@ -143,10 +143,3 @@ def absolute_paths(recipe: Recipe) -> Recipe:
             "train": train.model_copy(update=start),
         }
     )
-
-
-def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """The videos of an existing run, which stay the same; else those of the input folder."""
-    if folder.shards.exists():
-        return [row["path"] for row in files.read_jsonl(folder.videos)]
-    return list_videos(str(recipe.data.input))

@@ -14,30 +14,33 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
+import itertools
 import json
 import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 import uuid
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cosmos_hpc import files
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.config import dump_yaml, flatten, load_mapping, validate
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.plans import Plan
 from cosmos_hpc.recipes import Recipe
+from cosmos_hpc.shards import balanced_bounds, folders_above
+from cosmos_hpc.snapshots import git_state, installed_versions, snapshot_code
 
 #: Settings that may change when a run is continued: they decide how far or how to go on, not what
 #: the finished parts contain.
 CHANGEABLE = {
     "data.max_failed_fraction",
     "data.batch_size",
+    "data.join",
+    "data.probe",
     "train.max_steps",
     "train.save_every",
     "train.keep_checkpoints",
@@ -50,33 +53,6 @@ CHANGEABLE = {
     "train.transformer_impl",
     "train.micro_batch_size",
 }
-_PACKAGES = [
-    "cosmos-hpc",
-    "nemo_run",
-    "submitit",
-    "huggingface_hub",
-    "torch",
-    "av",
-    "nemo_toolkit",
-    "megatron-core",
-    "lightning",
-    "wandb",
-]
-
-
-#: Beside the snapshot of the package: runs one task with that snapshot.
-LAUNCHER = "run_task.py"
-_LAUNCHER_TEXT = '''"""Runs one task of one stage: python run_task.py SPEC TASK."""
-
-import sys
-import uuid
-
-if __name__ == "__main__":
-    from cosmos_hpc.worker.__main__ import main
-
-    sys.exit(main(sys.argv[1:]))
-'''
-
 
 #: Names the file that the script of a job creates to have its worker stop at a safe point.
 STOP_VARIABLE = "COSMOS_HPC_STOP"
@@ -108,6 +84,7 @@ class RunFolder:
         self.token_prefix = self.tokens / "tokens"
         self.clips = self.tokens / "clips.jsonl"
         self.failed = self.tokens / "failed.jsonl"
+        self.failed_summary = self.tokens / "failed_summary.json"
         self.train = self.path / "train"
         self.checkpoints = self.train / "checkpoints"
         self.metrics = self.train / "metrics.jsonl"
@@ -175,8 +152,21 @@ class RunFolder:
 
     def num_shards(self) -> int:
         """Number of pinned shards; 0 before they are planned."""
+        return max(0, len(self.bounds()) - 1)
+
+    def num_videos(self) -> int:
+        """Number of pinned videos; 0 before they are planned."""
+        return self.bounds()[-1]
+
+    def video_folders(self) -> list[str]:
+        """Folders that hold the pinned videos; none before they are planned."""
         pinned = files.read_json(self.shards)
-        return len(pinned["bounds"]) - 1 if pinned else 0
+        return [pinned["root"], *pinned["folders"]] if pinned else []
+
+    def bounds(self) -> list[int]:
+        """Index of the first video of each pinned shard, and their number; 0 before."""
+        pinned = files.read_json(self.shards)
+        return list(pinned["bounds"]) if pinned else [0]
 
 
 def default_name(recipe: Recipe, cluster: Cluster) -> str:
@@ -278,73 +268,76 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def snapshot_code(target: Path) -> str:
-    """Copy this package below ``target``, unless it is there already.
+def pin_videos(
+    folder: RunFolder,
+    root: str,
+    videos: Sequence[str | dict[str, Any]],
+    shards: int,
+    costs: tuple[str, Sequence[int]] | None = None,
+) -> None:
+    """Write the list of videos and the bounds of the shards, once: a continued run keeps them.
 
-    Returns:
-        A digest of the code, the name of the folder that holds the copy.
+    Args:
+        folder: the run.
+        root: folder that paths are relative to.
+        videos: paths, or rows with a ``path`` and more.
+        shards: how many.
+        costs: a unit and what each video costs in it; None where all cost the same.
     """
-    package = Path(__file__).resolve().parent
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed", ".yaml"))
-    digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
-    for path in sources:
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    name = digest.hexdigest()[:12]
-    if not (target / name).exists():
-        temporary = target / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in sources:
-            copy = temporary / package.name / path.relative_to(package)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)
-        files.publish(temporary, target / name)
-    return name
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit and changed files of the checkout that this package lies in; None outside one."""
-    package = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(package), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    try:
-        # In site-packages below some other repository the files are not tracked.
-        git("ls-files", "--error-unmatch", __file__)
-        changed = [line[3:] for line in git("status", "--porcelain").splitlines()]
-        return {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a run stands on, without importing them."""
-    versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def pin_videos(folder: RunFolder, root: str, videos: list[str], shards: int) -> None:
-    """Write the list of videos and the bounds of the shards, once: a continued run keeps them."""
     if folder.shards.exists():
         return
-    files.write_jsonl(folder.videos, [{"path": path} for path in videos])
-    bounds = [round(i * len(videos) / shards) for i in range(shards + 1)]
-    files.write_json(folder.shards, {"root": str(Path(root).resolve()), "bounds": bounds})
+    unit, each = costs or ("videos", [1] * len(videos))
+    bounds = balanced_bounds(each, shards)
+    offsets, crcs = [0], []
+    with files.replacing(folder.videos) as f:
+        for first, end in itertools.pairwise(bounds):
+            rows = ({"path": v} if isinstance(v, str) else v for v in videos[first:end])
+            block = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            f.write(block)
+            offsets.append(f.tell())
+            crcs.append(zlib.crc32(block))
+    pinned = {
+        "root": str(Path(root).resolve()),
+        "folders": folders_above(v if isinstance(v, str) else v["path"] for v in videos),
+        "unit": unit,
+        "costs": [sum(each[first:end]) for first, end in itertools.pairwise(bounds)],
+        "bounds": bounds,
+        "offsets": offsets,
+        "crcs": crcs,
+    }
+    files.write_json(folder.shards, pinned)
+
+
+def shard_rows(folder: RunFolder, shard: int) -> list[dict[str, Any]]:
+    """The pinned rows of a shard, each with a ``path`` and what else the input says of a video.
+
+    Reads no others, however long the list is.
+
+    Raises:
+        WorkError: the list is not the one that was pinned.
+    """
+    pinned = files.read_json(folder.shards)
+    begin, end = pinned["offsets"][shard : shard + 2]
+    with open(folder.videos, "rb") as f:
+        f.seek(begin)
+        block = f.read(end - begin)
+    if zlib.crc32(block) != pinned["crcs"][shard]:
+        raise WorkError(
+            f"{folder.videos} is damaged: the rows of shard {shard} are not those that were "
+            f"pinned; submit the request again under another --name"
+        )
+    return [json.loads(line) for line in block.splitlines()]
 
 
 def shard_videos(folder: RunFolder, shard: int) -> tuple[Path, int, list[str]]:
-    """The videos of a shard: the folder they are in, the index of the first, their paths in it."""
+    """The videos of a shard: the folder they are in, the index of the first, their paths in it.
+
+    Raises:
+        WorkError: the list is not the one that was pinned.
+    """
     pinned = files.read_json(folder.shards)
-    first, end = pinned["bounds"][shard : shard + 2]
-    rows = files.read_jsonl(folder.videos)[first:end]
-    return Path(pinned["root"]), first, [row["path"] for row in rows]
+    rows = shard_rows(folder, shard)
+    return Path(pinned["root"]), pinned["bounds"][shard], [row["path"] for row in rows]
 
 
 def _now() -> str:

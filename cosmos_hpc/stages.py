@@ -8,7 +8,9 @@ from pathlib import Path
 
 from cosmos_hpc import files
 from cosmos_hpc.recipes import Recipe
-from cosmos_hpc.runs import LAUNCHER, RunFolder
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.shards import read_marker
+from cosmos_hpc.snapshots import LAUNCHER
 
 #: In order; each needs the ones before it.
 STAGES = ("download", "preprocess", "finalize", "train")
@@ -68,9 +70,14 @@ def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
 
 def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int) -> bool:
     """Whether a task's results are whole, by its marker on the disk."""
+    if stage == "preprocess":
+        return read_marker(run.shard(task)) is not None
     marker = files.read_json(run.marker(stage, task))
     if marker is None:
         return False
+    if stage == "finalize":
+        # A continued run may ask for the shards to be joined after all.
+        return bool(marker.get("joined", True) or not recipe.data.join)
     if stage == "train":
         # A continued run may ask for more steps than were done.
         return bool(marker["steps"] >= recipe.train.max_steps)

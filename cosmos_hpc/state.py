@@ -17,6 +17,7 @@ from cosmos_hpc.attempts import attempted_tasks
 from cosmos_hpc.cluster import SlurmCluster, read_cluster
 from cosmos_hpc.progress import duration
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.shards import read_marker
 from cosmos_hpc.slurm_state import SlurmView, StageJobs
 from cosmos_hpc.stages import Stage, missing_tasks, stages_of
 
@@ -190,21 +191,19 @@ def stage_progress(run: RunFolder, stage: Stage) -> str:
 def _preprocess_progress(run: RunFolder, stage: Stage) -> str:
     videos = failed = padded = 0
     for shard in range(stage.tasks):
-        marker = files.read_json(run.marker("preprocess", shard))
+        marker = read_marker(run.shard(shard))
         if marker:
-            videos += marker["videos"]
-            failed += marker["failed"]
-            padded += marker["padded"]
+            videos += marker.videos
+            failed += marker.failed
+            padded += marker.padded
         else:
             rows = files.read_jsonl(run.journal(shard))
             videos += len(rows)
             failed += sum("error" in row for row in rows)
             padded += sum(bool(row.get("padded")) for row in rows)
-    pinned = files.read_json(run.shards)
-    total = pinned["bounds"][-1] if pinned else 0
     notes = [f"{failed} failed"] if failed else []
     notes += [f"{padded} shorter than a clip, last frame repeated"] if padded else []
-    return ", ".join([f"{videos}/{total} videos", *notes])
+    return ", ".join([f"{videos}/{run.num_videos()} videos", *notes])
 
 
 def _train_progress(run: RunFolder) -> str:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -17,6 +16,7 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.recipes import Split
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.tokens import BEGIN_OF_VIDEO, PADDING
+from cosmos_hpc.worker.documents import open_documents
 
 
 def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, list[int]]:
@@ -68,7 +68,7 @@ class Clips(Samples):
     and ``loss_mask`` float32 ``[S]``: the last id of a clip has no successor and no loss.
 
     Args:
-        prefix: of the ``.bin`` and ``.idx`` files.
+        prefix: of the ``.bin`` and ``.idx`` files; see :func:`open_documents`.
         documents: which ones.
         length: number of samples.
         sequence_length: ids of every document.
@@ -88,7 +88,7 @@ class Clips(Samples):
         seed: int = 0,
         once: bool = False,
     ) -> None:
-        self._ids = IndexedDataset(prefix)
+        self._ids = open_documents(prefix)
         self.documents, self.length, self.seed, self.once = documents, length, seed, once
         self._epoch, self._order = -1, np.arange(0)
         lengths = set(self._ids.sequence_lengths[documents].tolist())
