@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cosmos_hpc import files, hub
 from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, LocalCluster, SlurmCluster, load_cluster
@@ -16,12 +17,12 @@ from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.gpus import visible_gpus
+from cosmos_hpc.inputs import list_rows
 from cosmos_hpc.plans import (
     Plan,
     check_disk,
     check_installed,
     check_sources,
-    check_supported,
     make_plan,
     with_layout,
 )
@@ -37,7 +38,6 @@ from cosmos_hpc.runs import (
 )
 from cosmos_hpc.stages import STAGES, is_done, write_specs
 from cosmos_hpc.state import RunState, read_state
-from cosmos_hpc.videos import list_videos
 
 
 class Run:
@@ -187,8 +187,8 @@ def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> 
         RequestError: the request is wrong, or the cluster cannot run the recipe.
     """
     resolved, profile = _resolve(recipe, cluster, overrides)
-    source = resolved.data.input
-    return make_plan(resolved, profile, len(list_videos(source)) if source else None)
+    videos = len(list_rows(resolved)[1]) if resolved.data.input else None
+    return make_plan(resolved, profile, videos)
 
 
 def submit(
@@ -228,7 +228,7 @@ def submit(
             f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
             f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
         )
-    check_supported(resolved)
+    check_sources(resolved)
     check_installed(stages)
     name = name or default_name(resolved, profile)
     check_name(name)
@@ -239,7 +239,7 @@ def submit(
     check_folder(folder, resolved)
     if "download" in stages and not is_done(folder, resolved, "download", 0):
         hub.check_home(hub.needs(resolved))
-    videos = _pinned_or_listed(folder, resolved)
+    root, videos = _pinned_or_listed(folder, resolved)
     what = make_plan(resolved, profile, len(videos), folder.num_shards())
     resolved = with_layout(resolved, what.layout)
     try:
@@ -255,7 +255,7 @@ def submit(
     try:
         with files.lock(folder.lock):
             continued = open_run(folder, resolved, profile, what)
-            pin_videos(folder, str(resolved.data.input), videos, what.shards or 1)
+            pin_videos(folder, root, videos, what.shards or 1)
             write_specs(folder, resolved)
             console.say(what.render())
             console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
@@ -286,8 +286,10 @@ def _absolute_paths(recipe: Recipe) -> Recipe:
     """
     data, train = recipe.data, recipe.train
     data_paths = {"input": os.path.realpath(str(data.input))}
-    if Path(data.tokenizer).is_dir():
-        data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
+    for key in ("tokenizer", "text_encoder"):
+        path = getattr(data, key)
+        if path and Path(path).is_dir():
+            data_paths[key] = os.path.abspath(path)
     start = {}
     if train.init_from and not hub.is_hub_name(train.init_from):
         start["init_from"] = os.path.abspath(train.init_from)
@@ -299,11 +301,11 @@ def _absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> list[str]:
-    """The videos of an existing run, which stay the same; else those of the input folder."""
+def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
+    """Root and rows of an existing run, which stay the same; else those of the input."""
     if folder.shards.exists():
-        return [row["path"] for row in files.read_jsonl(folder.videos)]
-    return list_videos(str(recipe.data.input))
+        return files.read_json(folder.shards)["root"], files.read_jsonl(folder.videos)
+    return list_rows(recipe)
 
 
 def _check_stages(stages: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from cosmos_hpc.hub import is_hub_name
 from cosmos_hpc.layouts import size
 from cosmos_hpc.memory import Layout, Memory
 from cosmos_hpc.progress import gigabytes
-from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
+from cosmos_hpc.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
 #: precision the bf16 weights as well.
@@ -175,20 +175,6 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=chosen)})
 
 
-def check_supported(recipe: Recipe) -> None:
-    """Refuse what this version cannot run yet, before anything is started.
-
-    Raises:
-        RequestError: says what is missing.
-    """
-    if recipe.task != "video":
-        raise RequestError(
-            f"recipe {recipe.name} is of task {recipe.task}, whose data cannot be prepared yet; "
-            f"recipes of task video can run, and plan, download and convert take all"
-        )
-    check_sources(recipe)
-
-
 def check_sources(recipe: Recipe) -> None:
     """Refuse a tokenizer or weights that are neither on this machine nor a name on the Hub.
 
@@ -206,6 +192,17 @@ def check_sources(recipe: Recipe) -> None:
         raise RequestError(
             f"data.tokenizer={name} is neither a folder, nor a Hub repository (owner/name), "
             f"nor {SMALL_TOKENIZER!r}"
+        )
+    texts = recipe.data.text_encoder
+    if (
+        texts
+        and texts != SMALL_TEXT_ENCODER
+        and not Path(texts).is_dir()
+        and not is_hub_name(texts)
+    ):
+        raise RequestError(
+            f"data.text_encoder={texts} is neither a folder, nor a Hub repository (owner/name), "
+            f"nor {SMALL_TEXT_ENCODER!r}"
         )
 
 

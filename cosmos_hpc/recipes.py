@@ -30,8 +30,8 @@ from cosmos_hpc.memory import Recompute
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.tokens import NUM_IDS, TOKENIZERS, Compression, latent_shape
 
-#: Writes the package's own small tokenizer instead of fetching one.
-SMALL_TOKENIZER = "small"
+#: Writes the package's own small tokenizer, or text encoder, instead of fetching one.
+SMALL_TOKENIZER = SMALL_TEXT_ENCODER = "small"
 
 
 class Split(Section):
@@ -48,6 +48,10 @@ class Data(Section):
 
     Attributes:
         input: folder of videos, searched recursively.
+        text_encoder: Hub repository or folder of a T5 model, whose encoder half turns prompts into
+            embeddings, or ``small``; with task ``video2world`` only.
+        prompts_per_shard: different prompts that one array task turns into embeddings, each of
+            which loads the text encoder for them.
         tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
         compression: (time, height, width) factors of the tokenizer.
         frames, height, width: size of a clip, in frames and pixels.
@@ -67,6 +71,8 @@ class Data(Section):
     width: PositiveInt = 1024
     batch_size: PositiveInt = 4
     videos_per_shard: PositiveInt = 250
+    text_encoder: PathText | None = None
+    prompts_per_shard: PositiveInt = 2000
     short_videos: Literal["pad", "reject"] = "pad"
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     split: Split = Split()
@@ -210,6 +216,8 @@ class Recipe(Section):
                 "model.pad_to_multiple_of goes with task=video2world and task=action, and only "
                 "with them"
             )
+        if (self.task == "video2world") != (self.data.text_encoder is not None):
+            raise ValueError("data.text_encoder goes with task=video2world, and only with it")
         if self.task == "action" and self.data.frames != 1:
             raise ValueError(
                 f"data.frames={self.data.frames}: task=action takes frames one at a time, set 1"

@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,10 @@ class RunFolder:
         self.token_prefix = self.tokens / "tokens"
         self.clips = self.tokens / "clips.jsonl"
         self.failed = self.tokens / "failed.jsonl"
+        #: Embeddings of prompts, one a different prompt, and a marker a shard.
+        self.prompts = self.tokens / "prompts"
+        #: Samples of tasks with text or actions, in the files of NVIDIA's guide.
+        self.samples = self.tokens / "samples"
         self.train = self.path / "train"
         self.checkpoints = self.train / "checkpoints"
         self.metrics = self.train / "metrics.jsonl"
@@ -290,21 +295,36 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def pin_videos(folder: RunFolder, root: str, videos: list[str], shards: int) -> None:
-    """Write the list of videos and the bounds of the shards, once: a continued run keeps them."""
+def pin_videos(
+    folder: RunFolder, root: str, videos: Sequence[str | dict[str, Any]], shards: int
+) -> None:
+    """Write the list of videos and the bounds of the shards, once: a continued run keeps them.
+
+    Args:
+        folder: the run.
+        root: folder that paths are relative to.
+        videos: paths, or rows with a ``path`` and more.
+        shards: how many.
+    """
     if folder.shards.exists():
         return
-    files.write_jsonl(folder.videos, [{"path": path} for path in videos])
-    bounds = [round(i * len(videos) / shards) for i in range(shards + 1)]
+    rows = [{"path": video} if isinstance(video, str) else video for video in videos]
+    files.write_jsonl(folder.videos, rows)
+    bounds = [round(i * len(rows) / shards) for i in range(shards + 1)]
     files.write_json(folder.shards, {"root": str(Path(root).resolve()), "bounds": bounds})
+
+
+def shard_rows(folder: RunFolder, shard: int) -> list[dict[str, Any]]:
+    """The pinned rows of a shard."""
+    first, end = files.read_json(folder.shards)["bounds"][shard : shard + 2]
+    return files.read_jsonl(folder.videos)[first:end]
 
 
 def shard_videos(folder: RunFolder, shard: int) -> tuple[Path, int, list[str]]:
     """The videos of a shard: the folder they are in, the index of the first, their paths in it."""
     pinned = files.read_json(folder.shards)
-    first, end = pinned["bounds"][shard : shard + 2]
-    rows = files.read_jsonl(folder.videos)[first:end]
-    return Path(pinned["root"]), first, [row["path"] for row in rows]
+    rows = shard_rows(folder, shard)
+    return Path(pinned["root"]), pinned["bounds"][shard], [row["path"] for row in rows]
 
 
 def _now() -> str:

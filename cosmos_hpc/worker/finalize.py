@@ -34,16 +34,27 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
     by_kind = dict(Counter(row["error"] for row in failed).most_common())
     _check_failures(run, recipe, videos, failed, by_kind)
 
-    clips = _join(run, shards)
-    marker = {
-        "videos": videos,
-        "failed": by_kind,
-        "clips": clips,
+    if recipe.task == "action":
+        from cosmos_hpc.worker.actions import join_actions
+
+        joined = join_actions(run, recipe, shards)
+    else:
+        joined = _join_videos(run, shards)
+    if recipe.task == "video2world":
+        from cosmos_hpc.worker.video2world import write_samples
+
+        joined["samples"] = write_samples(run, recipe)
+    marker = {"videos": videos, "failed": by_kind, **joined}
+    files.write_json(run.marker("finalize"), marker)
+    say(f"{joined['clips']} clips of {videos} videos, {len(failed)} videos failed")
+
+
+def _join_videos(run: RunFolder, shards: list[Path]) -> dict[str, Any]:
+    return {
+        "clips": _join(run, shards),
         "padded": sum(bool(row["padded"]) for row in files.read_jsonl(run.clips)),
         "sha256": {name: files.sha256(run.tokens / name) for name in _JOINED},
     }
-    files.write_json(run.marker("finalize"), marker)
-    say(f"{clips} clips of {videos} videos, {len(failed)} videos failed")
 
 
 def _check(shard: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cosmos_hpc import files
 from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
-from cosmos_hpc.runs import RunFolder, shard_videos
+from cosmos_hpc.runs import RunFolder, shard_rows, shard_videos
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.journal import ID_DTYPE, Journal
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
@@ -28,6 +28,15 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
     Raises:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
     """
+    if recipe.task == "action":
+        from cosmos_hpc.worker.actions import preprocess_actions
+
+        return preprocess_actions(run, recipe, shard)
+    if recipe.task == "video2world":
+        from cosmos_hpc.worker.texts import encode_prompts
+
+        # First, and its model gone from memory before the tokenizer comes.
+        encode_prompts(run, recipe, shard)
     clock = Stopwatch()
     with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
         _fill(run, recipe, shard, journal, clock)
@@ -37,6 +46,7 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
 
 def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch) -> None:
     root, first, videos = shard_videos(run, shard)
+    refused = {row["path"]: row for row in shard_rows(run, shard) if "error" in row}
     if not root.is_dir():
         # Every video would count as gone, for good.
         raise WorkError(f"data.input={root} is not there; is its file system mounted?")
@@ -50,7 +60,7 @@ def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: S
     failed = sum("error" in row for row in journal.rows)
     for start in range(done, len(videos), recipe.data.batch_size):
         batch = videos[start : start + recipe.data.batch_size]
-        rows = list(_encode(root, first + start, batch, recipe.data, tokenizer, clock))
+        rows = list(_encode(root, first + start, batch, recipe.data, tokenizer, clock, refused))
         journal.append(rows)
         clock.lap("write")
         if run.stop_request.exists():
@@ -69,10 +79,15 @@ def _encode(
     data: Data,
     tokenizer: VideoTokenizer,
     clock: Stopwatch,
+    refused: dict[str, dict[str, Any]],
 ) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """What is to be said of each video, and the ids of its clips, in the order of the videos."""
     read: list[Clip | VideoError] = []
     for video in videos:
+        if video in refused:
+            # Already when the input was listed, for what goes with it.
+            read.append(VideoError(refused[video]["error"], refused[video]["reason"]))
+            continue
         try:
             pad = data.short_videos == "pad"
             clip = read_clip(root / video, data.frames, data.height, data.width, pad, clock)
