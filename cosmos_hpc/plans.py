@@ -160,8 +160,25 @@ def make_plan(
         micro_batches=train.global_batch_size
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
-        disk_bytes=kept + tokens,
+        disk_bytes=kept + tokens + (videos or 0) * _sample_bytes(recipe),
     )
+
+
+#: Frames of a robot's clip, about as many as the longest of Bridge have.
+_ROBOT_FRAMES = 60
+#: Rows of a text embedding.
+_TEXT_POSITIONS = 512
+
+
+def _sample_bytes(recipe: Recipe) -> int:
+    """What the files of a video's samples take at most beside its ids."""
+    if recipe.task == "video2world":
+        # Ids of 32 bits, and bf16 embeddings if all prompts differ.
+        embedding = _TEXT_POSITIONS * (recipe.model.context_width or 0) * 2
+        return recipe.model_for_clips().sequence_length * 4 + embedding
+    if recipe.task == "action":
+        return _ROBOT_FRAMES * recipe.data.ids_per_clip * (2 + 2 + 4)
+    return 0
 
 
 def with_layout(recipe: Recipe, layout: Layout) -> Recipe:

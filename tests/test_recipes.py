@@ -67,6 +67,7 @@ def test_overrides_are_typed():
         ("model.num_query_groups=3", "num_query_groups=3 does not divide num_attention_heads=4"),
         ("model.yarn_scale=2", "YaRN needs all of its yarn_ settings"),
         ("model.context_width=8", "context_width goes with task=video2world"),
+        ("data.text_encoder=small", "text_encoder goes with task=video2world"),
         ("model.vocab_size=100", "must hold 64000 ids"),
         ("train.learning_rate=.inf", "should be a finite number"),
         ("train.warmup_steps=60", "warmup_steps=60 is not below max_steps=60"),

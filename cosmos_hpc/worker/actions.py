@@ -7,6 +7,7 @@ from one clip to the next.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 
 from cosmos_hpc import files
@@ -26,35 +28,29 @@ from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_rows
-from cosmos_hpc.worker.conditioned import read_tensor
 from cosmos_hpc.worker.dataset import FOLDERS, split_documents
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.journal import Journal
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
 from cosmos_hpc.worker.video import VideoError, read_clip
 
-#: Of a part or a shard: a row a frame in each.
+#: Of a part: a row a frame in each.
 FILES = ("tokenized-frames.pt", "actions.pt", "state.pt", "gripper.pt")
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def preprocess_actions(run: RunFolder, recipe: Recipe, shard: int) -> None:
-    """Prepare a shard of robot clips and publish it whole; finished clips are kept.
+def prepare_actions(
+    run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch
+) -> None:
+    """Add the clips of a shard to its journal, those excepted that it has: a clip of T frames as T
+    documents, with T rows each of ``action`` (the last is null), ``state`` and ``gripper``.
 
     Raises:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
         Stopped: on request, after a clip.
     """
-    clock = Stopwatch()
-    with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
-        _fill(run, recipe, shard, journal, clock)
-        _publish(run, recipe, shard, journal, clock)
-    journal.remove()
-
-
-def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch) -> None:
     pinned = files.read_json(run.shards)
     root, first = Path(pinned["root"]), pinned["bounds"][shard]
     if not root.is_dir():
@@ -114,7 +110,7 @@ def _ahead(function: Callable[[T], R], items: Iterable[T], threads: int) -> Iter
 def read_robot_clip(
     root: Path, row: dict[str, Any], recipe: Recipe
 ) -> tuple[Tensor, dict[str, Any]]:
-    """All frames of a clip, uint8 ``[3, T, H, W]``, and what the robot did in it.
+    """All frames of a clip, uint8 ``[3, T, H, W]``, and what is to be said of them.
 
     Raises:
         AnnotationError, VideoError: the clip cannot be used, or its video has not the frames that
@@ -131,7 +127,9 @@ def read_robot_clip(
         raise AnnotationError(
             "actions", f"{frames - 1} actions go with {frames} frames, and the video has {found}"
         )
-    return clip.pixels[:, :frames], robot
+    robot["action"].append(None)
+    said = {"seconds": round(clip.seconds, 6), "padded": 0, "rotated": clip.rotated}
+    return clip.pixels[:, :frames], {**said, **robot}
 
 
 def _tokenize(tokenizer: VideoTokenizer, pixels: Tensor, data: Data) -> np.ndarray:
@@ -142,115 +140,73 @@ def _tokenize(tokenizer: VideoTokenizer, pixels: Tensor, data: Data) -> np.ndarr
     return ids
 
 
-def _publish(
-    run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch
-) -> None:
-    final = run.shard(shard)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    good = [row for row in journal.rows if "error" not in row]
-    failed = [row for row in journal.rows if "error" in row]
-    shape = recipe.data.latent_shape
-    width = recipe.model.action_width
-    assert width is not None
-    ids = torch.from_numpy(journal.ids().astype(np.int32)).view(-1, *shape)
-    end = [[math.nan] * width]
-    tensors = (
-        ids,
-        _rows([row for clip in good for row in clip["action"] + end], width),
-        _rows([row for clip in good for row in clip["state"]], width),
-        torch.tensor([x for clip in good for x in clip["gripper"]], dtype=torch.float32),
-    )
-    for name, tensor in zip(FILES, tensors, strict=True):
-        torch.save(tensor, temporary / name)
-    files.write_jsonl(temporary / "clips.jsonl", [_table_row(row) for row in good])
-    kept = ("index", "video", "error", "reason")
-    files.write_jsonl(temporary / "failed.jsonl", [{k: row[k] for k in kept} for row in failed])
-    clock.lap("write")
-    marker = {
-        "shard": shard,
-        "videos": len(journal.rows),
-        "clips": len(good),
-        "frames": len(ids),
-        "failed": len(failed),
-        "padded": 0,
-        "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
-        "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
-    }
-    files.write_json(temporary / "done.json", marker)
-    files.publish(temporary, final)
-    say(f"shard {shard} is whole: {marker['clips']} clips, {marker['failed']} failed")
-
-
-def _rows(rows: list[list[float]], width: int) -> Tensor:
-    return torch.tensor(rows, dtype=torch.float32).view(-1, width)
-
-
-def _table_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {"index": row["index"], "video": row["video"], "frames": row["clips"]}
-
-
-def join_actions(run: RunFolder, recipe: Recipe, shards: list[Path]) -> dict[str, Any]:
-    """Join the shards into a folder a part, with a table of the clips.
+def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Write a run's joined frames and what goes with them as a folder a part.
 
     Returns:
         What the stage's marker says of them.
     """
     pinned = files.read_jsonl(run.videos)
     clips: list[dict[str, Any]] = []
-    # Where the frames of each clip are: the shard, and their first row in its files.
-    places: list[tuple[int, int]] = []
-    for number, shard in enumerate(shards):
-        start = 0
-        for row in files.read_jsonl(shard / "clips.jsonl"):
+    for row in _lines(run.clips):
+        if row["clip"] == 0:
             own = {k: v for k, v in pinned[row["index"]].items() if k == "part"}
-            clips.append({"document": len(clips), **row, **own})
-            places.append((number, start))
-            start += row["frames"]
+            clips.append({"document": len(clips), "video": row["video"], "frames": 0, **own})
+        clips[-1]["frames"] += 1
     parts = split_documents(clips, recipe.data.split)
+    for part, chosen in parts.items():
+        first = 0
+        for number in chosen:
+            clips[number].update(part=part, first=first)
+            first += clips[number]["frames"]
+
     final = run.samples
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for part, chosen in parts.items():
-        if not chosen:
-            continue
-        folder = temporary / FOLDERS[part]
-        folder.mkdir(parents=True)
-        first = 0
-        for clip in chosen:
-            clips[clip].update(part=part, first=first)
-            first += clips[clip]["frames"]
-        for name in FILES:
-            # Of one kind at a time: the ids of a large data set take gigabytes.
-            spans = [(*places[clip], clips[clip]["frames"]) for clip in chosen]
-            torch.save(_gather(shards, name, spans, first), folder / name)
-    written = sorted(p.relative_to(temporary) for p in temporary.rglob("*.pt"))
-    sums = {f"samples/{path}": files.sha256(temporary / path) for path in written}
+        if chosen:
+            folder = temporary / FOLDERS[part]
+            folder.mkdir(parents=True)
+            _write_part(run, recipe, clips, part, folder)
+    for clip in clips:
+        del clip["document"]
+    files.write_jsonl(temporary / "clips.jsonl", clips)
+    written = sorted(p for p in temporary.rglob("*") if p.is_file())
+    sums = {f"samples/{p.relative_to(temporary)}": files.sha256(p) for p in written}
     files.publish(temporary, final)
-    files.write_jsonl(run.clips, clips)
-    return {
-        "clips": len(clips),
-        "padded": 0,
-        "frames": sum(clip["frames"] for clip in clips),
-        "pairs": {
-            part: sum(clips[clip]["frames"] - 1 for clip in chosen)
-            for part, chosen in parts.items()
-        },
-        "sha256": {**sums, run.clips.name: files.sha256(run.clips)},
+    pairs = {
+        FOLDERS[part]: sum(clips[number]["frames"] - 1 for number in chosen)
+        for part, chosen in parts.items()
     }
+    return {"pairs": pairs, "sha256": sums}
 
 
-def _gather(shards: list[Path], name: str, spans: list[tuple[int, int, int]], total: int) -> Tensor:
-    """Rows of the shards' files one after another: of each span the shard, the first and number."""
-    joined: Tensor | None = None
-    opened, tensor, filled = -1, torch.empty(0), 0
-    for shard, start, count in spans:
-        if shard != opened:
-            opened, tensor = shard, read_tensor(shards[shard] / name, mmap=True)
-        if joined is None:
-            joined = torch.empty(total, *tensor.shape[1:], dtype=tensor.dtype)
-        joined[filled : filled + count] = tensor[start : start + count]
-        filled += count
-    assert joined is not None
-    return joined
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a table that may be long."""
+    with open(path, "rb") as f:
+        yield from map(json.loads, f)
+
+
+def _write_part(
+    run: RunFolder, recipe: Recipe, clips: list[dict[str, Any]], part: str, folder: Path
+) -> None:
+    total = sum(clip["frames"] for clip in clips if clip["part"] == part)
+    width = recipe.model.action_width
+    assert width is not None
+    frames = torch.empty(total, *recipe.data.latent_shape, dtype=torch.int32)
+    actions, state = torch.full((total, width), math.nan), torch.empty(total, width)
+    gripper = torch.empty(total)
+    ids = IndexedDataset(str(run.token_prefix))
+    number, at = -1, 0
+    for row in _lines(run.clips):
+        number += row["clip"] == 0
+        if clips[number]["part"] != part:
+            continue
+        frame = torch.from_numpy(ids[row["document"]].astype(np.int32))
+        frames[at] = frame.view(recipe.data.latent_shape)
+        if row["action"] is not None:
+            actions[at] = torch.tensor(row["action"])
+        state[at], gripper[at] = torch.tensor(row["state"]), row["gripper"]
+        at += 1
+    for name, tensor in zip(FILES, (frames, actions, state, gripper), strict=True):
+        torch.save(tensor, folder / name)

@@ -34,27 +34,30 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
     by_kind = dict(Counter(row["error"] for row in failed).most_common())
     _check_failures(run, recipe, videos, failed, by_kind)
 
-    if recipe.task == "action":
-        from cosmos_hpc.worker.actions import join_actions
+    clips = _join(run, shards)
+    marker = {
+        "videos": videos,
+        "failed": by_kind,
+        "clips": clips,
+        "padded": sum(marker["padded"] for marker in markers),
+        "sha256": {name: files.sha256(run.tokens / name) for name in _JOINED},
+        **_task_files(run, recipe),
+    }
+    files.write_json(run.marker("finalize"), marker)
+    say(f"{clips} clips of {videos} videos, {len(failed)} videos failed")
 
-        joined = join_actions(run, recipe, shards)
-    else:
-        joined = _join_videos(run, shards)
+
+def _task_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Write what the training of the recipe's task reads besides; returns what to say of it."""
     if recipe.task == "video2world":
         from cosmos_hpc.worker.video2world import write_samples
 
-        joined["samples"] = write_samples(run, recipe)
-    marker = {"videos": videos, "failed": by_kind, **joined}
-    files.write_json(run.marker("finalize"), marker)
-    say(f"{joined['clips']} clips of {videos} videos, {len(failed)} videos failed")
+        return {"samples": write_samples(run, recipe)}
+    if recipe.task == "action":
+        from cosmos_hpc.worker.actions import write_robot_files
 
-
-def _join_videos(run: RunFolder, shards: list[Path]) -> dict[str, Any]:
-    return {
-        "clips": _join(run, shards),
-        "padded": sum(bool(row["padded"]) for row in files.read_jsonl(run.clips)),
-        "sha256": {name: files.sha256(run.tokens / name) for name in _JOINED},
-    }
+        return {"samples": write_robot_files(run, recipe)}
+    return {}
 
 
 def _check(shard: Path) -> dict[str, Any]:
@@ -106,8 +109,10 @@ def _join(run: RunFolder, shards: list[Path]) -> int:
     for number, shard in enumerate(shards, 1):
         builder.add_index(str(shard / "tokens"))
         for row in files.read_jsonl(shard / "clips.jsonl"):
-            for clip in range(row["clips"]):
-                rows.append({"document": len(rows), "clip": clip, **_clip_row(row)})
+            for clip in range(row.pop("clips")):
+                # A list that a shard says of a video holds one value for each of its clips.
+                own = {k: v[clip] if isinstance(v, list) else v for k, v in row.items()}
+                rows.append({"document": len(rows), "clip": clip, **own})
         progress.update(number)
     builder.finalize(str(temporary / "tokens.idx"))
     files.write_jsonl(temporary / "clips.jsonl", rows)
@@ -116,7 +121,3 @@ def _join(run: RunFolder, shards: list[Path]) -> int:
         (temporary / name).replace(run.tokens / name)
     shutil.rmtree(temporary)
     return len(rows)
-
-
-def _clip_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("index", "video", "seconds", "padded", "rotated")}
