@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,7 @@ from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_rows
 from cosmos_hpc.worker.dataset import FOLDERS, split_documents
 from cosmos_hpc.worker.download import tokenizer_folder
-from cosmos_hpc.worker.journal import Journal
+from cosmos_hpc.worker.journal import ID_DTYPE, Journal
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
 from cosmos_hpc.worker.video import VideoError, read_clip
 
@@ -41,16 +40,24 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prepare_actions(
-    run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch
-) -> None:
-    """Add the clips of a shard to its journal, those excepted that it has: a clip of T frames as T
-    documents, with T rows each of ``action`` (the last is null), ``state`` and ``gripper``.
+def preprocess_actions(run: RunFolder, recipe: Recipe, shard: int) -> None:
+    """Prepare a shard of robot clips and publish it whole; finished clips are kept.
+
+    A shard has the form of every other: a document a frame, and in its table a row a clip of T
+    frames, with T rows each of ``action`` (the last is null), ``state`` and ``gripper``.
 
     Raises:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
         Stopped: on request, after a clip.
     """
+    clock = Stopwatch()
+    with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
+        _fill(run, recipe, shard, journal, clock)
+        _publish(run, recipe, shard, journal, clock)
+    journal.remove()
+
+
+def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch) -> None:
     pinned = files.read_json(run.shards)
     root, first = Path(pinned["root"]), pinned["bounds"][shard]
     if not root.is_dir():
@@ -71,10 +78,10 @@ def prepare_actions(
         except (VideoError, AnnotationError) as e:
             return e
 
-    threads = len(os.sched_getaffinity(0))
-    for number, result in enumerate(_ahead(read, rows[done:], threads), done):
+    # As many as this task has cores, also where several share a machine.
+    for number, result in enumerate(_ahead(read, rows[done:], torch.get_num_threads()), done):
         clock.lap("wait for frames")
-        row = {"index": first + number, "video": rows[number]["path"]}
+        row = {"index": first + number, "video": rows[number]["path"], "last": True}
         if isinstance(result, VideoError | AnnotationError):
             failed += 1
             say(f"failed: {row['video']!r}: {result}")
@@ -129,7 +136,7 @@ def read_robot_clip(
         )
     robot["action"].append(None)
     said = {"seconds": round(clip.seconds, 6), "padded": 0, "rotated": clip.rotated}
-    return clip.pixels[:, :frames], {**said, **robot}
+    return torch.as_tensor(clip.pixels)[:, :frames], {**said, **robot}
 
 
 def _tokenize(tokenizer: VideoTokenizer, pixels: Tensor, data: Data) -> np.ndarray:
@@ -138,6 +145,38 @@ def _tokenize(tokenizer: VideoTokenizer, pixels: Tensor, data: Data) -> np.ndarr
     batches = [tokenizer.encode(batch).flatten(1) for batch in frames.split(data.batch_size)]
     ids: np.ndarray = torch.cat(batches).numpy()
     return ids
+
+
+def _publish(
+    run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch
+) -> None:
+    from cosmos_hpc.worker.preprocess import write_documents  # which imports this module
+
+    final = run.shard(shard)
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    rows = [{k: v for k, v in row.items() if k not in ("crc", "last")} for row in journal.rows]
+    good = [row for row in rows if "error" not in row]
+    failed = [row for row in rows if "error" in row]
+    ids = np.fromfile(journal.ids_path, ID_DTYPE).reshape(-1, recipe.data.ids_per_clip)
+    write_documents(temporary / "tokens", ids)
+    files.write_jsonl(temporary / "clips.jsonl", good)
+    files.write_jsonl(temporary / "failed.jsonl", failed)
+    clock.lap("write")
+    marker = {
+        "shard": shard,
+        "videos": len(rows),
+        "clips": len(ids),
+        "failed": len(failed),
+        "padded": 0,
+        "ids_per_clip": recipe.data.ids_per_clip,
+        "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
+        "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
+    }
+    files.write_json(temporary / "done.json", marker)
+    files.publish(temporary, final)
+    say(f"shard {shard} is whole: {len(good)} clips of {len(ids)} frames, {len(failed)} failed")
 
 
 def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:

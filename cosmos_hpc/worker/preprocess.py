@@ -28,9 +28,10 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
     Raises:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
     """
-    prepare = _fill
     if recipe.task == "action":
-        from cosmos_hpc.worker.actions import prepare_actions as prepare
+        from cosmos_hpc.worker.actions import preprocess_actions
+
+        return preprocess_actions(run, recipe, shard)
     if recipe.task == "video2world":
         from cosmos_hpc.worker.texts import encode_prompts
 
@@ -38,7 +39,7 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
         encode_prompts(run, recipe, shard)
     clock = Stopwatch()
     with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
-        prepare(run, recipe, shard, journal, clock)
+        _fill(run, recipe, shard, journal, clock)
         _publish(run, shard, journal, clock)
     journal.remove()
 

@@ -186,7 +186,7 @@ def test_a_file_that_may_have_no_more_names_is_copied_once(tmp_path, monkeypatch
     link = os.link
 
     def limited(source, target):
-        if os.stat(source).st_nlink >= 3:
+        if source.stat().st_nlink >= 3:
             raise OSError(errno.EMLINK, "Too many links")
         link(source, target)
 
