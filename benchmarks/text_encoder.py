@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,6 +62,17 @@ def allocated() -> float:
     return round(torch.cuda.memory_reserved() / 1e9, 2) if torch.cuda.is_available() else 0.0
 
 
+@torch.inference_mode()
+def padded(encoder: TextEncoder, prompt: str) -> torch.Tensor:
+    """The embedding by way of a padded batch of one."""
+    batch = encoder._tokenizer(
+        prompt, return_tensors="pt", padding="max_length", max_length=TEXT_POSITIONS
+    ).to(encoder.device)
+    rows: torch.Tensor = encoder._model(**batch).last_hidden_state[0].cpu()
+    rows[int(batch.attention_mask.sum()) :] = 0
+    return rows
+
+
 def main(layers: int, prompts: int) -> None:
     """Measure, and print what was seen as JSON."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -72,21 +84,10 @@ def main(layers: int, prompts: int) -> None:
         encoder = TextEncoder(folder, device)
         loaded = time.perf_counter() - started
     during = allocated()
-    tokenizer, model = encoder._tokenizer, encoder._model
-
-    @torch.inference_mode()
-    def padded(prompt: str) -> torch.Tensor:
-        batch = tokenizer(
-            prompt, return_tensors="pt", padding="max_length", max_length=TEXT_POSITIONS
-        ).to(device)
-        rows: torch.Tensor = model(**batch).last_hidden_state[0].cpu()
-        rows[int(batch.attention_mask.sum()) :] = 0
-        return rows
-
-    own, other = encoder.encode(PROMPT)[0].float(), padded(PROMPT).float()
-    times = seconds(encoder.encode, prompts), seconds(padded, prompts)
+    own, other = encoder.encode(PROMPT)[0].float(), padded(encoder, PROMPT).float()
+    times = seconds(encoder.encode, prompts), seconds(partial(padded, encoder), prompts)
     used = allocated()
-    del tokenizer, model, encoder, padded
+    del encoder
     free_memory()
     report = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
