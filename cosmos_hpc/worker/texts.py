@@ -41,7 +41,9 @@ class TextEncoder:
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
         from transformers import AutoTokenizer, T5EncoderModel
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         try:
