@@ -35,7 +35,7 @@ def test_embeddings_are_those_of_padding_with_a_mask_and_zeroing(tmp_path, safe)
         batch = tokenizer(
             prompt, return_tensors="pt", truncation=True, padding="max_length", max_length=512
         )
-        with torch.inference_mode():
+        with torch.no_grad():
             expected = model(**batch).last_hidden_state[0].clone()
         length = int(batch.attention_mask.sum())
         expected[length:] = 0
@@ -161,3 +161,26 @@ def test_the_small_text_encoder_tells_prompts_apart_and_is_always_the_same(tmp_p
     encoder = TextEncoder(tmp_path / "a")
     one, other = (encoder.encode(p)[0].float() for p in ("a red car", "a red cat"))
     assert (one[8] - other[8]).norm() > 0.1 * one[8].norm()
+
+
+def test_a_model_with_a_sentencepiece_file_alone(tmp_path):
+    import sentencepiece
+
+    folder = write_t5(tmp_path / "t5")
+    (folder / "tokenizer.json").unlink()
+    text = tmp_path / "text.txt"
+    text.write_text("put the pot on the blue cloth\nmove the sushi to the car\n" * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        hard_vocab_limit=False,
+        model_prefix=str(folder / "spiece"),
+        vocab_size=26,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    embedding, cut = TextEncoder(folder).encode("move the pot")
+    assert not cut
+    assert 3 < embedding.any(1).sum() < 20
