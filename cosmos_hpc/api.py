@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from cosmos_hpc import files, hub
-from cosmos_hpc.cluster import OVERRIDE_PREFIX, Cluster, LocalCluster, SlurmCluster, load_cluster
+from cosmos_hpc import files, hub, slurm_submit
+from cosmos_hpc.attempts import attempted_tasks, read_attempt
+from cosmos_hpc.cluster import (
+    OVERRIDE_PREFIX,
+    Cluster,
+    LocalCluster,
+    SlurmCluster,
+    load_cluster,
+    read_cluster,
+)
 from cosmos_hpc.cluster_check import Finding, check
 from cosmos_hpc.cluster_init import init
 from cosmos_hpc.config import nearest
@@ -38,6 +47,7 @@ from cosmos_hpc.runs import (
 )
 from cosmos_hpc.stages import STAGES, is_done, write_specs
 from cosmos_hpc.state import RunState, read_state
+from cosmos_hpc.videos import resolve_source, video_costs
 
 
 class Run:
@@ -74,27 +84,31 @@ class Run:
         """
         if stage is not None:
             _check_stages([stage])
-        found: dict[str, Path] = {}
-        for row in files.read_jsonl(self.folder.log_index):
-            if stage in (None, row["stage"]) and task in (None, row["task"]):
-                key = row["stage"]
-                if key == "preprocess":
-                    key += f".{row['task']}"
-                found[key] = self.path / row["log"]
+        found = dict(logs_of(self.folder, stage, task))
         if not found:
             what = f"{stage or 'the run'}{'' if task is None else f'.{task}'}"
             raise RequestError(f"run {self.folder.name} has no log of {what} yet")
         return found
 
-    def cancel(self) -> int:
+    def cancel(self, now: bool = False) -> int:
         """Ask what works on this run to stop at a safe point, and wait until nothing does.
 
         A shard stops after the clips in hand, a training after a step, which it saves; workers that
-        a killed submit has left behind stop as well. Submitting again goes on from there.
+        a killed submit has left behind stop as well, and what is only queued is taken out of the
+        queue. Submitting again goes on from there.
+
+        Args:
+            now: kill the jobs of a Slurm cluster instead; what they did since the last safe point
+                is lost.
 
         Returns:
-            How many processes worked on it: the submit, if it runs, and one for each task.
+            How many processes or jobs worked on it or were queued.
+
+        Raises:
+            RequestError: Slurm does not answer.
         """
+        if isinstance(read_cluster(self.folder.cluster_file), SlurmCluster):
+            return slurm_submit.cancel(self.folder, now)
         folder = self.folder
         working = _workers(folder)
         if working:
@@ -102,6 +116,29 @@ class Run:
             while _workers(folder):
                 time.sleep(0.2)
         return len(working)
+
+    def retry(
+        self, stage: str | None = None, task: int | None = None, console: Console | None = None
+    ) -> None:
+        """Go on with what is neither done nor queued, as the run was submitted.
+
+        Args:
+            stage: begin with this stage; None: the first that is not done.
+            task: only this task of the stage, and nothing after it.
+            console: where to show progress.
+
+        Raises:
+            RequestError: there is nothing to go on with, or the cluster does not take it.
+            WorkError: a stage failed.
+        """
+        if stage is not None:
+            _check_stages([stage])
+        folder = self.folder
+        stages = STAGES[STAGES.index(stage) if stage else 0 :]
+        chosen = None if task is None else [task]
+        stages = stages[:1] if chosen else stages
+        cluster = read_cluster(folder.cluster_file)
+        _start(_Request(folder, folder.recipe(), cluster, stages, chosen), console or Console())
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss in nats an id) of every step so far."""
@@ -198,10 +235,12 @@ def submit(
     name: str | None = None,
     stages: Sequence[str] = STAGES,
     console: Console | None = None,
+    dry_run: bool = False,
+    output: str | Path | None = None,
 ) -> Run:
     """Run a recipe on a cluster, or go on with the run of that name: what is whole is not redone.
 
-    On a local cluster this returns when the work is done.
+    On a local cluster this returns when the work is done, on a Slurm cluster when it is queued.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.
@@ -210,38 +249,63 @@ def submit(
         name: of the run. None: one that follows from the request, so that repeating it continues.
         stages: which stages to run, of those that are not done.
         console: where to show progress.
+        dry_run: prepare the run folder and print what would be started, as shell text, instead.
+        output: folder for the scripts of a dry run.
 
     Raises:
         RequestError: the request is wrong; nothing was started.
         WorkError: a stage failed.
     """
-    console = console or Console()
     _check_stages(stages)
     resolved, profile = _resolve(recipe, cluster, overrides)
-    if not isinstance(profile, LocalCluster):
-        raise RequestError(
-            f"cluster {profile.name} is a Slurm cluster, to which jobs cannot be submitted yet; "
-            f"plan and cluster check work for it"
-        )
-    if len(visible_gpus()) < profile.gpus:
-        raise RequestError(
-            f"cluster {profile.name} says {profile.gpus} GPUs, and this machine has "
-            f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
-        )
-    check_sources(resolved)
-    check_installed(stages)
     name = name or default_name(resolved, profile)
     check_name(name)
     folder = RunFolder(Path(profile.runs) / name)
+    check_sources(resolved)
     if resolved.data.input is None:
-        raise RequestError("data.input is not set; give the folder that holds the videos")
+        raise RequestError(
+            "data.input is not set; give the folder that holds the videos, or a list of them"
+        )
     resolved = _absolute_paths(resolved)
-    check_folder(folder, resolved)
-    if "download" in stages and not is_done(folder, resolved, "download", 0):
-        hub.check_home(hub.needs(resolved))
-    root, videos = _pinned_or_listed(folder, resolved)
-    what = make_plan(resolved, profile, len(videos), folder.num_shards())
-    resolved = with_layout(resolved, what.layout)
+    request = _Request(folder, resolved, profile, stages, dry_run=dry_run, output=output)
+    _start(request, console or Console())
+    return Run(folder.path)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A run, what of it to start, and where."""
+
+    folder: RunFolder
+    recipe: Recipe
+    cluster: Cluster
+    stages: Sequence[str]
+    tasks: Sequence[int] | None = None
+    dry_run: bool = False
+    output: str | Path | None = None
+
+
+def _start(request: _Request, console: Console) -> None:
+    """Check a request, prepare its run folder and start what is missing."""
+    folder, recipe, cluster = request.folder, request.recipe, request.cluster
+    if isinstance(cluster, LocalCluster) and len(visible_gpus()) < cluster.gpus:
+        raise RequestError(
+            f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
+            f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
+        )
+    if _uses_this_python(cluster):
+        check_installed(request.stages)
+    if isinstance(cluster, SlurmCluster) and folder.info.exists():
+        slurm_submit.record_pasted(folder)
+    check_folder(folder, recipe)
+    if "download" in request.stages and not is_done(folder, recipe, "download", 0):
+        hub.check_home(hub.needs(recipe))
+    # A run that has begun keeps its videos.
+    pinned, shards = (folder.num_videos(), folder.num_shards()) if folder.begun() else (0, 0)
+    root, videos = ("", []) if pinned else list_rows(recipe, console.say)
+    costs = video_costs(root, videos, recipe.data) if videos else None
+    what = make_plan(recipe, cluster, pinned or len(videos), shards)
+    recipe = with_layout(recipe, what.layout)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -254,38 +318,50 @@ def submit(
         raise
     try:
         with files.lock(folder.lock):
-            continued = open_run(folder, resolved, profile, what)
-            pin_videos(folder, root, videos, what.shards or 1)
-            write_specs(folder, resolved)
-            console.say(what.render())
-            console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
-            _run(folder, resolved, profile, stages, console)
+            continued = open_run(folder, recipe, cluster, what)
+            pin_videos(folder, root, videos, what.shards or 1, costs)
+            write_specs(folder, recipe)
+            if not request.dry_run:
+                console.say(what.render())
+                console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
+            _run(replace(request, recipe=recipe), what, console)
     except BlockingIOError as e:
         raise RequestError(f"run {folder.name} is being worked on by {e}") from None
     except OSError as e:
         raise WorkError(explain_os_error(e, "submit")) from e
-    return Run(folder.path)
 
 
-def _run(
-    folder: RunFolder,
-    recipe: Recipe,
-    cluster: LocalCluster,
-    stages: Sequence[str],
-    console: Console,
-) -> None:
-    from cosmos_hpc.local import run_stages  # brings NeMo-Run and submitit
+def _run(request: _Request, what: Plan, console: Console) -> None:
+    """Start what is missing, or say how that would be done."""
+    # They bring NeMo-Run and submitit.
+    from cosmos_hpc import dry_run, local
 
-    run_stages(folder, recipe, cluster, stages, console)
+    folder, recipe, cluster = request.folder, request.recipe, request.cluster
+    if isinstance(cluster, SlurmCluster):
+        found = slurm_submit.prepare(folder, recipe, cluster, request.stages, request.tasks)
+        if not request.dry_run:
+            slurm_submit.submit(folder, cluster, found, console)
+        elif request.output is None:
+            print(dry_run.slurm_text(what, folder, found))
+        else:
+            for path in dry_run.write_slurm(what, folder, found, Path(request.output)):
+                print(path)
+    elif request.dry_run:
+        print(dry_run.local_text(what, folder, recipe, list(request.stages)))
+    else:
+        assert isinstance(cluster, LocalCluster)
+        local.run_stages(folder, recipe, cluster, request.stages, console)
+
+
+def _uses_this_python(cluster: Cluster) -> bool:
+    """Whether the work runs with the Python that submits it."""
+    return not isinstance(cluster, SlurmCluster) or cluster.container is None
 
 
 def _absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe with its folders absolute: stages, and later submits, run elsewhere.
-
-    The input without links: on many clusters one folder is reached by several paths.
-    """
+    """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
     data, train = recipe.data, recipe.train
-    data_paths = {"input": os.path.realpath(str(data.input))}
+    data_paths = {"input": resolve_source(str(data.input))}
     for key in ("tokenizer", "text_encoder"):
         path = getattr(data, key)
         if path and Path(path).is_dir():
@@ -301,18 +377,29 @@ def _absolute_paths(recipe: Recipe) -> Recipe:
     )
 
 
-def _pinned_or_listed(folder: RunFolder, recipe: Recipe) -> tuple[str, list[dict[str, Any]]]:
-    """Root and rows of an existing run, which stay the same; else those of the input."""
-    if folder.shards.exists():
-        return files.read_json(folder.shards)["root"], files.read_jsonl(folder.videos)
-    return list_rows(recipe)
-
-
 def _check_stages(stages: Sequence[str]) -> None:
     for stage in stages:
         if stage not in STAGES:
             hint = nearest(stage, STAGES) or f"; there are {', '.join(STAGES)}"
             raise RequestError(f"unknown stage {stage!r}{hint}")
+
+
+def logs_of(
+    folder: RunFolder, stage: str | None = None, task: int | None = None
+) -> Iterator[tuple[str, Path]]:
+    """Log files by ``STAGE`` or ``STAGE.TASK``, in the order in which they were begun."""
+    rows = [
+        (row["time"], row["stage"], row["task"], folder.path / row["log"])
+        for row in files.read_jsonl(folder.log_index)
+    ]
+    for name in STAGES if stage is None else [stage]:
+        for number in attempted_tasks(folder, name) if task is None else [task]:
+            attempt = read_attempt(folder, name, number)
+            if attempt:
+                rows.append((attempt.started, name, number, attempt.log))
+    for _, name, number, log in sorted(rows):
+        if stage in (None, name) and task in (None, number):
+            yield f"{name}.{number}" if name == "preprocess" else name, log
 
 
 def follow(
@@ -326,11 +413,11 @@ def follow(
         every: seconds between looks.
     """
     log, position = None, 0
+    ask = _Asker(run.folder)
     while True:
-        working = files.is_locked(run.folder.lock)
-        rows = files.read_jsonl(run.folder.log_index)
-        chosen = [r for r in rows if stage in (None, r["stage"]) and task in (None, r["task"])]
-        newest = run.path / chosen[-1]["log"] if chosen else None
+        working = ask.working()
+        found = [path for _, path in logs_of(run.folder, stage, task)]
+        newest = found[-1] if found else None
         if newest != log:
             log, position = newest, 0
             yield f"==> {log} <==\n"
@@ -346,3 +433,23 @@ def follow(
             return
         else:
             time.sleep(every)
+
+
+class _Asker:
+    """Whether a run is worked on; asks Slurm not more often than it should be."""
+
+    _SECONDS = 10.0
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._slurm = isinstance(read_cluster(folder.cluster_file), SlurmCluster)
+        self._asked, self._answer = -math.inf, True
+
+    def working(self) -> bool:
+        if not self._slurm:
+            return files.is_locked(self._folder.lock)
+        if time.monotonic() - self._asked > self._SECONDS:
+            self._asked = time.monotonic()
+            with contextlib.suppress(RequestError):  # it may answer again
+                self._answer = bool(slurm_submit.active_jobs(self._folder))
+        return self._answer

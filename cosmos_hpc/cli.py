@@ -44,6 +44,10 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("settings", nargs="*", metavar="key=value", help=settings)
     submit.add_argument("--name", help="name of the run; the same request gets the same by default")
     submit.add_argument("--stages", help="only these stages, separated by commas")
+    submit.add_argument(
+        "--dry-run", action="store_true", help="print what would be submitted, as shell text"
+    )
+    submit.add_argument("--output", metavar="DIR", help="with --dry-run: write the scripts there")
 
     plan = command("plan", "what would run, without running it")
     plan.add_argument("settings", nargs="*", metavar="key=value", help=settings)
@@ -78,6 +82,15 @@ def _parser() -> argparse.ArgumentParser:
 
     cancel = command("cancel", "stop a run at a safe point; submitting it again goes on from there")
     cancel.add_argument("run", help="name or path of the run")
+    cancel.add_argument(
+        "--now", action="store_true", help="kill its Slurm jobs; work since a safe point is lost"
+    )
+
+    retry = command("retry", "go on with what failed or was stopped, as the run was submitted")
+    retry.add_argument("run", help="name or path of the run")
+    retry.add_argument(
+        "stage", nargs="?", metavar="STAGE[.TASK]", help="from this stage on; only this task"
+    )
 
     convert = command("convert", "turn published PyTorch weights into a NeMo checkpoint, or back")
     convert.add_argument("source", help=".pt or .safetensors file, or folder of a checkpoint")
@@ -131,19 +144,30 @@ def _submit(arguments: argparse.Namespace) -> None:
     from cosmos_hpc import api
     from cosmos_hpc.stages import STAGES
 
-    # A closed terminal or a kill stops the tasks as Ctrl-C does.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     recipe, cluster, overrides = _split_settings(arguments.settings)
     stages = STAGES if arguments.stages is None else arguments.stages.split(",")
+    if arguments.output is not None and not arguments.dry_run:
+        raise RequestError("--output goes with --dry-run")
     with _going_on():
-        run = api.submit(recipe, cluster, overrides, name=arguments.name, stages=stages)
-    print(run.status().render())
+        run = api.submit(
+            recipe,
+            cluster,
+            overrides,
+            name=arguments.name,
+            stages=stages,
+            dry_run=arguments.dry_run,
+            output=arguments.output,
+        )
+    if not arguments.dry_run:
+        print(run.status().render())
 
 
 @contextlib.contextmanager
 def _going_on() -> Iterator[None]:
     """Say of an interrupted command that it can be repeated."""
+    # A closed terminal or a kill stops the tasks as Ctrl-C does.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         yield
     except KeyboardInterrupt:
@@ -224,16 +248,15 @@ def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run, follow
 
     run = Run(arguments.run)
-    stage, _, task = (arguments.stage or "").partition(".")
-    if task and not task.isdigit():
-        raise RequestError(f"{arguments.stage!r} is not STAGE or STAGE.TASK, with TASK a number")
-    chosen = (stage or None, int(task) if task else None)
-    logs = run.logs(*chosen)
+    chosen = _stage_and_task(arguments.stage or "")
     if arguments.follow:
+        said = False
         for text in follow(run, *chosen):
+            said = True
             print(text, end="", flush=True)
-        return
-    for name, path in logs.items():
+        if said:
+            return
+    for name, path in run.logs(*chosen).items():
         print(f"==> {name}  {path} <==")
         print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
 
@@ -242,10 +265,26 @@ def _cancel(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
 
     run = Run(arguments.run)
-    if not run.cancel():
+    if not run.cancel(now=arguments.now):
         print(f"nothing works on run {run.folder.name}")
         return
     print(run.status().render())
+
+
+def _retry(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.api import Run
+
+    run = Run(arguments.run)
+    with _going_on():
+        run.retry(*_stage_and_task(arguments.stage or ""))
+    print(run.status().render())
+
+
+def _stage_and_task(text: str) -> tuple[str | None, int | None]:
+    stage, _, task = text.partition(".")
+    if task and not task.isdigit():
+        raise RequestError(f"{text!r} is not STAGE or STAGE.TASK, with TASK a number")
+    return stage or None, int(task) if task else None
 
 
 def _convert(arguments: argparse.Namespace) -> None:
@@ -317,6 +356,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "status": _status,
         "logs": _logs,
         "cancel": _cancel,
+        "retry": _retry,
         "convert": _convert,
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,7 +112,8 @@ def _variable(name: str) -> str:
 
 def _mount(text: str) -> str:
     parts = text.split(":")
-    if not 1 <= len(parts) <= 3 or not parts[0].startswith("/") or "," in text:
+    absolute = all(part.startswith("/") for part in parts[:2])
+    if len(parts) > 3 or not all(parts) or not absolute or "," in text:
         raise ValueError(f"{text!r} is not a mount; write /from:/to or /from:/to:ro, no commas")
     return text
 
@@ -132,6 +134,9 @@ Walltime = Annotated[str, AfterValidator(_walltime)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
 
 
+#: Jobs of a run beside those of the array.
+MAX_SINGLE_JOBS = 3
+
 #: Variables that the stages read.
 PASSED_ON = ["HF_HOME", "HF_TOKEN", "WANDB_API_KEY"]
 
@@ -151,13 +156,22 @@ class SlurmCluster(Cluster):
     Attributes:
         account, qos: what jobs are charged to, and their quality of service; None: the defaults.
         gpu_partition, cpu_partition: for stages with GPUs, and those without.
-        gpus_per_node: GPUs of a node.
+        gpus_per_node: GPUs of a node; 0 where there are none.
+        cpus_per_gpu: CPUs that a job gets with each GPU; None: Slurm's default.
         gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
         nodes: most nodes of one job.
         time: limits of the stages' jobs.
+        grace_seconds: how long before its time limit a job is asked to stop at a safe point and
+            queue itself again.
+        requeues: how often a job may be started again, by itself or by Slurm.
+        retries: how often a task that was killed without leaving a reason is tried again.
         max_array_size: the cluster's MaxArraySize; larger arrays are split.
-        container: image for pyxis, a local ``.sqsh`` or a registry's name; None: the host's Python.
+        max_submit: jobs that you may have in the queue, array tasks counted one by one; with fewer
+            than there are shards an array task prepares several. None: no limit.
+        container: image, a local file or a registry's name; None: the host's Python.
+        container_runtime: what runs it, ``pyxis`` or ``apptainer``.
         mounts: folders inside the container, ``/from:/to``.
+        python: runs the workers; ``python3`` in a container, else the one that submits.
         setup: shell lines before the work, for module systems.
         environment: names of variables to pass on; never values.
         sbatch: further flags.
@@ -168,13 +182,20 @@ class SlurmCluster(Cluster):
     qos: Name | None = None
     gpu_partition: Name
     cpu_partition: Name
-    gpus_per_node: PositiveInt = NODE_GPUS
+    gpus_per_node: NonNegativeInt = NODE_GPUS
+    cpus_per_gpu: PositiveInt | None = None
     gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?$")] = "gpu"
     nodes: PositiveInt = 1
     time: TimeLimits = TimeLimits()
+    grace_seconds: PositiveInt = 300
+    requeues: NonNegativeInt = 20
+    retries: NonNegativeInt = 2
     max_array_size: PositiveInt = 1001
+    max_submit: Annotated[int, Field(gt=MAX_SINGLE_JOBS)] | None = None
     container: Annotated[str, Field(min_length=1), AfterValidator(_line)] | None = None
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     mounts: list[Annotated[str, AfterValidator(_mount)]] = Field(default=[])
+    python: Annotated[str, Field(min_length=1), AfterValidator(_line)] = sys.executable
     setup: list[Annotated[str, AfterValidator(_line)]] = Field(default=[])
     environment: list[Annotated[str, AfterValidator(_variable)]] = Field(default=PASSED_ON)
     sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
@@ -187,7 +208,24 @@ class SlurmCluster(Cluster):
     @property
     def node_gpus(self) -> int:
         """As the profile says."""
-        return self.gpus_per_node
+        return self.gpus_per_node or NODE_GPUS
+
+    @model_validator(mode="after")
+    def _time_for_grace(self) -> SlurmCluster:
+        for stage, walltime in self.time.model_dump().items():
+            # Slurm may send the signal a minute early.
+            if minutes(walltime) * 60 <= self.grace_seconds + 60:
+                raise ValueError(
+                    f"time.{stage}={walltime} leaves no time to work before a job is asked to "
+                    f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
+                )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _which_python(cls, data: dict[str, Any]) -> dict[str, Any]:
+        default = "python3" if data.get("container") else sys.executable
+        return {**data, "python": data.get("python") or default}
 
     @model_validator(mode="after")
     def _mounts_need_a_container(self) -> SlurmCluster:
@@ -218,6 +256,12 @@ def profile_folders() -> list[Path]:
 def cluster_names() -> list[str]:
     """Names of all profiles that can be found, and the built-in one."""
     return sorted({"local"} | {p.stem for f in profile_folders() for p in f.glob("*.yaml")})
+
+
+def read_cluster(path: Path) -> Cluster:
+    """The resolved profile that a run was submitted with."""
+    data = load_mapping(path)
+    return validate(_KINDS[str(data["kind"])], data, str(path))
 
 
 def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_hpc import slurm
+from cosmos_hpc import containers, slurm
 from cosmos_hpc.cluster import SlurmCluster, minutes
 from cosmos_hpc.config import nearest
 from cosmos_hpc.errors import explain_os_error
@@ -41,13 +41,29 @@ def check(cluster: SlurmCluster) -> list[Finding]:
     facts = slurm.read_facts()
     return [
         Finding("ok", f"Slurm {facts.version} of {facts.cluster} answers"),
-        *_partitions(cluster, facts),
-        *_charged_to(cluster, facts),
+        *_compared(cluster, facts),
         *_accepted(cluster),
-        *_limits(cluster, facts),
-        *_container(cluster, facts),
         *_folders(cluster),
         *_environment(cluster),
+    ]
+
+
+def problems(cluster: SlurmCluster) -> list[str]:
+    """What of a profile the cluster cannot do, without asking Slurm about any job.
+
+    Raises:
+        RequestError: there is no Slurm here, or it does not answer.
+    """
+    compared = _compared(cluster, slurm.read_facts())
+    return [finding.text for finding in compared if finding.level == "problem"]
+
+
+def _compared(cluster: SlurmCluster, facts: Facts) -> list[Finding]:
+    return [
+        *_partitions(cluster, facts),
+        *_charged_to(cluster, facts),
+        *_limits(cluster, facts),
+        *_container(cluster, facts),
     ]
 
 
@@ -116,7 +132,8 @@ def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
     for stage, gpus in STAGES.items():
         count = (cluster.gpus_per_node if stage == "train" else 1) if gpus else 0
         nodes = cluster.nodes if stage == "train" else 1
-        reason = slurm.refusal(slurm.placement(cluster, stage, count), nodes)
+        placement = slurm.placement(cluster, stage, count)
+        reason = slurm.refusal(f"--nodes={nodes}", *placement, "--wrap", "true")
         if reason:
             yield Finding("problem", f"Slurm would not take a job of stage {stage}: {reason}")
         else:
@@ -140,23 +157,11 @@ def _limits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
 
 
 def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
-    if cluster.container is None:
-        return
-    if not facts.container_options:
-        yield Finding(
-            "problem",
-            f"container={cluster.container}, but this cluster has no pyxis: srun knows no "
-            f"--container-image; set container to null to run on the host's Python",
-        )
-    image = Path(cluster.container)
-    if cluster.container.endswith(".sqsh") or image.is_absolute():
-        found = os.access(image, os.R_OK)
-        text = f"container {image} " + ("can be read" if found else "is not there or not readable")
-        yield Finding("ok" if found else "problem", text)
-    for mount in cluster.mounts:
-        source = mount.partition(":")[0]
-        if not Path(source).exists():
-            yield Finding("problem", f"mounts: there is no {source}")
+    reasons = containers.refusal(cluster, facts)
+    yield from (Finding("problem", reason) for reason in reasons)
+    if cluster.container and not reasons:
+        yield Finding("ok", f"container: {cluster.container_runtime}, {cluster.container}")
+    yield from (Finding("note", note) for note in containers.notes(cluster, facts))
 
 
 def _folders(cluster: SlurmCluster) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def _times(gpu: Partition, cpu: Partition) -> list[str]:
 
 def _container_note(facts: Facts) -> str:
     if not facts.container_options:
-        return "this cluster has no pyxis: jobs run on the host's Python"
+        other = ", or with container_runtime: apptainer" if shutil.which("apptainer") else ""
+        return f"this cluster has no pyxis: jobs run on the host's Python{other}"
     return "image for pyxis: /path/image.sqsh, or registry#name:tag"
 
 

@@ -10,9 +10,11 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from cosmos_hpc.errors import WorkError
 
 
 def fsync_path(path: Path) -> None:
@@ -24,13 +26,14 @@ def fsync_path(path: Path) -> None:
         os.close(fd)
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write ``path`` so that a reader sees the old content or all of the new."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which becomes ``path`` at the end of the block, whole and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as f:
-            f.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -39,22 +42,37 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     fsync_path(path.parent)
 
 
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write ``path`` so that a reader sees the old content or all of the new."""
+    with replacing(path) as f:
+        f.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON written by :func:`write_json`; None where the file does not exist."""
+    """Read JSON written by :func:`write_json`; None where the file does not exist.
+
+    Raises:
+        WorkError: it is not JSON any more: the disk, or somebody's editor, has damaged it.
+    """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
+    except (ValueError, RecursionError):
+        raise WorkError(
+            f"{path} is damaged, it is not JSON; delete it and run the same command again"
+        ) from None
 
 
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write one JSON object a line, atomically."""
-    write_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
+    with replacing(path) as f:
+        f.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

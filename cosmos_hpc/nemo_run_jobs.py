@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cosmos_hpc.cluster import SlurmCluster
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.jobs import Job
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.slurm import last_line
+from cosmos_hpc.slurm_jobs import clean_environment
 from cosmos_hpc.stages import Stage, task_script
 
 if TYPE_CHECKING:
@@ -51,6 +58,89 @@ def local_executor() -> nemo_run.LocalExecutor:
     return nemo_run.LocalExecutor(packager=nemo_run.Packager())
 
 
+def slurm_executor(job: Job, cluster: SlurmCluster, folder: Path) -> nemo_run.SlurmExecutor:
+    """NeMo-Run's executor for a single job on a Slurm cluster, to use in Experiments as well.
+
+    Args:
+        job: its size.
+        cluster: where.
+        folder: NeMo-Run writes its experiments below it.
+    """
+    import nemo_run
+
+    gpus = bool(job.gpus)
+    return nemo_run.SlurmExecutor(
+        account=cluster.account,
+        partition=cluster.gpu_partition if gpus else cluster.cpu_partition,
+        time=getattr(cluster.time, job.stage.name),
+        nodes=job.nodes,
+        ntasks_per_node=1,
+        torchrun_nproc_per_node=job.processes,
+        gres=f"{cluster.gres}:{job.gpus}" if gpus else None,
+        container_image=cluster.container,
+        container_mounts=list(cluster.mounts),
+        tunnel=nemo_run.LocalTunnel(job_dir=str(folder / "experiments")),
+        # The default one fails outside a git repository.
+        packager=nemo_run.Packager(),
+        poll_estimated_start_time=False,
+        additional_parameters={"qos": cluster.qos} if cluster.qos else {},
+    )
+
+
+def submit_slurm(job: Job, cluster: SlurmCluster, script: Path, flags: Sequence[str]) -> str:
+    """Submit a single job to Slurm through NeMo-Run.
+
+    The script is ours: NeMo-Run's own does not forward Slurm's warning before the time limit,
+    writes environment values unquoted, and queues itself again after every failure.
+
+    Args:
+        job, cluster: what the script is of.
+        script: complete, with its ``#SBATCH`` lines.
+        flags: of sbatch, on top of them.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        RequestError: Slurm does not take it.
+    """
+    _prepare_import(script.parent)
+    from invoke.exceptions import UnexpectedExit
+    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
+    from nemo_run.run.torchx_backend.schedulers.slurm import SlurmTunnelScheduler
+    from torchx.specs import AppDryRunInfo
+
+    executor = slurm_executor(job, cluster, script.parent)
+    executor.experiment_id = executor.job_name = job.name
+    executor.job_dir = str(script.parent)
+    executor.job_details = SlurmJobDetails(job_name=job.name, folder=str(script.parent))
+    # Becomes part of a shell command.
+    executor.tunnel.job_dir = shlex.quote(str(script.parent))
+    request = SlurmBatchRequest(
+        launch_cmd=["sbatch", "--parsable", *map(shlex.quote, flags)],
+        jobs=[job.name],
+        command_groups=[],
+        executor=executor,
+        max_retries=0,
+        extra_env={},
+    )
+    scheduler = SlurmTunnelScheduler(job.name)
+    try:
+        with clean_environment():
+            answer = scheduler.schedule(AppDryRunInfo(request, repr))
+    except UnexpectedExit as e:
+        raise RequestError(f"Slurm does not take {script}: {last_line(e.result.stderr)}") from None
+    # On federated clusters the id comes with the name of its cluster.
+    return answer.partition(";")[0]
+
+
+def _prepare_import(folder: Path) -> None:
+    # Read when NeMo-Run is first imported: its job registry would go to the home folder.
+    os.environ.setdefault("NEMORUN_HOME", str(folder / ".nemo_run"))
+    # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
+    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
+
+
 class LocalJob:
     """A stage that runs on this machine as a NeMo-Run experiment; ends with the ``with`` block.
 
@@ -61,10 +151,7 @@ class LocalJob:
     """
 
     def __init__(self, run: RunFolder, stage: Stage, environment: dict[str, str]) -> None:
-        # Read when NeMo-Run is first imported: its job registry would go to the home folder.
-        os.environ.setdefault("NEMORUN_HOME", str(run.path.parent / ".nemo_run"))
-        # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
-        warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
+        _prepare_import(run.path.parent)
         import nemo_run
 
         self._stage = stage

@@ -141,7 +141,7 @@ def make_plan(
     # The kept checkpoints, the last one, and the next while it is written.
     kept = (train.keep_checkpoints + 2) * CHECKPOINT_BYTES[train.precision] * model.num_parameters
     # Ids are 16 bits wide, once in the shards and once joined.
-    tokens = (videos or 0) * model.sequence_length * 2 * 2
+    tokens = (videos or 0) * model.sequence_length * 2 * (2 if recipe.data.join else 1)
     return Plan(
         recipe=recipe.name,
         cluster=cluster.name,

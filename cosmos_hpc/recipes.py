@@ -47,7 +47,8 @@ class Data(Section):
     """Videos and how they become clips of ids.
 
     Attributes:
-        input: folder of videos, searched recursively.
+        input: folder of videos, searched recursively; a glob pattern; or a ``.jsonl`` or ``.txt``
+            list of them.
         text_encoder: Hub repository or folder of a T5 model, whose encoder half turns prompts into
             embeddings, or ``small``; with task ``video2world`` only.
         prompts_per_shard: different prompts that one array task turns into embeddings, each of
@@ -56,7 +57,11 @@ class Data(Section):
         compression: (time, height, width) factors of the tokenizer.
         frames, height, width: size of a clip, in frames and pixels.
         batch_size: clips in one call of the tokenizer.
+        clips: ``first`` takes one clip of a video, ``all`` as many as it holds.
         videos_per_shard: videos that one array task prepares.
+        probe: read the header of every video before the run, so that shards are balanced by their
+            frames instead of the sizes of the files.
+        join: finalize joins the shards into one data set; otherwise training reads the shards.
         short_videos: ``pad`` repeats the last frame of a video shorter than a clip, ``reject``
             lists it as failed.
         max_failed_fraction: share of the videos that may fail before the run does.
@@ -70,9 +75,12 @@ class Data(Section):
     height: PositiveInt = 640
     width: PositiveInt = 1024
     batch_size: PositiveInt = 4
+    clips: Literal["first", "all"] = "first"
     videos_per_shard: PositiveInt = 250
     text_encoder: PathText | None = None
     prompts_per_shard: PositiveInt = 2000
+    probe: bool = False
+    join: bool = True
     short_videos: Literal["pad", "reject"] = "pad"
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     split: Split = Split()

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import importlib.metadata
+import itertools
 import json
+import os
 import platform
 import re
-import shutil
-import subprocess
-import sys
 import uuid
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,15 +28,19 @@ from typing import Any
 from cosmos_hpc import files
 from cosmos_hpc.cluster import Cluster
 from cosmos_hpc.config import dump_yaml, flatten, load_mapping, validate
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.plans import Plan
 from cosmos_hpc.recipes import Recipe
+from cosmos_hpc.shards import balanced_bounds
+from cosmos_hpc.snapshots import git_state, installed_versions, snapshot_code
 
 #: Settings that may change when a run is continued: they decide how far or how to go on, not what
 #: the finished parts contain.
 CHANGEABLE = {
     "data.max_failed_fraction",
     "data.batch_size",
+    "data.join",
+    "data.probe",
     "train.max_steps",
     "train.save_every",
     "train.keep_checkpoints",
@@ -50,32 +53,9 @@ CHANGEABLE = {
     "train.transformer_impl",
     "train.micro_batch_size",
 }
-_PACKAGES = [
-    "cosmos-hpc",
-    "nemo_run",
-    "submitit",
-    "huggingface_hub",
-    "torch",
-    "av",
-    "nemo_toolkit",
-    "megatron-core",
-    "lightning",
-    "wandb",
-]
 
-
-#: Beside the snapshot of the package: runs one task with that snapshot.
-LAUNCHER = "run_task.py"
-_LAUNCHER_TEXT = '''"""Runs one task of one stage: python run_task.py SPEC TASK."""
-
-import sys
-import uuid
-
-if __name__ == "__main__":
-    from cosmos_hpc.worker.__main__ import main
-
-    sys.exit(main(sys.argv[1:]))
-'''
+#: Names the file that the script of a job creates to have its worker stop at a safe point.
+STOP_VARIABLE = "COSMOS_HPC_STOP"
 
 
 class RunFolder:
@@ -91,6 +71,10 @@ class RunFolder:
         self.lock = self.path / ".lock"
         #: While it is there, workers stop at the next safe point.
         self.stop_request = self.path / "stages" / "stop"
+        #: Scripts of the jobs of a Slurm cluster, as they were submitted last.
+        self.scripts = self.path / "scripts"
+        #: One line a submitted job.
+        self.jobs = self.path / "stages" / "jobs.jsonl"
         self.logs = self.path / "logs"
         self.log_index = self.logs / "index.jsonl"
         self.videos = self.path / "data" / "videos.jsonl"
@@ -104,6 +88,7 @@ class RunFolder:
         self.prompts = self.tokens / "prompts"
         #: Samples of tasks with text or actions, in the files of NVIDIA's guide.
         self.samples = self.tokens / "samples"
+        self.failed_summary = self.tokens / "failed_summary.json"
         self.train = self.path / "train"
         self.checkpoints = self.train / "checkpoints"
         self.metrics = self.train / "metrics.jsonl"
@@ -116,6 +101,14 @@ class RunFolder:
     def error(self, stage: str, task: int) -> Path:
         """Where a failing task leaves its one-sentence reason."""
         return self.path / "stages" / "errors" / f"{stage}.{task}.txt"
+
+    def attempts(self, stage: str, task: int) -> Path:
+        """Where the script of a Slurm job notes when it begins and ends to work on a task."""
+        return self.path / "stages" / "attempts" / f"{stage}.{task}"
+
+    def task_stop(self, stage: str, task: int) -> Path:
+        """While it is there, the worker of this task stops at the next safe point."""
+        return self.path / "stages" / "stops" / f"{stage}.{task}"
 
     def shard(self, index: int) -> Path:
         """Folder of a published shard."""
@@ -139,9 +132,19 @@ class RunFolder:
         }
         return folders[stage] / "done.json"
 
+    def stop_requested(self) -> bool:
+        """Whether this process is to stop: the run is cancelled, or its job nears its end."""
+        own = os.environ.get(STOP_VARIABLE)
+        return self.stop_request.exists() or bool(own and Path(own).exists())
+
     def code(self) -> Path:
         """The snapshot of the package that the run uses now."""
         return self.path / "code" / str(files.read_json(self.info)["code"])
+
+    def begun(self) -> bool:
+        """Whether anything was started; a dry run only prepares the folder."""
+        noted = (self.log_index, self.jobs, self.marker("download"))
+        return any(p.exists() for p in noted) or any(self.attempts("x", 0).parent.glob("*"))
 
     def recipe(self) -> Recipe:
         """The resolved recipe."""
@@ -149,8 +152,16 @@ class RunFolder:
 
     def num_shards(self) -> int:
         """Number of pinned shards; 0 before they are planned."""
+        return max(0, len(self.bounds()) - 1)
+
+    def num_videos(self) -> int:
+        """Number of pinned videos; 0 before they are planned."""
+        return self.bounds()[-1]
+
+    def bounds(self) -> list[int]:
+        """Index of the first video of each pinned shard, and their number; 0 before."""
         pinned = files.read_json(self.shards)
-        return len(pinned["bounds"]) - 1 if pinned else 0
+        return list(pinned["bounds"]) if pinned else [0]
 
 
 def default_name(recipe: Recipe, cluster: Cluster) -> str:
@@ -222,7 +233,8 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> bool:
         RequestError: the folder holds another run, or something that is no run.
     """
     if folder.recipe_file.exists():
-        _check_same(folder, recipe)
+        if folder.begun():
+            _check_same(folder, recipe)
         return True
     # The package's own temporary files begin with a dot: of a submit that was killed early.
     if folder.path.is_dir() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
@@ -243,85 +255,72 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def snapshot_code(target: Path) -> str:
-    """Copy this package below ``target``, unless it is there already.
-
-    Returns:
-        A digest of the code, the name of the folder that holds the copy.
-    """
-    package = Path(__file__).resolve().parent
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed", ".yaml"))
-    digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
-    for path in sources:
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
-    name = digest.hexdigest()[:12]
-    if not (target / name).exists():
-        temporary = target / f".{name}.tmp"
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in sources:
-            copy = temporary / package.name / path.relative_to(package)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)
-        files.publish(temporary, target / name)
-    return name
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit and changed files of the checkout that this package lies in; None outside one."""
-    package = Path(__file__).resolve().parent
-
-    def git(*args: str) -> str:
-        command = ["git", "-C", str(package), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-    try:
-        # In site-packages below some other repository the files are not tracked.
-        git("ls-files", "--error-unmatch", __file__)
-        changed = [line[3:] for line in git("status", "--porcelain").splitlines()]
-        return {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a run stands on, without importing them."""
-    versions = {"python": sys.version.split()[0]}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
 def pin_videos(
-    folder: RunFolder, root: str, videos: Sequence[str | dict[str, Any]], shards: int
+    folder: RunFolder,
+    root: str,
+    videos: Sequence[str | dict[str, Any]],
+    shards: int,
+    costs: tuple[str, Sequence[int]] | None = None,
 ) -> None:
-    """Write the list of videos and the bounds of the shards, once: a continued run keeps them.
+    """Write the list of videos and the bounds of the shards: a run that has begun keeps them.
 
     Args:
         folder: the run.
         root: folder that paths are relative to.
         videos: paths, or rows with a ``path`` and more.
         shards: how many.
+        costs: a unit and what each video costs in it; None where all cost the same.
     """
-    if folder.shards.exists():
+    if folder.begun() and folder.shards.exists():
         return
-    rows = [{"path": video} if isinstance(video, str) else video for video in videos]
-    files.write_jsonl(folder.videos, rows)
-    bounds = [round(i * len(rows) / shards) for i in range(shards + 1)]
-    files.write_json(folder.shards, {"root": str(Path(root).resolve()), "bounds": bounds})
+    unit, each = costs or ("videos", [1] * len(videos))
+    bounds = balanced_bounds(each, shards)
+    offsets, crcs = [0], []
+    with files.replacing(folder.videos) as f:
+        for first, end in itertools.pairwise(bounds):
+            rows = ({"path": v} if isinstance(v, str) else v for v in videos[first:end])
+            block = b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+            f.write(block)
+            offsets.append(f.tell())
+            crcs.append(zlib.crc32(block))
+    pinned = {
+        "root": str(Path(root).resolve()),
+        "unit": unit,
+        "costs": [sum(each[first:end]) for first, end in itertools.pairwise(bounds)],
+        "bounds": bounds,
+        "offsets": offsets,
+        "crcs": crcs,
+    }
+    files.write_json(folder.shards, pinned)
 
 
 def shard_rows(folder: RunFolder, shard: int) -> list[dict[str, Any]]:
-    """The pinned rows of a shard."""
-    first, end = files.read_json(folder.shards)["bounds"][shard : shard + 2]
-    return files.read_jsonl(folder.videos)[first:end]
+    """The pinned rows of a shard, each with a ``path`` and what else the input says of a video.
+
+    Reads no others, however long the list is.
+
+    Raises:
+        WorkError: the list is not the one that was pinned.
+    """
+    pinned = files.read_json(folder.shards)
+    begin, end = pinned["offsets"][shard : shard + 2]
+    with open(folder.videos, "rb") as f:
+        f.seek(begin)
+        block = f.read(end - begin)
+    if zlib.crc32(block) != pinned["crcs"][shard]:
+        raise WorkError(
+            f"{folder.videos} is damaged: the rows of shard {shard} are not those that were "
+            f"pinned; submit the request again under another --name"
+        )
+    return [json.loads(line) for line in block.splitlines()]
 
 
 def shard_videos(folder: RunFolder, shard: int) -> tuple[Path, int, list[str]]:
-    """The videos of a shard: the folder they are in, the index of the first, their paths in it."""
+    """The videos of a shard: the folder they are in, the index of the first, their paths in it.
+
+    Raises:
+        WorkError: the list is not the one that was pinned.
+    """
     pinned = files.read_json(folder.shards)
     rows = shard_rows(folder, shard)
     return Path(pinned["root"]), pinned["bounds"][shard], [row["path"] for row in rows]

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cosmos_hpc.cluster import SlurmCluster, minutes
@@ -96,11 +95,12 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def _output(*words: str) -> str:
     done = command(*words)
     if done.returncode:
-        raise RequestError(f"{' '.join(words[:2])} failed: {_last_line(done.stderr)}")
+        raise RequestError(f"{' '.join(words[:2])} failed: {last_line(done.stderr)}")
     return done.stdout
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """What a command says at the end, which is where Slurm gives its reason."""
     return text.strip().rpartition("\n")[2]
 
 
@@ -121,8 +121,15 @@ def read_facts() -> Facts:
         partitions=_partitions(),
         associations=associations,
         max_submit=max_submit,
-        container_options=set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout)),
+        container_options=container_options(),
     )
+
+
+def container_options() -> set[str]:
+    """Flags that pyxis adds to srun; none where the cluster has no pyxis."""
+    found = set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout))
+    # From 23.02 on Slurm has a --container-id of its own.
+    return found if "--container-image" in found else set()
 
 
 def _partitions() -> list[Partition]:
@@ -182,8 +189,11 @@ def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
     return [*flags, *cluster.sbatch]
 
 
-def refusal(flags: Sequence[str], nodes: int = 1) -> str | None:
-    """Why Slurm would not take a job with these flags now; None if it would."""
-    words = ["sbatch", "--test-only", f"--nodes={nodes}", *flags, "--wrap", "true"]
-    done = command(*words)
-    return None if done.returncode == 0 else _last_line(done.stderr).strip()
+def refusal(*flags: str) -> str | None:
+    """Why Slurm would not take a job now; None if it would.
+
+    Args:
+        flags: of sbatch, or the path of a script that holds them.
+    """
+    done = command("sbatch", "--test-only", *flags)
+    return None if done.returncode == 0 else last_line(done.stderr).strip()

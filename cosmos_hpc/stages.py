@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 from cosmos_hpc import files
 from cosmos_hpc.recipes import Recipe
-from cosmos_hpc.runs import LAUNCHER, RunFolder
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.shards import read_marker
+from cosmos_hpc.snapshots import LAUNCHER
 
 #: In order; each needs the ones before it.
 STAGES = ("download", "preprocess", "finalize", "train")
@@ -30,11 +33,16 @@ class Stage:
 
 def stages_of(run: RunFolder, recipe: Recipe) -> list[Stage]:
     """The stages of a run, in order."""
+    return list_stages(run.num_shards(), recipe.train.ranks)
+
+
+def list_stages(shards: int, ranks: int) -> list[Stage]:
+    """The stages for so many shards and ranks of the training, in order."""
     return [
         Stage("download"),
-        Stage("preprocess", tasks=run.num_shards()),
+        Stage("preprocess", tasks=shards),
         Stage("finalize"),
-        Stage("train", ranks=recipe.train.ranks),
+        Stage("train", ranks=ranks),
     ]
 
 
@@ -46,13 +54,13 @@ def write_specs(run: RunFolder, recipe: Recipe) -> None:
         )
 
 
-def task_script(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
+def task_script(run: RunFolder, stage: Stage, task: int = 0, code: Path | None = None) -> list[str]:
     """A Python script and its arguments that run one task of a stage on one rank.
 
     A script instead of a module: Python puts the script's folder first, so that the run's snapshot
     is what runs, whatever the working folder or PYTHONPATH hold.
     """
-    return [str(run.code() / LAUNCHER), str(run.spec(stage.name)), str(task)]
+    return [str((code or run.code()) / LAUNCHER), str(run.spec(stage.name)), str(task)]
 
 
 def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
@@ -62,9 +70,14 @@ def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
 
 def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int) -> bool:
     """Whether a task's results are whole, by its marker on the disk."""
+    if stage == "preprocess":
+        return read_marker(run.shard(task)) is not None
     marker = files.read_json(run.marker(stage, task))
     if marker is None:
         return False
+    if stage == "finalize":
+        # A continued run may ask for the shards to be joined after all.
+        return bool(marker.get("joined", True) or not recipe.data.join)
     if stage == "train":
         # A continued run may ask for more steps than were done.
         return bool(marker["steps"] >= recipe.train.max_steps)

@@ -7,13 +7,18 @@ import json
 import os
 import statistics
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cosmos_hpc import files
+from cosmos_hpc.attempts import attempted_tasks
+from cosmos_hpc.cluster import SlurmCluster, read_cluster
 from cosmos_hpc.progress import duration
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.shards import read_marker
+from cosmos_hpc.slurm_state import SlurmView, StageJobs
 from cosmos_hpc.stages import Stage, missing_tasks, stages_of
 
 
@@ -23,11 +28,13 @@ class StageState:
 
     Attributes:
         name: of the stage.
-        state: ``done``, ``running``, ``failed``, ``stopped`` (begun, not done, nobody works on it)
-            or ``waiting``.
+        state: ``done``, ``running``, ``queued``, ``failed``, ``stopped`` (begun, not done, nobody
+            works on it), ``waiting``, or ``unknown`` where Slurm does not answer.
         tasks, done_tasks: array tasks, and those whose results are whole.
         progress: how far the work is, in words.
         errors: reasons of failed tasks, by task.
+        jobs: jobs and array tasks in Slurm's queue, by its states.
+        waiting_for: why some are pending, and when the first may begin.
     """
 
     name: str
@@ -36,17 +43,20 @@ class StageState:
     done_tasks: int
     progress: str
     errors: dict[int, str]
+    jobs: dict[str, int] = field(default_factory=dict)
+    waiting_for: str = ""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """State of a run and its stages, and the number of failed videos by kind."""
+    """State of a run and its stages, the number of failed videos by kind, and what to do next."""
 
     name: str
     path: str
     state: str
     stages: list[StageState]
     failed_videos: dict[str, int]
+    note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -58,6 +68,7 @@ class RunState:
         for stage in self.stages:
             tasks = f"{stage.done_tasks}/{stage.tasks} tasks  " if stage.tasks > 1 else ""
             lines.append(f"  {stage.name:<11} {stage.state:<8} {tasks}{stage.progress}".rstrip())
+            lines += [f"    {line}" for line in _queue_lines(stage)]
             for task, reason in list(stage.errors.items())[:3]:
                 which = f"task {task}: " if stage.tasks > 1 else ""
                 lines.append(f"    {which}{reason}")
@@ -72,13 +83,24 @@ class RunState:
             marker = files.read_json(run.marker("train"))
             lines.append(f"  checkpoint  {run.path / marker['checkpoint']}")
             lines.append(f"  loss curve  {run.loss_curve}")
+        lines += [f"  {self.note}"] if self.note else []
         return "\n".join(lines)
 
 
+def _queue_lines(stage: StageState) -> Iterator[str]:
+    if stage.state == "done":
+        return  # a job may still be ending
+    if stage.jobs:
+        yield "in the queue: " + ", ".join(f"{n} {state}" for state, n in stage.jobs.items())
+    if stage.waiting_for:
+        yield f"pending for {stage.waiting_for}"
+
+
 def read_state(run: RunFolder) -> RunState:
-    """Read the state of a run."""
+    """Read the state of a run from the disk and, where it runs on a Slurm cluster, from Slurm."""
     recipe = run.recipe()
-    driven = files.is_locked(run.lock)
+    view = SlurmView(run) if isinstance(read_cluster(run.cluster_file), SlurmCluster) else None
+    driven = view is None and files.is_locked(run.lock)
     stages: list[StageState] = []
     reached = True
     for stage in stages_of(run, recipe):
@@ -86,8 +108,15 @@ def read_state(run: RunFolder) -> RunState:
         # Before the videos are listed there is not even a task to miss.
         whole = not missing and stage.tasks > 0
         errors = _errors(run, stage, missing)
+        jobs = view.stage(stage.name) if view else StageJobs()
+        if view:
+            errors = dict(sorted({**view.silent_deaths(stage, missing), **errors}.items()))
         if whole:
             state = "done"
+        elif view and view.problem:
+            state = "unknown"
+        elif jobs.jobs:
+            state = "running" if jobs.running else "queued"
         elif reached and (driven or _is_worked_on(run, stage, missing)):
             state = "running"
         elif errors:
@@ -97,15 +126,31 @@ def read_state(run: RunFolder) -> RunState:
         reached = reached and whole
         done = stage.tasks - len(missing)
         text = "" if state == "waiting" else stage_progress(run, stage)
-        stages.append(StageState(stage.name, state, stage.tasks, done, text, errors))
+        queue = (jobs.counts, jobs.waiting_for)
+        stages.append(StageState(stage.name, state, stage.tasks, done, text, errors, *queue))
     kinds = Counter(row["error"] for row in files.read_jsonl(run.failed))
     failed = dict(kinds.most_common())
-    return RunState(run.name, str(run.path), _overall(stages), stages, failed)
+    overall = _overall(stages)
+    if overall == "stopped" and not run.begun():
+        overall = "prepared"
+    note = _note(run, view, overall) if view else ""
+    return RunState(run.name, str(run.path), overall, stages, failed, note)
+
+
+def _note(run: RunFolder, view: SlurmView, overall: str) -> str:
+    """What a person may want to do about a run on a Slurm cluster."""
+    if view.problem:
+        return f"what is in the queue is not known: {view.problem}"
+    if overall == "done" or not view.queue_is_empty:
+        return ""
+    if not run.begun():
+        return "nothing was submitted from here; a dry run prepared the folder"
+    return f"nothing of it is in the queue; cosmos-hpc retry {run.name} goes on"
 
 
 def _overall(stages: list[StageState]) -> str:
     states = [stage.state for stage in stages]
-    for state in ("running", "failed"):
+    for state in ("unknown", "running", "queued", "failed"):
         if state in states:
             return state
     return "done" if set(states) == {"done"} else "stopped"
@@ -126,6 +171,8 @@ def _is_worked_on(run: RunFolder, stage: Stage, tasks: list[int]) -> bool:
 
 
 def _begun(run: RunFolder, stage: Stage) -> bool:
+    if attempted_tasks(run, stage.name):
+        return True
     return any(row["stage"] == stage.name for row in files.read_jsonl(run.log_index))
 
 
@@ -144,21 +191,19 @@ def stage_progress(run: RunFolder, stage: Stage) -> str:
 def _preprocess_progress(run: RunFolder, stage: Stage) -> str:
     videos = failed = padded = 0
     for shard in range(stage.tasks):
-        marker = files.read_json(run.marker("preprocess", shard))
+        marker = read_marker(run.shard(shard))
         if marker:
-            videos += marker["videos"]
-            failed += marker["failed"]
-            padded += marker["padded"]
+            videos += marker.videos
+            failed += marker.failed
+            padded += marker.padded
         else:
             rows = files.read_jsonl(run.journal(shard))
             videos += len(rows)
             failed += sum("error" in row for row in rows)
             padded += sum(bool(row.get("padded")) for row in rows)
-    pinned = files.read_json(run.shards)
-    total = pinned["bounds"][-1] if pinned else 0
     notes = [f"{failed} failed"] if failed else []
     notes += [f"{padded} shorter than a clip, last frame repeated"] if padded else []
-    return ", ".join([f"{videos}/{total} videos", *notes])
+    return ", ".join([f"{videos}/{run.num_videos()} videos", *notes])
 
 
 def _train_progress(run: RunFolder) -> str:

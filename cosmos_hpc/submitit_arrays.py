@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.slurm import last_line
+from cosmos_hpc.slurm_jobs import clean_environment
 from cosmos_hpc.stages import Stage, task_command
 
 #: Longer than any stage: submitit's local executor wants a limit.
@@ -89,3 +93,39 @@ class LocalArray:
         for job, _ in self._jobs.values():
             job._process.wait()
         self._jobs.clear()
+
+
+def submit_array(script: Path, flags: Sequence[str]) -> str:
+    """Submit a job array to Slurm through submitit; one sbatch call, however many tasks it has.
+
+    submitit's own arrays are of pickled functions, one file a task, and cannot be read before they
+    run; here its executor takes a script as it is.
+
+    Args:
+        script: complete, with its ``#SBATCH`` lines.
+        flags: of sbatch, on top of them.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        RequestError: Slurm does not take it.
+    """
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    class Executor(submitit.SlurmExecutor):
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            return command
+
+        def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+            return ["sbatch", *flags, str(submission_file_path)]
+
+    try:
+        # It prints what the error says as well.
+        with clean_environment(), contextlib.redirect_stderr(io.StringIO()):
+            executor = Executor(script.parent / "submitted")
+            executor.folder.mkdir(exist_ok=True)
+            return str(executor._submit_command(script.read_text()).job_id)
+    except (FailedJobError, FailedSubmissionError, RuntimeError) as e:
+        raise RequestError(f"Slurm does not take {script}: {last_line(str(e))}") from None

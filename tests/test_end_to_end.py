@@ -338,3 +338,22 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
     )
     expected = [loss for _, loss in Run(whole.path).losses()]
     assert [loss for _, loss in Run(run.path).losses()] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_training_reads_shards_that_were_not_joined(scenes, tmp_path):
+    request = ["submit", "recipe=ar_tiny", f"data.input={scenes}/**/*.mp4", "cluster.parallel=3"]
+    request += ["train.max_steps=2", "train.global_batch_size=4", "train.micro_batch_size=4"]
+    losses = []
+    for name, join in (("left", "false"), ("joined", "true")):
+        done = cosmos_hpc(*request, f"data.join={join}", "--name", name, cwd=tmp_path)
+        assert done.code == 0, done.err
+        run = RunFolder(tmp_path / "runs" / name)
+        assert (run.tokens / "tokens.bin").exists() == (join == "true")
+        losses.append([row["loss"] for row in files.read_jsonl(run.metrics) if "loss" in row])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 2
+    # Joined after all, from the same list of videos.
+    again = cosmos_hpc(*request, "data.join=true", "--name", "left", cwd=tmp_path)
+    assert again.code == 0, again.err
+    assert (tmp_path / "runs" / "left" / "tokens" / "tokens.bin").exists()

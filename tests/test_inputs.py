@@ -35,6 +35,6 @@ def test_a_video_without_a_prompt_is_refused(tmp_path, prompt):
 
 
 def test_a_folder_of_videos_has_no_prompts(scenes):
-    with pytest.raises(RequestError, match="holds videos without prompts; task video2world takes"):
+    with pytest.raises(RequestError, match="8 of 8 videos without a prompt"):
         rows(scenes)
     assert len(rows(scenes, "ar_tiny")[1]) == 8

@@ -2,7 +2,7 @@ import pytest
 
 from cosmos_hpc import files
 from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.plans import make_plan
 from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import (
@@ -12,6 +12,7 @@ from cosmos_hpc.runs import (
     find_run,
     open_run,
     pin_videos,
+    shard_rows,
     shard_videos,
 )
 
@@ -20,6 +21,11 @@ def open_with(path, *overrides):
     recipe, cluster = load_recipe("ar_tiny", overrides), load_cluster()
     folder = RunFolder(path)
     return folder, open_run(folder, recipe, cluster, make_plan(recipe, cluster, 8))
+
+
+def begin(folder):
+    """As the first task that is started does."""
+    files.append_jsonl(folder.log_index, {"stage": "download", "task": 0, "log": "x"})
 
 
 def test_a_run_holds_what_it_was_asked_for_and_by_which_versions(tmp_path):
@@ -39,6 +45,7 @@ def test_continuing_keeps_the_request_but_may_go_further(tmp_path):
     )
     assert existed
     assert folder.recipe().train.max_steps == 9
+    begin(folder)
     with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25; choose"):
         open_with(tmp_path / "a", "data.frames=25")
 
@@ -87,10 +94,37 @@ def test_an_unknown_run_names_the_ones_there_are(tmp_path):
 def test_shards_are_pinned_and_cover_every_video_once(tmp_path):
     folder = RunFolder(tmp_path)
     videos = [f"{i}.mp4" for i in range(11)]
+    pin_videos(folder, "/other", videos[:2], 1)  # of a dry run: nothing has begun
     pin_videos(folder, "/videos", videos, 3)
+    begin(folder)
     pin_videos(folder, "/other", videos[:2], 1)  # a later listing changes nothing
     assert folder.num_shards() == 3
     shards = [shard_videos(folder, i) for i in range(3)]
     assert [name for _, _, names in shards for name in names] == videos
     assert [first for _, first, _ in shards] == [0, 4, 7]
     assert {str(root) for root, _, _ in shards} == {"/videos"}
+
+
+def test_a_task_reads_its_own_rows_and_no_others(tmp_path):
+    folder = RunFolder(tmp_path)
+    rows = [{"path": f"{i}\n\udcff.mp4", "prompt": "ü" * i} for i in range(10)]
+    pin_videos(folder, "/videos", rows, 3, ("bytes", [1] * 9 + [9]))
+    assert [shard_rows(folder, i) for i in range(3)] == [rows[:6], rows[6:9], rows[9:]]
+    assert (folder.num_videos(), folder.num_shards()) == (10, 3)
+    pinned = files.read_json(folder.shards)
+    assert (pinned["unit"], pinned["costs"]) == ("bytes", [6, 3, 9])
+    content = bytearray(folder.videos.read_bytes())
+    begin, end = pinned["offsets"][1:3]
+    content[:begin], content[end:] = b"x" * begin, b"x" * (len(content) - end)
+    folder.videos.write_bytes(content)
+    assert shard_rows(folder, 1) == rows[6:9]
+    assert shard_videos(folder, 1)[1:] == (6, [row["path"] for row in rows[6:9]])
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}\n", b'{"path": "a.mp4"}\n' * 3])
+def test_a_list_that_was_changed_is_noticed(tmp_path, damage):
+    folder = RunFolder(tmp_path)
+    pin_videos(folder, "/videos", ["a.mp4", "b.mp4"], 1)
+    folder.videos.write_bytes(damage)
+    with pytest.raises(WorkError, match=r"videos.jsonl is damaged: .* under another --name"):
+        shard_rows(folder, 0)

@@ -21,7 +21,7 @@ from cosmos_hpc.config import validate
 from cosmos_hpc.errors import CosmosError, Stopped, explain_os_error
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.runs import STOP_VARIABLE, RunFolder
 from cosmos_hpc.stages import is_done
 
 
@@ -69,15 +69,30 @@ def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
     with lock:
         if is_done(run, recipe, stage, task):
             say(f"{stage} task {task} is done already")
-        elif run.stop_request.exists():
+        elif run.stop_requested():
             raise Stopped("stopped before it began")
         else:
             _run(stage, run, recipe, task)
 
 
 def _stop(number: int, _: Any) -> None:
-    """Leave through the normal exits, so that locks and files are closed."""
-    raise SystemExit(128 + number)
+    """Leave at the next safe point where that can be asked for, else through the normal exits."""
+    stop = os.environ.get(STOP_VARIABLE)
+    if not stop:
+        # Locks and files are closed on the way.
+        raise SystemExit(128 + number)
+    # Slurm gives a job some time before it kills it. The script decides what is next.
+    Path(stop).touch()
+
+
+def _lost_a_peer(error: Exception) -> bool:
+    """Whether a rank only failed because another was gone: what ended that one is the reason."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    said = str(error)
+    return type(error).__name__.startswith("Dist") or any(
+        text in said for text in ("closed by peer", "reset by peer", "Broken pipe", "refused")
+    )
 
 
 def _die_with_parent() -> None:
@@ -119,6 +134,8 @@ def main(arguments: list[str]) -> int:
         reason = explain_os_error(e, stage)
     except Exception as e:
         traceback.print_exc()
+        if _lost_a_peer(e):
+            return 1
         reason = f"{type(e).__name__}: {e}"
     print(f"error: {reason}", file=sys.stderr, flush=True)
     try:

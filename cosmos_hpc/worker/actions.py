@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 
 from cosmos_hpc import files
@@ -27,7 +26,9 @@ from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_rows
+from cosmos_hpc.shards import write_marker
 from cosmos_hpc.worker.dataset import FOLDERS, split_documents
+from cosmos_hpc.worker.documents import open_documents
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.journal import ID_DTYPE, Journal
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
@@ -93,7 +94,7 @@ def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: S
             ids = _tokenize(tokenizer, result[0], recipe.data)
             journal.append([({**row, **result[1]}, ids)])
         clock.lap("tokenize")
-        if run.stop_request.exists():
+        if run.stop_requested():
             raise Stopped(f"stopped after {number + 1} of {len(rows)} clips")
         progress.update(number + 1, f"{failed} failed" if failed else "")
 
@@ -174,7 +175,7 @@ def _publish(
         "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
         "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
     }
-    files.write_json(temporary / "done.json", marker)
+    write_marker(temporary, marker)
     files.publish(temporary, final)
     say(f"shard {shard} is whole: {len(good)} clips of {len(ids)} frames, {len(failed)} failed")
 
@@ -235,7 +236,7 @@ def _write_part(
     frames = torch.empty(total, *recipe.data.latent_shape, dtype=torch.int32)
     actions, state = torch.full((total, width), math.nan), torch.empty(total, width)
     gripper = torch.empty(total)
-    ids = IndexedDataset(str(run.token_prefix))
+    ids = open_documents(str(run.token_prefix))
     number, at = -1, 0
     for row in _lines(run.clips):
         number += row["clip"] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +24,21 @@ class Checkpoints(nl.ModelCheckpoint):
     Args:
         save_every: steps between checkpoints.
         validate_every: steps between validations; None without any.
-        stop_request: while this file is there, the training saves after the step and stops.
+        stop_requested: once this says yes, the training saves after the step and stops.
         kwargs: as for NeMo's.
     """
 
     def __init__(
-        self, save_every: int, validate_every: int | None, stop_request: Path, **kwargs: Any
+        self,
+        save_every: int,
+        validate_every: int | None,
+        stop_requested: Callable[[], bool],
+        **kwargs: Any,
     ) -> None:
         # Off in NeMo's own hooks; this class decides.
         super().__init__(every_n_train_steps=0, every_n_epochs=0, **kwargs)
         self.save_every, self.validate_every = save_every, validate_every
-        self.stop_request = stop_request
+        self.stop_requested = stop_requested
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Save now, unless a validation comes first."""
@@ -65,7 +70,7 @@ class Checkpoints(nl.ModelCheckpoint):
 
     def _asked_to_stop(self) -> bool:
         """What the first rank sees: the others must decide alike."""
-        answer = [self.stop_request.exists()]
+        answer = [self.stop_requested()]
         if torch.distributed.get_world_size() > 1:
             torch.distributed.broadcast_object_list(answer, src=0)
         return answer[0]

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.recipes import Split
 from cosmos_hpc.tokens import BEGIN_OF_VIDEO, PADDING
+from cosmos_hpc.worker.documents import open_documents
 
 #: Parts of the data, and what the files of each are called in NVIDIA's guide.
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -127,7 +127,7 @@ class Clips(Epochs):
     and ``loss_mask`` float32 ``[S]``: the last id of a clip has no successor and no loss.
 
     Args:
-        prefix: of the ``.bin`` and ``.idx`` files.
+        prefix: of the ``.bin`` and ``.idx`` files; see :func:`open_documents`.
         documents: which ones.
         length, seed, once: as for :class:`Epochs`.
         sequence_length: ids of every document.
@@ -146,7 +146,7 @@ class Clips(Epochs):
         once: bool = False,
     ) -> None:
         super().__init__(len(documents), length, seed, once)
-        self._ids, self.documents = IndexedDataset(prefix), documents
+        self._ids, self.documents = open_documents(prefix), documents
         lengths = set(self._ids.sequence_lengths[documents].tolist())
         if lengths - {sequence_length}:
             raise WorkError(

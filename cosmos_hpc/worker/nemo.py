@@ -248,7 +248,7 @@ def run_logger(run: RunFolder, recipe: Recipe, validates: bool) -> nl.NeMoLogger
         ckpt=Checkpoints(
             save_every=train.save_every,
             validate_every=train.validate_every if validates else None,
-            stop_request=run.stop_request,
+            stop_requested=run.stop_requested,
             dirpath=run.checkpoints,
             filename="{step}-{reduced_train_loss:.4f}",
             monitor="reduced_train_loss",

@@ -16,6 +16,7 @@ from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_rows, shard_videos
+from cosmos_hpc.shards import write_marker
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.journal import ID_DTYPE, Journal
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
@@ -63,7 +64,7 @@ def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: S
         rows = list(_encode(root, first + start, batch, recipe.data, tokenizer, clock, refused))
         journal.append(rows)
         clock.lap("write")
-        if run.stop_request.exists():
+        if run.stop_requested():
             raise Stopped(f"stopped after {start + len(batch)} of {len(videos)} videos")
         for row, _ in rows:
             if "error" in row:
@@ -129,7 +130,7 @@ def _publish(run: RunFolder, shard: int, journal: Journal, clock: Stopwatch) -> 
         "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
         "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
     }
-    files.write_json(temporary / "done.json", marker)
+    write_marker(temporary, marker)
     files.publish(temporary, final)
     say(f"shard {shard} is whole: {marker['clips']} clips, {marker['failed']} videos failed")
 

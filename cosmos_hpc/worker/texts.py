@@ -192,7 +192,7 @@ def _encode(
         files.write_atomic(prompt_file(run, prompt), tensor_bytes(embedding))
         clock.lap("encode")
         progress.update(done, f"{cut} cut" if cut else "")
-        if run.stop_request.exists():
+        if run.stop_requested():
             raise Stopped(f"stopped after {done} of {len(prompts)} prompts")
 
 

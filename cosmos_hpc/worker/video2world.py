@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from cosmos_hpc import files
 from cosmos_hpc.progress import Progress
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.worker.dataset import FOLDERS, padded_sequence, split_documents
+from cosmos_hpc.worker.documents import open_documents
 from cosmos_hpc.worker.texts import checked_prompts, tensor_bytes
 
 
@@ -41,7 +41,7 @@ def write_samples(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
 
-    ids = IndexedDataset(str(run.token_prefix))
+    ids = open_documents(str(run.token_prefix))
     links = Links()
     progress = Progress("samples", len(clips))
     rows: list[dict[str, Any]] = []

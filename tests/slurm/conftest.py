@@ -13,8 +13,8 @@ import pytest
 from tests.slurm.lab import Lab, missing_programs
 
 
-def _lab(accounting: bool) -> Iterator[Lab]:
-    missing = missing_programs(accounting)
+def _lab(accounting: bool = False, pyxis: str | None = None) -> Iterator[Lab]:
+    missing = missing_programs(accounting, pyxis is not None)
     if missing or os.geteuid() != 0:
         if os.environ.get("CI"):
             pytest.fail(f"a Slurm for the tests needs root, and {missing} are not installed")
@@ -22,7 +22,7 @@ def _lab(accounting: bool) -> Iterator[Lab]:
     # Short: sockets lie in it.
     folder = Path(tempfile.mkdtemp(prefix="lab-"))
     try:
-        with Lab(folder, accounting) as lab:
+        with Lab(folder, accounting, pyxis=pyxis) as lab:
             yield lab
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -37,4 +37,16 @@ def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A cluster without accounting."""
-    yield from _lab(False)
+    yield from _lab()
+
+
+@pytest.fixture(scope="session")
+def pyxis_lab() -> Iterator[Lab]:
+    """A cluster with a pyxis that has all options."""
+    yield from _lab(pyxis="0.20")
+
+
+@pytest.fixture(scope="session")
+def old_pyxis_lab() -> Iterator[Lab]:
+    """A cluster with a pyxis without --container-env."""
+    yield from _lab(pyxis="0.11")

@@ -1,11 +1,13 @@
 """A real Slurm cluster of three nodes with eight fake GPUs each, on this machine, in a folder.
 
-Needs Debian's slurm-wlm and munge (and for accounting slurmdbd and mariadb-server), and root.
+Needs Debian's slurm-wlm and munge (for accounting slurmdbd and mariadb-server, for pyxis gcc and
+libslurm-dev), and root.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -14,6 +16,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 NODES = ("n1", "n2", "n3")
 GPUS_A_NODE = 8
@@ -54,6 +57,7 @@ MaxJobCount=20000
 InactiveLimit=0
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
+PlugStackConfig={lab}/etc/plugstack.conf
 {accounting}
 {nodes}
 PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=2-00:00:00 PriorityTier=1 State=UP
@@ -89,13 +93,19 @@ StorageLoc=slurm_acct_db
 """
 
 
-def missing_programs(accounting: bool = False) -> list[str]:
+_SPANK = Path("/usr/include/slurm/spank.h")
+
+
+def missing_programs(accounting: bool = False, pyxis: bool = False) -> list[str]:
     """What is not installed of what a lab needs."""
     wanted = ["slurmctld", "slurmd", "munged", "sbatch", "srun", "unshare"]
     if accounting:
         wanted += ["slurmdbd", "mariadbd", "mariadb-install-db"]
+    if pyxis:
+        wanted += ["gcc"]
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
-    return [name for name in wanted if shutil.which(name, path=path) is None]
+    missing = [name for name in wanted if shutil.which(name, path=path) is None]
+    return missing + (["slurm/spank.h"] if pyxis and not _SPANK.is_file() else [])
 
 
 def _free_ports(count: int) -> list[int]:
@@ -113,10 +123,19 @@ class Lab:
         folder: for all its files; its path must be short, sockets lie in it.
         accounting: with slurmdbd and a database, so that ``sacct`` works.
         max_array_size: as in slurm.conf.
+        pyxis: version whose options srun has, such as ``0.20``: a plug-in of the tests takes them,
+            and the command runs on the host; see :meth:`container_steps`. None: no pyxis.
     """
 
-    def __init__(self, folder: Path, accounting: bool = False, max_array_size: int = 1001) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        accounting: bool = False,
+        max_array_size: int = 1001,
+        pyxis: str | None = None,
+    ) -> None:
         self.folder, self.accounting, self.max_array_size = folder, accounting, max_array_size
+        self.pyxis = pyxis
         self.environment = {
             **os.environ,
             "SLURM_CONF": str(folder / "etc" / "slurm.conf"),
@@ -135,9 +154,12 @@ class Lab:
                 self._start_accounting()
             self._run("slurmctld")
             for node in NODES:
-                # A host name of its own in each node's jobs.
-                script = f"hostname {node}; exec slurmd -N {node}"
-                self._run("unshare", "--uts", "bash", "-c", script)
+                # Each node's jobs have a host name of their own, and find each other by them.
+                hosts = self.folder / "etc" / "hosts"
+                script = (
+                    f"hostname {node} && mount --bind {hosts} /etc/hosts && exec slurmd -N {node}"
+                )
+                self._run("unshare", "--uts", "--mount", "bash", "-c", script)
             self._wait_for_nodes()
         except BaseException:
             self.__exit__()
@@ -172,6 +194,12 @@ class Lab:
             raise RuntimeError(f"{command}: {done.stderr}")
         return done.stdout
 
+    def container_steps(self) -> list[dict[str, Any]]:
+        """What pyxis was given: a line a job step and node, with the options in their order."""
+        record = self.folder / "containers.jsonl"
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [json.loads(line) for line in lines]
+
     def _run(self, *command: str) -> None:
         subprocess.run(command, env=self.environment, capture_output=True, timeout=60, check=True)
 
@@ -199,9 +227,21 @@ class Lab:
                 nodes="\n".join(nodes),
             )
         )
+        (etc / "hosts").write_text(f"127.0.0.1 localhost {host} {' '.join(NODES)}\n")
+        (etc / "plugstack.conf").write_text(self._plugins())
         (etc / "cgroup.conf").write_text("ConstrainDevices=no\n")
         devices = self._devices()
         (etc / "gres.conf").write_text(f"NodeName=n[1-3] Name=gpu Type=h100 File={devices}\n")
+
+    def _plugins(self) -> str:
+        """Line of plugstack.conf for the stand-in of pyxis, which is compiled here."""
+        if self.pyxis is None:
+            return ""
+        built = self.folder / "etc" / "pyxis.so"
+        source = Path(__file__).with_name("pyxis.c")
+        self._run("gcc", "-std=gnu11", "-shared", "-fPIC", "-o", str(built), str(source))
+        minor = self.pyxis.split(".")[1]
+        return f"required {built} version={minor} record={self.folder}/containers.jsonl\n"
 
     def _devices(self) -> str:
         """Character devices that stand for GPUs: Slurm wants to see some."""

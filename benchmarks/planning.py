@@ -1,0 +1,120 @@
+"""What planning a large data set takes on the login node, and a task's look at its own rows.
+
+    python benchmarks/planning.py [entries] [files]
+
+Makes a JSONL and a plain list of so many entries, and a tree of so many empty files, plans a run of
+each in a process of its own as `submit` does before it starts anything (listing, costs, plan,
+pinning), and prints seconds and the largest resident set. Beside it, in the same way, the
+straightforward one: every path is looked for on the disk. Then one task reads its rows, by their
+offsets and as a part of the whole list. Videos are empty or absent: none is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cosmos_hpc import files
+from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.plans import make_plan
+from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.runs import RunFolder, pin_videos, shard_rows
+from cosmos_hpc.videos import list_rows, video_costs
+
+PROMPT = "A robot arm picks up the cup on the table and puts it into the sink, number {}."
+
+
+def plan(source: str, folder: str, *overrides: str) -> None:
+    """What `submit` does with the videos before anything starts."""
+    recipe = load_recipe("ar_tiny", [f"data.input={source}", *overrides])
+    root, rows = list_rows(source)
+    costs = video_costs(root, rows, recipe.data)
+    planned = make_plan(recipe, load_cluster(), len(rows))
+    pin_videos(RunFolder(folder), root, rows, planned.shards or 1, costs)
+
+
+def straightforward(source: str, folder: str) -> None:
+    """Read everything, look for every file, write everything."""
+    path = Path(source)
+    if path.is_dir():
+        names = sorted(str(p.relative_to(path)) for p in path.rglob("*.mp4") if p.is_file())
+    else:
+        lines = path.read_text().splitlines()
+        jsonl = path.suffix == ".jsonl"
+        names = [json.loads(line)["visual_input"] if jsonl else line for line in lines]
+        assert sum((path.parent / name).is_file() for name in names)
+    files.write_jsonl(Path(folder) / "videos.jsonl", [{"path": name} for name in names])
+
+
+def measure(what: str, *arguments: str) -> tuple[float, float]:
+    """Seconds and GB of a call in a process of its own."""
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); import planning; planning.{what}"
+    call = f"(*{arguments!r})" if arguments else "()"
+    started = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", code + call])
+    _, status, usage = os.wait4(child.pid, 0)
+    assert status == 0
+    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+
+
+def make_inputs(folder: Path, entries: int, tree: int) -> dict[str, tuple[str, int]]:
+    """The sources by name, and how many videos each has."""
+    (folder / "0").mkdir()
+    (folder / "0" / "0.mp4").touch()
+    with open(folder / "list.jsonl", "w") as f, open(folder / "list.txt", "w") as g:
+        for i in range(entries):
+            name = f"{i // 1000}/episode-{i:07d}/rgb.mp4" if i else "0/0.mp4"
+            f.write(json.dumps({"visual_input": name, "prompt": PROMPT.format(i)}) + "\n")
+            g.write(name + "\n")
+    for i in range(tree):
+        path = folder / "tree" / f"{i // 1000:04d}" / f"{i:07d}.mp4"
+        if i % 1000 == 0:
+            path.parent.mkdir(parents=True)
+        os.close(os.open(path, os.O_CREAT))
+    return {
+        "JSONL with prompts": (str(folder / "list.jsonl"), entries),
+        "list": (str(folder / "list.txt"), entries),
+        "folder": (str(folder / "tree"), tree),
+    }
+
+
+def main(entries: int = 1_000_000, tree: int = 200_000) -> None:
+    """Print the table."""
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    row = "{:<20} {:>9} {:<14} {:>8} {:>8} {:>20} {:>6}"
+    print(
+        row.format("source", "videos", "clips", "seconds", "peak GB", "straightforward s", "ratio")
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for source, (path, videos) in make_inputs(folder, entries, tree).items():
+            plain, _ = measure("straightforward", path, str(folder / "plain"))
+            for clips in ("first", "all"):
+                run = str(folder / f"{source} {clips}")
+                seconds, peak = measure("plan", path, run, f"data.clips={clips}")
+                numbers = f"{seconds:.1f}", f"{peak:.2f}", f"{plain:.1f}", f"{plain / seconds:.2f}"
+                print(row.format(source, videos, clips, *numbers), flush=True)
+        pinned = RunFolder(folder / "JSONL with prompts first")
+        started = time.perf_counter()
+        mine = shard_rows(pinned, pinned.num_shards() // 2)
+        by_offset = time.perf_counter() - started
+        first = pinned.bounds()[pinned.num_shards() // 2]
+        started = time.perf_counter()
+        whole = files.read_jsonl(pinned.videos)[first : first + len(mine)]
+        in_full = time.perf_counter() - started
+        assert mine == whole
+        print(
+            f"a task's {len(mine)} rows of {pinned.num_videos()} in {pinned.num_shards()} shards:"
+        )
+        print(f"  by offset {by_offset * 1e3:.1f} ms, from the whole list {in_full * 1e3:.0f} ms,")
+        print(f"  ratio {in_full / by_offset:.0f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,88 @@
+"""What a submit would do, as shell text that does the same when it is pasted."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from cosmos_hpc import files
+from cosmos_hpc.jobs import Job
+from cosmos_hpc.plans import Plan
+from cosmos_hpc.recipes import Recipe
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.slurm_submit import Submission, script_path
+from cosmos_hpc.stages import Stage, missing_tasks, stages_of, task_command
+
+_END = "END_OF_SCRIPT"
+#: sbatch reads these variables as flags, and inside a job they are that job's.
+_CLEAN = (
+    "set -e",
+    'for name in "${!SLURM_@}" "${!SBATCH_@}"; do',
+    '    case "$name" in SLURM_CONF*) ;; *) unset "$name" ;; esac',
+    "done",
+)
+
+
+def slurm_text(plan: Plan, run: RunFolder, submission: Submission) -> str:
+    """The plan as comments, and commands that submit each script with what it waits for."""
+    lines = [*_head(plan, run), "(", *_CLEAN]
+    for job, script in submission.jobs:
+        lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
+        lines += [*script.splitlines(), _END, ")"]
+    return "\n".join([*lines, _said(submission), ")"])
+
+
+def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> list[Path]:
+    """Write each script, and ``submit.sh`` that submits them; returns the files."""
+    lines = ["#!/bin/bash", *_head(plan, run), *_CLEAN]
+    written = []
+    for job, script in submission.jobs:
+        path = script_path(folder, job).absolute()
+        files.write_atomic(path, script)
+        written.append(path)
+        command = f"{_sbatch(job, submission)} {shlex.quote(str(path))}"
+        lines.append(f"{_variable(job)}=$({command})")
+    lines.append(_said(submission))
+    files.write_atomic(folder.absolute() / "submit.sh", "\n".join(lines) + "\n")
+    return [*written, folder / "submit.sh"]
+
+
+def local_text(plan: Plan, run: RunFolder, recipe: Recipe, names: list[str]) -> str:
+    """The plan as comments, and the commands of the tasks that are not done."""
+    lines = _head(plan, run)
+    for stage in stages_of(run, recipe):
+        if stage.name in names:
+            tasks = missing_tasks(run, recipe, stage)
+            lines += [shlex.join(_local_command(run, stage, task)) for task in tasks]
+    return "\n".join(lines)
+
+
+def _local_command(run: RunFolder, stage: Stage, task: int) -> list[str]:
+    python, *script = task_command(run, stage, task)
+    if stage.ranks == 1:
+        return [python, *script]
+    flags = ["--standalone", f"--nproc-per-node={stage.ranks}"]
+    return [python, "-m", "torch.distributed.run", *flags, *script]
+
+
+def _head(plan: Plan, run: RunFolder) -> list[str]:
+    return [
+        *(f"# {line}" for line in plan.render().splitlines()),
+        f"# The run folder {str(run.path)!r} is prepared; nothing was started.",
+        "# These commands do what submit does.",
+    ]
+
+
+def _variable(job: Job) -> str:
+    return job.name.replace("-", "_")
+
+
+def _sbatch(job: Job, submission: Submission) -> str:
+    ids = {(j.stage.name, j.part): f"${{{_variable(j)}%;*}}" for j, _ in submission.jobs}
+    dependency = submission.dependency(job, ids)
+    return "sbatch --parsable" + (f' --dependency="{dependency}"' if dependency else "")
+
+
+def _said(submission: Submission) -> str:
+    ids = " ".join(f"${_variable(job)}" for job, _ in submission.jobs)
+    return f'echo "submitted {ids}"' if ids else "# Nothing is missing that is not in the queue."

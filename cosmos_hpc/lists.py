@@ -1,0 +1,185 @@
+"""Lists of videos: a JSONL of entries, or a path a line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+from typing import Any
+
+from cosmos_hpc.errors import RequestError
+
+EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
+#: A JSONL of entries, and a list with one path a line.
+JSONL, PATHS = (".jsonl", ".txt")
+#: Keys of a JSONL entry that hold the path.
+PATH_KEYS = ("visual_input", "video")
+#: A longer line is no entry: a path has at most 4 KiB.
+_LONGEST_LINE = 1 << 20
+#: Entries of a list that are looked for on the disk before a run starts.
+_LOOKED_AT = 100
+
+#: A video of a run: its ``path``, absolute or relative to the source's root, and where the source
+#: says so a ``prompt``. A name that is not UTF-8 keeps its bytes through surrogate escapes.
+Row = dict[str, Any]
+
+
+def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
+    """The entries of a list, in its order, each once.
+
+    The same file with another prompt is another entry.
+
+    Args:
+        source: path of the list.
+        root: folder that its relative paths are relative to.
+        note: is told in a sentence of entries that were left out.
+
+    Raises:
+        RequestError: it cannot be read, a line is not an entry, or none of the videos is there.
+    """
+    read = _read_json if source.endswith(JSONL) else _read_path
+    rows: list[Row] = []
+    seen: set[tuple[str, str | None]] = set()
+    twice: list[int] = []
+    here = os.path.join(os.path.realpath(root), "")
+    try:
+        for number, line in _lines(source):
+            try:
+                row = read(line)
+            except ValueError as e:
+                raise RequestError(f"data.input={source}, line {number}: {e}") from None
+            # One file by its absolute and its relative path is one entry.
+            key = row["path"].removeprefix(here), row.get("prompt")
+            if key in seen:
+                twice.append(number)
+            else:
+                seen.add(key)
+                rows.append(row)
+    except OSError as e:
+        raise RequestError(f"data.input={source} cannot be read: {e.strerror}") from None
+    if not rows:
+        raise RequestError(f"data.input={source} holds no video: all of its lines are blank")
+    _check_some_exist(source, root, rows)
+    if twice:
+        note(
+            f"{len(twice)} of {len(rows) + len(twice)} entries of {source} repeat an earlier one "
+            f"and are left out (the first is line {twice[0]})"
+        )
+    return rows
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Numbers and content of the lines of a file that are not blank."""
+    with open(path, "rb") as f:
+        for number, line in enumerate(iter(lambda: f.readline(_LONGEST_LINE), b""), 1):
+            if len(line) == _LONGEST_LINE:
+                raise RequestError(
+                    f"data.input={path}, line {number}: it is longer than {_LONGEST_LINE} bytes; "
+                    f"give one entry a line"
+                )
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
+            line = line.removesuffix(b"\n").removesuffix(b"\r")
+            if line.strip():
+                yield number, line
+
+
+def _read_path(line: bytes) -> Row:
+    return {"path": _checked(os.fsdecode(line))}
+
+
+def _read_json(line: bytes) -> Row:
+    """An entry of a JSONL.
+
+    Raises:
+        ValueError: it is none; says what is wrong and what to do.
+    """
+    keys = " or ".join(PATH_KEYS)
+    try:
+        # Names that are not UTF-8 stand in lists as they are.
+        text = line.decode("utf-8", "surrogateescape")
+        # Numbers mean nothing here, and int refuses very long ones.
+        row = json.loads(text, object_pairs_hook=_unique, parse_int=float)
+    except json.JSONDecodeError as e:
+        raise ValueError(
+            f"it is not JSON ({e.msg} at character {e.pos + 1}); write one object a line, with the "
+            f"path under {keys}"
+        ) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply; write one flat object a line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"it is not an object; write one a line, with the path under {keys}")
+    paths = [(key, row[key]) for key in PATH_KEYS if key in row]
+    if not paths:
+        raise ValueError(f"it has no path; give it under {keys}")
+    if len(paths) > 1:
+        raise ValueError(f"it has both {' and '.join(PATH_KEYS)}; keep one of them")
+    key, path = paths[0]
+    if not isinstance(path, str):
+        raise ValueError(f"{key} is {_short(path)}; it must be the path of a video, a text")
+    prompt = row.get("prompt")
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"prompt is {_short(prompt)}; it must be a text or be left out")
+    if prompt is not None and not _encodes(prompt):
+        raise ValueError("prompt is not text in UTF-8; save the list in that encoding")
+    found = {"path": _checked(path)}
+    return found if prompt is None else {**found, "prompt": prompt}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{_short(twice)} stands there twice; keep one of them")
+    return row
+
+
+def _checked(path: str) -> str:
+    """The path of a listed video, without empty parts.
+
+    Raises:
+        ValueError: it cannot be the path of a video.
+    """
+    if "\0" in path or not _encodes(path, "surrogateescape"):
+        raise ValueError(f"{_short(path)} holds a character that no file name can hold; mend it")
+    if not path.lower().endswith(EXTENSIONS):
+        raise ValueError(
+            f"{_short(path)} is no video by its name; it must end in one of {', '.join(EXTENSIONS)}"
+        )
+    # Parts .. stay: behind a link they are not what they seem.
+    return str(PurePosixPath(path)) if "//" in path or "./" in path else path
+
+
+def _encodes(text: str, errors: str = "strict") -> bool:
+    try:
+        text.encode("utf-8", errors)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+#: What is no text in JSON, in words.
+_KINDS = {dict: "an object", list: "a list", bool: "a truth value", float: "a number"}
+
+
+def _short(value: object) -> str:
+    """A value of a list as a person can read it in a sentence."""
+    if not isinstance(value, str):
+        return _KINDS.get(type(value), "null")
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _check_some_exist(source: str, root: str, rows: list[Row]) -> None:
+    """Refuse a list none of whose videos is there: it is of another machine, or of another folder.
+
+    A few are looked at. Those that are missing one by one are listed as failed by the run.
+    """
+    some = [os.path.join(root, row["path"]) for row in rows[:: -(-len(rows) // _LOOKED_AT)]]
+    if not any(map(os.path.exists, some)):
+        raise RequestError(
+            f"data.input={source}: none of {len(some)} videos that were looked for exists, the "
+            f"first is {_short(some[0])}; relative paths are relative to the folder of the list"
+        )

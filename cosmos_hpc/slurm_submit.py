@@ -1,0 +1,266 @@
+"""Submits the stages of a run to a Slurm cluster: what is missing and not queued, in order."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cosmos_hpc import files, slurm, slurm_jobs
+from cosmos_hpc.cluster import SlurmCluster
+from cosmos_hpc.cluster_check import problems
+from cosmos_hpc.console import Console
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.jobs import Job, jobs_of
+from cosmos_hpc.recipes import Recipe
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.scripts import check_path, job_name, read_array_comment, render
+from cosmos_hpc.slurm_jobs import SlurmJob
+from cosmos_hpc.stages import STAGES, missing_tasks, stages_of
+
+_POLL_SECONDS = 1.0
+#: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
+#: did not take them, after which Slurm holds them.
+_STUCK = ("DependencyNeverSatisfied", "launch failed requeued held")
+
+
+@dataclass
+class Submission:
+    """Jobs of a run that are to be submitted, in order, and what is in the queue already.
+
+    Attributes:
+        jobs: with the script of each.
+        queued: ids of jobs in the queue, by stage.
+    """
+
+    jobs: list[tuple[Job, str]] = field(default_factory=list)
+    queued: dict[str, list[str]] = field(default_factory=dict)
+
+    def stage_jobs(self, stage: str) -> list[Job]:
+        """The jobs of a stage that are to be submitted."""
+        return [job for job, _ in self.jobs if job.stage.name == stage]
+
+    def dependency(self, job: Job, ids: Mapping[tuple[str, int], str]) -> str | None:
+        """Value of ``--dependency``; None for a job that may begin at once.
+
+        A stage begins when all of the stage before it succeeded; of arrays that were queued by an
+        earlier submit it only waits for the end, since failed tasks of theirs are submitted anew.
+
+        Args:
+            job: one of these.
+            ids: of the jobs before it, by stage and part, or what stands for them.
+        """
+        if job.array and job.array.after is not None:
+            return f"afterany:{ids[job.stage.name, job.array.after]}"
+        conditions = []
+        for stage in reversed(STAGES[: STAGES.index(job.stage.name)]):
+            before = [ids[stage, other.part] for other in self.stage_jobs(stage)]
+            conditions += [":".join(["afterok", *before])] if before else []
+            there = self.queued.get(stage, [])
+            kind = "afterany" if stage == "preprocess" else "afterok"
+            conditions += [":".join([kind, *there])] if there else []
+            if conditions:
+                break
+        return ",".join(conditions) or None
+
+
+def names_of(run: RunFolder) -> dict[str, str]:
+    """Stages by the names of their jobs in the queue."""
+    run_id = str(files.read_json(run.info)["id"])
+    return {job_name(run, stage, run_id): stage for stage in STAGES}
+
+
+def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
+    """Jobs of the run in the queue, each with its stage.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    names = names_of(run)
+    return [(names[job.name], job) for job in slurm_jobs.queued(list(names)) if job.active]
+
+
+def record_pasted(run: RunFolder) -> None:
+    """Note jobs in the queue that came from the text of a dry run: the run has begun."""
+    if not run.begun():
+        for stage, job in active_jobs(run):
+            _record(run, stage, job.id.partition("_")[0])
+
+
+def tasks_of(job: SlurmJob, total: int) -> range:
+    """Tasks of its stage that a job in the queue works on, of so many in all."""
+    array = read_array_comment(job.comment)
+    if array is None:
+        return range(job.index, job.index + 1)
+    return range(array[0] + job.index, total, array[1])
+
+
+def prepare(
+    run: RunFolder,
+    recipe: Recipe,
+    cluster: SlurmCluster,
+    names: Sequence[str],
+    only: Sequence[int] | None = None,
+) -> Submission:
+    """What is to be submitted for the stages that are neither done nor queued.
+
+    Args:
+        run: an existing run folder.
+        recipe, cluster: of the run.
+        names: of stages.
+        only: tasks to submit of those; None: all that are missing.
+
+    Raises:
+        RequestError: Slurm does not answer, or cannot take the run.
+    """
+    check_path(run.path)
+    active = [(stage, job) for stage, job in active_jobs(run) if job.reason not in _STUCK]
+    if run.stop_request.exists() and active:
+        raise RequestError(
+            f"run {run.name} is being cancelled: {len(active)} jobs are in the queue still; "
+            f"submit again when they have ended, as cosmos-hpc status shows"
+        )
+    run_id = str(files.read_json(run.info)["id"])
+    _make_folders(run, names)
+    folders = _folders(run, recipe) if cluster.container else []
+    pyxis = slurm.container_options() if cluster.container else None
+    found = Submission()
+    for stage in stages_of(run, recipe):
+        here = [job for name, job in active if name == stage.name]
+        if here:
+            # The ids of whole arrays: one dependency for all tasks.
+            ids = dict.fromkeys(job.id.partition("_")[0] for job in here)
+            found.queued[stage.name] = list(ids)
+        if stage.name not in names:
+            continue
+        busy = {task for job in here for task in tasks_of(job, stage.tasks)}
+        missing = [
+            task
+            for task in missing_tasks(run, recipe, stage)
+            if task not in busy and (only is None or task in only)
+        ]
+        for job in jobs_of(stage, missing, cluster) if missing else []:
+            script = render(job, run, cluster, run_id, run.code(), folders, pyxis)
+            found.jobs.append((job, script))
+    return found
+
+
+def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
+    """What the stages read outside the run folder, without links."""
+    data, train = recipe.data, recipe.train
+    root = str(files.read_json(run.shards)["root"])
+    hub = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE")]
+    wanted = [root, str(data.input), data.tokenizer, train.init_from, *hub]
+    there = [os.path.realpath(path) for path in wanted if path and Path(path).exists()]
+    folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
+    # The whole file system cannot be mounted; what is of it is up to the profile.
+    return [folder for folder in dict.fromkeys(folders) if folder != "/"]
+
+
+def _make_folders(run: RunFolder, names: Sequence[str]) -> None:
+    """Where jobs write from their first moment on: Slurm itself makes no folder for a log."""
+    notes = (run.attempts("x", 0), run.task_stop("x", 0), run.error("x", 0))
+    for folder in (*(note.parent for note in notes), *(run.logs / name for name in names)):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_scripts(run: RunFolder, submission: Submission) -> dict[str, Path]:
+    """Write the scripts into the run folder; returns them by name of the job."""
+    scripts = {}
+    for job, text in submission.jobs:
+        scripts[job.name] = script_path(run.scripts, job)
+        files.write_atomic(scripts[job.name], text)
+    return scripts
+
+
+def script_path(folder: Path, job: Job) -> Path:
+    """Where a job's script goes; NeMo-Run wants the end of the name."""
+    return folder / f"{job.name}_sbatch.sh"
+
+
+def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, console: Console) -> None:
+    """Submit jobs, all or none of them.
+
+    Raises:
+        RequestError: Slurm does not take one of them; those before it were cancelled.
+    """
+    if not submission.jobs:
+        console.say("  nothing is missing that is not in the queue")
+        return
+    for problem in problems(cluster):
+        raise RequestError(f"cluster {cluster.name}: {problem}. Nothing was submitted")
+    scripts = write_scripts(run, submission)
+    _ask_slurm(submission, scripts)
+    run.stop_request.unlink(missing_ok=True)
+    slurm_jobs.cancel([job.id for _, job in active_jobs(run) if job.reason in _STUCK])
+    ids: dict[tuple[str, int], str] = {}
+    try:
+        for job, _ in submission.jobs:
+            dependency = submission.dependency(job, ids)
+            flags = [f"--dependency={dependency}"] if dependency else []
+            ids[job.stage.name, job.part] = _submit(job, cluster, scripts[job.name], flags)
+    except BaseException:
+        slurm_jobs.cancel(list(ids.values()))
+        raise
+    for job, _ in submission.jobs:
+        job_id = ids[job.stage.name, job.part]
+        _record(run, job.stage.name, job_id)
+        tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
+        console.say(f"  {job.name:<11} job {job_id}{tasks}")
+
+
+def _submit(job: Job, cluster: SlurmCluster, script: Path, flags: list[str]) -> str:
+    # Each brings in its library only when it is needed.
+    if job.array:
+        from cosmos_hpc.submitit_arrays import submit_array
+
+        return submit_array(script, flags)
+    from cosmos_hpc.nemo_run_jobs import submit_slurm
+
+    return submit_slurm(job, cluster, script, flags)
+
+
+def _ask_slurm(submission: Submission, scripts: Mapping[str, Path]) -> None:
+    """Have Slurm look at one script of each stage before anything is queued."""
+    asked: dict[str, Path] = {}
+    for job, _ in submission.jobs:
+        asked.setdefault(job.stage.name, scripts[job.name])
+    for stage, script in asked.items():
+        reason = slurm.refusal(str(script))
+        if reason:
+            raise RequestError(
+                f"Slurm would not take the job of stage {stage}: {reason}; its script is {script}, "
+                f"and cosmos-hpc cluster check says more. Nothing was submitted"
+            )
+
+
+def _record(run: RunFolder, stage: str, job_id: str) -> None:
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    row = {"stage": stage, "job": job_id, "time": now}
+    files.append_jsonl(run.jobs, row)
+
+
+def cancel(run: RunFolder, now: bool = False) -> int:
+    """Take what is queued out of the queue, ask what runs to stop, and wait until it has.
+
+    Args:
+        now: kill what runs.
+
+    Returns:
+        How many jobs and array tasks were in the queue.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    found = [job for _, job in active_jobs(run)]
+    if not found:
+        return 0
+    files.write_atomic(run.stop_request, "")
+    while left := [job for _, job in active_jobs(run)]:
+        # A job may have queued itself again before it saw the request.
+        slurm_jobs.cancel([job.id for job in left if now or job.waits])
+        time.sleep(_POLL_SECONDS)
+    return len(found)

@@ -1,0 +1,39 @@
+"""Writes the scripts of every recipe for the example cluster: ``python sbatch/render.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cosmos_hpc.cluster import SlurmCluster, load_cluster
+from cosmos_hpc.jobs import jobs_of
+from cosmos_hpc.plans import make_plan
+from cosmos_hpc.recipes import load_recipe, recipe_names
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.scripts import render
+from cosmos_hpc.stages import list_stages
+
+HERE = Path(__file__).resolve().parent
+#: What a submit would find out: how many videos there are, and who the run is.
+VIDEOS, DATA, RUN_ID = 200_000, "/shared/data", "0123456789ab"
+
+
+def scripts() -> Iterator[tuple[str, str]]:
+    """Path below this folder, and text, of every script."""
+    cluster = load_cluster(str(HERE / "cluster.yaml"))
+    assert isinstance(cluster, SlurmCluster)
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        plan = make_plan(recipe, cluster, VIDEOS)
+        run = RunFolder(Path(cluster.runs) / name)
+        for stage in list_stages(plan.shards or 0, plan.ranks):
+            for job in jobs_of(stage, range(stage.tasks), cluster):
+                code = run.path / "code" / RUN_ID
+                text = render(job, run, cluster, RUN_ID, code, [DATA, "/shared/hf"])
+                yield f"{name}/{job.name}_sbatch.sh", text
+
+
+if __name__ == "__main__":
+    for path, text in scripts():
+        (HERE / path).parent.mkdir(exist_ok=True)
+        (HERE / path).write_text(text)

@@ -1,0 +1,290 @@
+"""Jobs that are warned, preempted, killed or lose their node, on a real Slurm."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.login import Login
+
+PREPARE = ("--stages", "download,preprocess,finalize")
+#: One clip at a time, so that there are many moments to be interrupted at.
+SLOWLY = ("data.batch_size=1", "data.videos_per_shard=12")
+TOKENS = ("tokens.bin", "tokens.idx")
+
+
+@pytest.fixture(scope="module")
+def login(lab, tmp_path_factory):
+    return Login(lab, tmp_path_factory.mktemp("login"))
+
+
+@pytest.fixture(scope="module")
+def videos(scenes, tmp_path_factory):
+    """48 videos, of eight different contents."""
+    folder = tmp_path_factory.mktemp("many")
+    contents = sorted(scenes.iterdir())
+    for number in range(48):
+        os.link(contents[number % len(contents)], folder / f"{number:03d}.mp4")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(login, videos):
+    """Digests of the tokens of a run that nothing happened to."""
+    login.submit("undisturbed", f"data.input={videos}", *SLOWLY, *PREPARE)
+    login.wait("undisturbed", "finalize", "done", "failed")
+    return digests(login, "undisturbed")
+
+
+def digests(login, name):
+    assert login.stage(name, "finalize")["state"] == "done", login.explain(name)
+    tokens = login.run(name) / "tokens"
+    return [hashlib.sha256((tokens / part).read_bytes()).hexdigest() for part in TOKENS]
+
+
+def notes(login, name, stage, task=0):
+    path = login.run(name) / "stages" / "attempts" / f"{stage}.{task}"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def working(login, name, *shards):
+    """Wait until each of the shards has finished a video, but not all."""
+    partial = login.run(name) / "tokens" / "partial"
+
+    def begun():
+        journals = [partial / f"{shard:05d}.jsonl" for shard in shards]
+        return all(path.exists() and path.stat().st_size for path in journals)
+
+    login.until(begun, 120)
+
+
+def worker(login, name, stage, task=0):
+    """Process of the worker of a task."""
+    spec = str(login.run(name) / "stages" / f"{stage}.json")
+    for folder in Path("/proc").iterdir():
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")[:-1]
+        except (OSError, UnicodeDecodeError):
+            continue
+        if words[-2:] == [spec, str(task)] and "srun" not in words[0]:
+            return int(folder.name)
+    return None
+
+
+def start(login, name, videos, *words):
+    login.submit(name, f"data.input={videos}", *SLOWLY, *PREPARE, *words)
+
+
+@pytest.mark.slow
+def test_a_warning_stops_a_shard_after_its_clip_and_it_goes_on(login, videos, undisturbed):
+    start(login, "warned", videos)
+    working(login, "warned", 0, 1)
+    for job in login.jobs("warned", "preprocess")[:2]:
+        login.lab.run("scancel", "--signal=USR1", "--batch", job)
+    login.wait("warned", "finalize", "done", "failed")
+    assert digests(login, "warned") == undisturbed
+    stopped = [
+        t
+        for t in range(4)
+        if any(n["why"] == "stopped" for n in notes(login, "warned", "preprocess", t))
+    ]
+    assert stopped
+    task = stopped[0]
+    whys = [note["why"] for note in notes(login, "warned", "preprocess", task)]
+    assert whys == ["", "stopped", "", "done"]
+    log = login.command("logs", "warned", f"preprocess.{task}").out
+    # One file across the requeue; the second attempt keeps what the first has done.
+    assert "stopped after" in log
+    assert "of 12 videos were finished before" in log
+
+
+@pytest.mark.slow
+def test_a_time_limit_is_survived(login, videos, undisturbed):
+    """A real one: Slurm warns 30 to 90 seconds before the two minutes are over."""
+    start(login, "limited", videos, "cluster.time.preprocess=00:02:00", "cluster.grace_seconds=45")
+    working(login, "limited", 0)
+    job = login.jobs("limited", "preprocess")[0]
+    pid = worker(login, "limited", "preprocess", int(job.rpartition("_")[2]))
+    # A worker that would be done within a minute is made slow.
+    os.kill(pid, signal.SIGSTOP)
+    stop = login.run("limited") / "stages" / "stops" / f"preprocess.{job.rpartition('_')[2]}"
+    login.until(stop.exists, 130)
+    os.kill(pid, signal.SIGCONT)
+    login.wait("limited", "finalize", "done", "failed")
+    assert digests(login, "limited") == undisturbed
+    whys = [n["why"] for n in notes(login, "limited", "preprocess", int(job.rpartition("_")[2]))]
+    assert whys == ["", "stopped", "", "done"]
+
+
+@pytest.mark.slow
+def test_preempted_by_a_partition_of_higher_priority(login, videos, undisturbed):
+    start(login, "preempted", videos)
+    working(login, "preempted", 0)
+    urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive"]
+    job = login.lab.run(*urgent, "--wrap", "sleep 8").strip()
+    login.until(lambda: login.queue("%T", f"--jobs={job}") == ["RUNNING"])
+    assert login.jobs("preempted", "preprocess") == []
+    login.wait("preempted", "finalize", "done", "failed")
+    assert digests(login, "preempted") == undisturbed
+    assert any(
+        n["restart"] for task in range(4) for n in notes(login, "preempted", "preprocess", task)
+    )
+
+
+@pytest.mark.slow
+def test_a_node_goes_down(login, videos, undisturbed):
+    start(login, "node-down", videos)
+    working(login, "node-down", 0)
+    login.lab.run("scontrol", "update", "nodename=n1", "state=down", "reason=test")
+    try:
+        login.wait("node-down", "finalize", "done", "failed")
+    finally:
+        login.lab.run("scontrol", "update", "nodename=n1", "state=resume")
+    assert digests(login, "node-down") == undisturbed
+    first = notes(login, "node-down", "preprocess", 0)
+    assert {n["node"] for n in first} - {"n1"}, first
+
+
+@pytest.mark.slow
+def test_killed_workers_are_tried_again_and_not_for_ever(login, videos, undisturbed):
+    start(login, "killed", videos, "cluster.retries=1")
+    for _ in range(2):
+        pid = login.until(lambda: worker(login, "killed", "preprocess", 0), 90)
+        os.kill(pid, signal.SIGKILL)
+        login.until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
+    state = login.wait("killed", "preprocess", "failed")
+    assert [n["why"] for n in notes(login, "killed", "preprocess", 0)] == [
+        "",
+        "killed",
+        "",
+        "failed",
+    ]
+    assert "ended 2 times without a reason, perhaps out of memory" in state["errors"]["0"]
+    login.until(lambda: login.queue() == [])
+    # Only the failed shard is tried again, and what waited for it.
+    outcome = login.command("retry", "killed")
+    assert outcome.code == 0, outcome.err
+    assert "preprocess  job" in outcome.err and "1 array tasks" in outcome.err
+    login.wait("killed", "finalize", "done", "failed")
+    assert digests(login, "killed") == undisturbed
+    assert len(notes(login, "killed", "preprocess", 1)) == 2
+    login.command("cancel", "killed")
+
+
+@pytest.mark.slow
+def test_scancel_is_not_undone_and_retry_goes_on(login, videos, undisturbed):
+    start(login, "scancelled", videos)
+    working(login, "scancelled", 0)
+    login.lab.run("scancel", "--user=root")
+    login.until(lambda: login.queue() == [])
+    state = login.wait("scancelled", "preprocess", "stopped", "failed")
+    time.sleep(7)  # longer than a requeue takes
+    assert login.queue() == []
+    assert state["done_tasks"] < 4
+    assert login.command("retry", "scancelled", "preprocess.0").code == 0
+    assert (
+        len(
+            login.jobs("scancelled", "preprocess", "PENDING")
+            + login.jobs("scancelled", "preprocess")
+        )
+        == 1
+    )
+    assert login.command("retry", "scancelled").code == 0
+    login.wait("scancelled", "finalize", "done", "failed")
+    assert digests(login, "scancelled") == undisturbed
+    login.command("cancel", "scancelled")
+
+
+@pytest.mark.slow
+def test_cancel_stops_at_a_safe_point_and_submit_goes_on(login, videos, undisturbed):
+    start(login, "cancelled", videos)
+    working(login, "cancelled", 0)
+    outcome = login.command("cancel", "cancelled")
+    assert outcome.code == 0, outcome.err
+    assert login.queue() == []
+    assert login.status("cancelled")["state"] == "stopped"
+    whys = {
+        notes(login, "cancelled", "preprocess", t)[-1]["why"]
+        for t in range(4)
+        if notes(login, "cancelled", "preprocess", t)
+    }
+    assert whys <= {"cancelled", "done"}
+    assert login.command("cancel", "cancelled").out.startswith("nothing works on")
+    start(login, "cancelled", videos)
+    login.wait("cancelled", "finalize", "done", "failed")
+    assert digests(login, "cancelled") == undisturbed
+
+
+@pytest.mark.slow
+def test_anything_at_random_moments(login, videos, undisturbed):
+    chance = random.Random(11)
+    start(login, "chaos", videos, "cluster.retries=50", "cluster.requeues=50")
+    deadline = time.monotonic() + 240
+    happened = []
+    while login.stage("chaos", "finalize")["state"] not in ("done", "failed"):
+        assert time.monotonic() < deadline, login.explain("chaos")
+        time.sleep(chance.uniform(0.5, 3))
+        if len(happened) >= 12:
+            continue
+        task = chance.randrange(4)
+        pid = worker(login, "chaos", "preprocess", task)
+        running = [j for j in login.jobs("chaos", "preprocess") if j.endswith(f"_{task}")]
+        if not pid or not running:
+            continue
+        what = chance.choice(["kill", "term", "warn", "requeue"])
+        happened.append(what)
+        if what == "kill":
+            os.kill(pid, signal.SIGKILL)
+        elif what == "term":
+            os.kill(pid, signal.SIGTERM)
+        elif what == "warn":
+            login.lab.run("scancel", "--signal=USR1", "--batch", running[0], check=False)
+        else:
+            login.lab.run("scontrol", "requeue", running[0], check=False)
+    assert happened
+    assert digests(login, "chaos") == undisturbed
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_after_each_kind_of_interruption(login, scenes):
+    """It ends at its step, with every step once and finite losses."""
+    words = ("train.max_steps=30", "train.save_every=4", "train.validate_every=30", "train.gpus=2")
+    login.submit("training", f"data.input={scenes}", *words, "train.micro_batch_size=4")
+    metrics = login.run("training") / "train" / "metrics.jsonl"
+
+    def steps():
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        return [row for row in map(json.loads, lines) if "loss" in row]
+
+    login.until(lambda: len(steps()) >= 5, 200)
+    job = login.jobs("training", "train")[0]
+    login.lab.run("scancel", "--signal=USR1", "--batch", job)  # as before the time limit
+    login.until(
+        lambda: (
+            [n["why"] for n in notes(login, "training", "train")][-1:] == [""]
+            and len(notes(login, "training", "train")) == 3
+        ),
+        90,
+    )
+    begun = len(steps())
+    assert begun >= 5
+    login.until(lambda: len(steps()) > begun + 5, 120)
+    found = subprocess.run(
+        ["pgrep", "-f", f"{login.run('training')}/stages/train.json 0$"],
+        capture_output=True,
+        text=True,
+    )
+    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)  # a rank, without a reason
+    assert login.wait("training", "train", "done", "failed", seconds=300)["state"] == "done", (
+        login.explain("training")
+    )
+    assert [row["step"] for row in steps()] == list(range(1, 31))
+    assert all(0 < row["loss"] < 20 for row in steps())
+    whys = [n["why"] for n in notes(login, "training", "train")]
+    assert whys == ["", "stopped", "", "killed", "", "done"]

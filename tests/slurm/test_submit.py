@@ -1,0 +1,225 @@
+"""Whole runs on a real Slurm: from videos to a model, in all the ways to submit them."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import CANARIES, REPOSITORY
+from tests.slurm.login import Login
+
+TRAINING = ("train.max_steps=6", "train.save_every=3", "train.validate_every=3")
+
+
+@pytest.fixture(scope="module")
+def login(lab, tmp_path_factory):
+    return Login(lab, tmp_path_factory.mktemp("login"))
+
+
+@pytest.fixture(scope="module")
+def trained(login, scenes):
+    """A run on two nodes with two ranks each, submitted with secrets around."""
+    login.submit(
+        "two-nodes",
+        f"data.input={scenes}",
+        "data.videos_per_shard=2",
+        *TRAINING,
+        "train.gpus=4",
+        "train.tensor_parallel=2",
+        "train.micro_batch_size=2",
+        **CANARIES,
+        WANDB_MODE="offline",
+    )
+    login.wait("two-nodes", "train", "done", "failed")
+    return login.run("two-nodes")
+
+
+def losses(run):
+    rows = [json.loads(line) for line in (run / "train" / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.mark.slow
+def test_two_nodes_and_one_give_the_same_losses(login, trained):
+    assert login.status("two-nodes")["state"] == "done", login.explain("two-nodes")
+    log = next((trained / "logs" / "train").glob("*.log")).read_text()
+    assert "nnodes=2" in (trained / "scripts" / "train_sbatch.sh").read_text()
+    assert "MEMBER: 4/4" in log  # NeMo names every rank
+    # The same tokens on one node of four GPUs.
+    other = login.run("one-node")
+    other.mkdir()
+    for part in ("data", "tokens", "tokenizer"):
+        shutil.copytree(trained / part, other / part)
+    recipe = (trained / "recipe.yaml").read_text()
+    (other / "recipe.yaml").write_text(recipe)
+    source = json.loads((trained / "data" / "shards.json").read_text())["root"]
+    login.submit(
+        "one-node",
+        f"data.input={source}",
+        "data.videos_per_shard=2",
+        *TRAINING,
+        "train.gpus=4",
+        "train.tensor_parallel=2",
+        "train.micro_batch_size=2",
+        "cluster.gpus_per_node=4",
+    )
+    assert login.wait("one-node", "train", "done", "failed")["state"] == "done"
+    assert "nnodes" not in (other / "scripts" / "train_sbatch.sh").read_text()
+    assert losses(other) == pytest.approx(losses(trained), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_secrets_are_nowhere(login, trained):
+    """In no file of the run, no output, no script that Slurm has stored."""
+    places = [trained, login.lab.folder / "log", login.lab.folder / "spool"]
+    # Slurm keeps the environment of a job, which is how the values travel, in files of its own.
+    stored = [
+        p for p in (login.lab.folder / "state").rglob("*") if p.is_file() and p.name == "script"
+    ]
+    assert stored
+    for secret in CANARIES.values():
+        for place in [*places, *stored]:
+            found = subprocess.run(
+                ["grep", "-rlF", "--binary-files=text", secret, str(place)], capture_output=True
+            )
+            assert found.stdout == b""
+        assert secret not in login.lab.run("scontrol", "show", "job", "--details")
+    # The job did get them: W&B was on.
+    log = next((trained / "logs" / "train").glob("*.log")).read_text()
+    assert "wandb" in log.lower()
+
+
+def test_the_pasted_dry_run_does_what_submit_does(login, scenes):
+    """From inside an allocation, from a folder that is no repository."""
+    request = ("data.input=" + str(scenes), "data.videos_per_shard=4")
+    stages = ("--stages", "download,preprocess,finalize")
+    dry = login.submit("pasted", *request, *stages, "--dry-run")
+    text = dry.out
+    assert login.queue() == []
+    assert login.status("pasted")["state"] == "prepared"
+    checked = subprocess.run(
+        ["shellcheck", "-s", "bash", "-"], input=text, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
+    inside = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "64", "SBATCH_PARTITION": "nope"}
+    pasted = subprocess.run(
+        ["bash"],
+        input=text,
+        env={**login.lab.environment, **inside},
+        capture_output=True,
+        text=True,
+        cwd=login.home,
+    )
+    assert pasted.returncode == 0, pasted.stderr
+    assert login.status("pasted")["state"] in ("queued", "running")
+    # A submit finds these jobs, and adds none.
+    again = login.submit("pasted", *request, *stages)
+    assert "job" not in again.err.partition("run ")[2]
+    login.wait("pasted", "finalize", "done", "failed")
+    assert login.stage("pasted", "finalize")["state"] == "done", login.explain("pasted")
+
+
+def test_a_dry_run_writes_scripts_and_may_be_changed_afterwards(login, scenes):
+    words = (f"data.input={scenes}", "--dry-run", "--output", "scripts")
+    outcome = login.submit("dry", *words)
+    written = sorted(p.name for p in (login.home / "scripts").iterdir())
+    stages = ("download", "finalize", "preprocess", "train")
+    assert written == sorted([*(f"{s}_sbatch.sh" for s in stages), "submit.sh"])
+    assert outcome.out.split() == [
+        *(str(login.home / "scripts" / f"{s}_sbatch.sh") for s in sorted(stages, key=ORDER.index)),
+        "scripts/submit.sh",
+    ]
+    for path in (login.home / "scripts").iterdir():
+        assert subprocess.run(["shellcheck", str(path)]).returncode == 0
+    login.submit("dry", *words, "data.videos_per_shard=3", "train.max_steps=7")
+    shards = json.loads((login.run("dry") / "data" / "shards.json").read_text())
+    assert len(shards["bounds"]) - 1 == 4  # as many as tasks run at a time
+    assert login.queue() == []
+    assert login.command("submit", "recipe=ar_tiny", "--output", "x").code == 2
+
+
+ORDER = ("download", "preprocess", "finalize", "train")
+
+
+def test_what_slurm_would_not_take_is_refused_before_anything_is_queued(login, scenes):
+    request = ("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name")
+    for number, (override, expected) in enumerate(
+        [
+            ("cluster.gpu_partition=nope", "gpu_partition: there is no partition nope"),
+            ("cluster.time.download=3-00:00:00", "above the 240 minutes that cpu allows"),
+            ("cluster.gres=gpu:a100", "but a node of gpu has 8 of h100"),
+            ("cluster.sbatch=['--constraint=x']", "not take the job of stage download"),
+            ("cluster.gpus_per_node=5", "train.gpus=9 does not spread over nodes of 5 GPUs"),
+            ("cluster.time.train=00:05:00", "leaves no time to work"),
+        ]
+    ):
+        more = ("train.gpus=9", "train.global_batch_size=72") if "spread" in expected else ()
+        outcome = login.command(*request, f"bad{number}", override, *more)
+        assert outcome.code == 2, outcome.out
+        assert expected in outcome.err
+        assert "Traceback" not in outcome.err
+        assert login.queue() == []
+
+
+def test_a_failed_stage_cancels_what_waits_for_it(login, tmp_path):
+    """And a retry goes on from there, without what is done."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(4):
+        (videos / f"{number}.mp4").write_text("no video")
+    words = (f"data.input={videos}", "data.max_failed_fraction=0")
+    login.submit("broken", *words)
+    login.wait("broken", "finalize", "failed")
+    login.until(lambda: login.queue() == [])
+    state = login.status("broken")
+    assert state["state"] == "failed"
+    assert [s["state"] for s in state["stages"]] == ["done", "done", "failed", "waiting"]
+    assert "no video could be prepared: 4 of 4" in state["stages"][2]["errors"]["0"]
+    assert "cosmos-hpc retry broken goes on" in state["note"]
+    outcome = login.command("retry", "broken", "finalize")
+    assert outcome.code == 0, outcome.err
+    queued = login.queue("%j")
+    assert {name.partition(".")[0] for name in queued} == {"finalize", "train"}
+    login.wait("broken", "finalize", "failed")
+    login.until(lambda: login.queue() == [])
+
+
+def test_uncommitted_code_is_what_runs(login, scenes, tmp_path):
+    """Submitted from a changed checkout: its snapshot runs, and the change is on record."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(
+        REPOSITORY, checkout, ignore=shutil.ignore_patterns(".git", ".venv", "runs", ".*cache*")
+    )
+    git = ["git", "-C", str(checkout), "-c", "user.name=x", "-c", "user.email=x@x"]
+    for words in (["init", "-q"], ["add", "cosmos_hpc", "recipes"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    worker = checkout / "cosmos_hpc" / "worker" / "download.py"
+    worker.write_text(worker.read_text() + "\nprint('changed by hand')\n")
+    words = (f"data.input={scenes}", "--stages", "download")
+    login.submit("changed", *words, PYTHONPATH=str(checkout))
+    login.wait("changed", "download")
+    assert "changed by hand" in login.command("logs", "changed", "download").out
+    info = json.loads((login.run("changed") / "run.json").read_text())
+    assert "cosmos_hpc/worker/download.py" in info["git"]["changed"]
+
+
+def test_inside_an_allocation_and_with_inherited_variables(login, scenes):
+    """submit in a job's shell takes nothing of that job."""
+    words = ["submit", "recipe=ar_tiny", "cluster=mine", "--name", "inside", "--stages", "download"]
+    command = [sys.executable, "-m", "cosmos_hpc", *words, f"data.input={scenes}"]
+    done = subprocess.run(
+        ["salloc", "-Q", "--ntasks=3", "--partition=urgent", *command],
+        env={**login.lab.environment, "SBATCH_NTASKS": "8", "SBATCH_TIMELIMIT": "9-00"},
+        cwd=login.home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    login.wait("inside", "download")
+    shown = login.lab.run("scontrol", "show", "job", login.submitted("inside")[0])
+    assert "Partition=cpu" in shown
+    assert "NumTasks=1" in shown
+    assert "TimeLimit=02:00:00" in shown

@@ -1,0 +1,166 @@
+"""Scripts of jobs as real bash and shellcheck read them."""
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cosmos_hpc.cluster import SlurmCluster
+from cosmos_hpc.config import validate
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.jobs import jobs_of
+from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.scripts import check_path, render
+from cosmos_hpc.stages import Stage
+from tests.conftest import REPOSITORY
+from tests.test_jobs import PROFILE
+
+#: What shells and Slurm give a meaning to.
+NASTY = [" ", "'", '"', "$(touch pwned)", "`touch pwned`", "$HOME", "\n", ",", ";", "&", "|", ">"]
+NASTY += [
+    "é",
+    "日",
+    "-",
+    "--",
+    "#",
+    "!",
+    "*",
+    "?",
+    "[a]",
+    "{b}",
+    "~",
+    "=",
+    ":",
+    "a",
+    "\\",
+    "%",
+    "%j",
+    "\t",
+    "(",
+    ")",
+]
+TRAIN = Stage("train", ranks=4)
+
+
+def scripts(cluster_settings, run="/shared/runs/x", stages=None):
+    settings = {**PROFILE, "parallel": 4, **cluster_settings}
+    cluster = validate(SlurmCluster, settings, "x")
+    for stage in stages or [Stage("download"), Stage("preprocess", tasks=5), TRAIN]:
+        for job in jobs_of(stage, range(stage.tasks), cluster):
+            yield job, render(job, RunFolder(run), cluster, "id", Path("/code"), ["/data"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"gpus_per_node": 2, "nodes": 2, "cpus_per_gpu": 8, "account": "a", "qos": "q"},
+        {"container": "/images/x.sqsh", "mounts": ["/scratch:/scratch"]},
+        {"container": "/images/x.sif", "container_runtime": "apptainer"},
+        {"setup": ["module load cuda"], "sbatch": ["--mem=0"], "max_array_size": 2},
+    ],
+)
+def test_shellcheck_has_nothing_to_say(settings):
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck")
+    for _, text in scripts(settings):
+        done = subprocess.run(
+            ["shellcheck", "-"], input=text, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_the_rendered_examples_are_true():
+    """Render them again with ``python sbatch/render.py``."""
+    folder = REPOSITORY / "sbatch"
+    command = "import sys, json; sys.path.insert(0, sys.argv[1]); import render; "
+    command += "print(json.dumps(dict(render.scripts())))"
+    import json
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", command, str(folder)], capture_output=True, text=True, check=True
+    )
+    rendered = json.loads(done.stdout)
+    there = {str(p.relative_to(folder)): p.read_text() for p in folder.glob("*/*_sbatch.sh")}
+    assert rendered.keys() == there.keys()
+    for name, text in rendered.items():
+        assert there[name] == text, name
+
+
+@pytest.fixture
+def recorder(tmp_path):
+    """An srun that records its words, and a Slurm that has nothing to say."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text('#!/bin/bash\nprintf "%s\\0" "$@" >"$RECORD"\n')
+    for name in ("scontrol", "squeue"):
+        (folder / name).write_text("#!/bin/bash\n")
+    for path in folder.iterdir():
+        path.chmod(0o755)
+    return folder
+
+
+def values(seed, count=12):
+    chance = random.Random(seed)
+    for _ in range(count):
+        yield "".join(chance.choices(NASTY, k=chance.randrange(1, 9)))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bash_gets_every_value_back_or_it_is_refused(recorder, tmp_path, seed):
+    """Run folders, images, mounts and Pythons with all that a shell would like to interpret."""
+    kept = refused = 0
+    for number, value in enumerate(values(seed)):
+        run = tmp_path / f"{number}{value}"
+        image, python = f"/images/{value}.sqsh", f"/opt/{value}/python"
+        try:
+            check_path(run)
+            settings = {"container": image, "python": python}
+            ((_, text),) = scripts(settings, run, [Stage("download")])
+        except RequestError as e:
+            assert any(word in str(e) for word in ("choose another path", "cannot mount", "line"))
+            refused += 1
+            # Without a container there is less that cannot be said.
+            try:
+                check_path(run)
+                ((_, text),) = scripts({"python": python}, run, [Stage("download")])
+            except RequestError:
+                continue
+        kept += 1
+        for folder in ("stages/attempts", "stages/errors", "stages/stops"):
+            (run / folder).mkdir(parents=True, exist_ok=True)
+        record = tmp_path / "record"
+        record.unlink(missing_ok=True)
+        environment = {"PATH": f"{recorder}:{os.environ['PATH']}", "RECORD": str(record)}
+        done = subprocess.run(
+            ["bash"],
+            input=text.encode(),
+            env={**environment, "SLURM_JOB_ID": "1"},
+            cwd=tmp_path,
+            capture_output=True,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        words = record.read_bytes().decode().split("\0")[:-1]
+        assert words[-4:] == [python, "/code/run_task.py", f"{run}/stages/download.json", "0"]
+        if "--container-image" in text:
+            assert f"--container-image={image}" in words
+        assert (run / "stages" / "attempts" / "download.0").read_text().count("\n") == 2
+    assert kept and refused
+    assert not list(tmp_path.rglob("pwned"))
+
+
+def test_names_of_runs_that_are_no_plain_names_are_refused(tmp_path):
+    from tests.conftest import cosmos_hpc
+
+    for value in ("$(id)", "a b", "-x", "a,b", "é", "a\nb", "a/../b", "`id`", ""):
+        outcome = cosmos_hpc(
+            "submit", "recipe=ar_tiny", "data.input=.", f"--name={value}", cwd=tmp_path
+        )
+        if value:
+            assert outcome.code == 2
+            assert "run name" in outcome.err
+        assert outcome.err.count("\n") == 1
