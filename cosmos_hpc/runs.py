@@ -37,6 +37,7 @@ from cosmos_hpc.recipes import Recipe
 CHANGEABLE = {
     "data.max_failed_fraction",
     "data.batch_size",
+    "data.decoders",
     "train.max_steps",
     "train.save_every",
     "train.keep_checkpoints",
@@ -121,7 +122,7 @@ class RunFolder:
         return self.path / "stages" / "locks" / f"{stage}.{task}"
 
     def journal(self, index: int) -> Path:
-        """Progress of a shard that is not published yet, one line a video."""
+        """Progress of a shard that is not published yet, one line a clip and one a video."""
         return self.tokens / "partial" / f"{index:05d}.jsonl"
 
     def marker(self, stage: str, task: int = 0) -> Path:

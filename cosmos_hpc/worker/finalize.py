@@ -108,4 +108,5 @@ def _join(run: RunFolder, shards: list[Path]) -> int:
 
 
 def _clip_row(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("index", "video", "seconds", "padded", "rotated")}
+    names = ("index", "video", "clip", "time", "seconds", "padded", "rotated")
+    return {key: row[key] for key in names}
