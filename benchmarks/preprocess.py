@@ -4,8 +4,8 @@
     python benchmarks/preprocess.py --long [recipe overrides]
 
 The straightforward way takes one video at a time: decode the whole file, resize every frame, keep
-the first ones, tokenize. The package's way is one array task with all cores. Both give the same ids
-(asserted). ``--long`` makes videos of 60 seconds at 1920x1080 instead of taking a folder. Seconds
+the first ones, tokenize. The package's way is that of a local run: an array task a core, all at the
+same time. Both give the same ids (asserted). ``--long`` makes videos of 60 seconds at 1920x1080 instead of taking a folder. Seconds
 do not count imports and the loading of the tokenizer, which both need.
 """
 
@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from cosmos_hpc.worker.tokenizer import VideoTokenizer
 from cosmos_hpc.worker.video import fit
 
 TURNS = 3
+CORES = len(os.sched_getaffinity(0))
 
 
 def straightforward(recipe: Recipe, tokenizer: VideoTokenizer, videos: list[str]) -> Any:
@@ -55,14 +57,30 @@ def straightforward(recipe: Recipe, tokenizer: VideoTokenizer, videos: list[str]
     return time.perf_counter() - started, np.concatenate(ids)
 
 
-def ours(run: RunFolder, recipe: Recipe) -> tuple[dict[str, float], np.ndarray]:
-    """Seconds of each activity and ids of the package's way, in a process of its own."""
-    run.marker("preprocess", 0).unlink(missing_ok=True)
+def ours(run: RunFolder, recipe: Recipe) -> tuple[float, Counter[str], np.ndarray]:
+    """Seconds, those of each activity in all tasks, and ids of the package's way."""
     stage = next(s for s in stages_of(run, recipe) if s.name == "preprocess")
-    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
-    subprocess.run(task_command(run, stage), env=environment, stdout=subprocess.DEVNULL, check=True)
-    seconds = files.read_json(run.marker("preprocess", 0))["seconds"]
-    return seconds, np.fromfile(run.shard(0) / "tokens.bin", np.uint16)
+    for task in range(stage.tasks):
+        run.marker("preprocess", task).unlink(missing_ok=True)
+    # As a local run does it: the tasks share the cores.
+    threads = str(max(1, CORES // stage.tasks))
+    tasks = [
+        subprocess.Popen(
+            task_command(run, stage, task),
+            env={**os.environ, "OMP_NUM_THREADS": threads},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for task in range(stage.tasks)
+    ]
+    assert [task.wait() for task in tasks] == [0] * stage.tasks
+    markers = [files.read_json(run.marker("preprocess", task)) for task in range(stage.tasks)]
+    total: Counter[str] = Counter()
+    for marker in markers:
+        total.update(marker["seconds"])
+    wall = max(sum(m["seconds"][a] for a in ("wait", "tokenize", "write")) for m in markers)
+    ids = [np.fromfile(run.shard(t) / "tokens.bin", np.uint16) for t in range(stage.tasks)]
+    return wall, total, np.concatenate(ids)
 
 
 def make_long_videos(folder: Path, count: int) -> None:
@@ -91,27 +109,29 @@ def main(videos: str, overrides: list[str], repeat: int) -> None:
         cluster, found = load_cluster(), list_videos(str(inputs))
         run = RunFolder(Path(folder) / "run")
         open_run(run, recipe, cluster, make_plan(recipe, cluster, len(found)))
-        pin_videos(run, str(inputs), found, 1)
+        pin_videos(run, str(inputs), found, cluster.parallel)
         write_specs(run, recipe)
         download(run, recipe)
         tokenizer = VideoTokenizer(tokenizer_folder(run), recipe.data.latent_shape)
-        walls, plain, seconds = [], [], {}
+        walls, plain, seconds = [], [], Counter[str]()
         for _ in range(TURNS):
-            seconds, ids = ours(run, recipe)
-            walls.append(sum(seconds[a] for a in ("wait", "tokenize", "write")))
+            wall, seconds, ids = ours(run, recipe)
+            walls.append(wall)
             took, expected = straightforward(recipe, tokenizer, found)
             plain.append(took)
             assert np.array_equal(ids, expected), "the two ways disagree"
 
     size = f"{recipe.data.frames}x{recipe.data.height}x{recipe.data.width}"
-    print(f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
+    print(f"{platform.machine()}, {CORES} cores, torch {torch.__version__}")
     print(f"{len(found)} videos, one clip of {size} each, {TURNS} turns")
     for activity in ("decode", "resize", "tokenize", "write", "wait"):
         print(f"  {activity:<9} {seconds[activity] / len(found) * 1e3:7.1f} ms a clip")
     ratios = sorted(b / a for a, b in zip(walls, plain, strict=True))
     print(f"  package          {len(found) / statistics.median(walls):7.2f} clips/s")
     print(f"  straightforward  {len(found) / statistics.median(plain):7.2f} clips/s")
-    print(f"  ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}), same ids")
+    print(
+        f"  ratio {statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}), same ids"
+    )
 
 
 if __name__ == "__main__":

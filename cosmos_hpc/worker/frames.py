@@ -34,7 +34,7 @@ _OPTIONS = {
 #: Earlier moments are reached by decoding from the beginning.
 _SEEK_FROM = Fraction(2)
 #: Seconds before the moment at which a seek may land instead, one after the other.
-_SEEK_BACK = (0, 2, 10)
+_SEEK_BACK = (Fraction(0), Fraction(1, 4), Fraction(2), Fraction(10))
 #: A frame counts as shown at a moment that lies so much before it: containers round times.
 TOLERANCE = Fraction(1, 1000)
 
@@ -127,9 +127,10 @@ class Video:
         codec = stream.codec_context
         if codec is None:
             raise VideoError("unreadable", "the codec of the video is unknown")
+        if not codec.width or not codec.height:
+            raise _without_size(self._path)
         if codec.width * codec.height > MAX_PIXELS:
-            size = f"{codec.width}x{codec.height}"
-            raise VideoError("too_large", f"the header says frames of {size} pixels")
+            raise _too_large(f"{codec.width}x{codec.height}")
         codec.options = {"max_pixels": str(MAX_PIXELS)}
         # One thread: a file a core is faster than a file on all cores, and nothing is decoded
         # beyond the last frame that is wanted.
@@ -255,3 +256,21 @@ _INTRA = 1
 def _chain(first: Shown, rest: Iterator[Shown]) -> Iterator[Shown]:
     yield first
     yield from rest
+
+
+def _too_large(size: str) -> VideoError:
+    return VideoError("too_large", f"the header says frames of {size} pixels")
+
+
+def _without_size(path: Path) -> VideoError:
+    """Why FFmpeg gives no size: it forgets one that it refuses, and says so in its log alone."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as log:
+            av.open(str(path), metadata_errors="replace", options=_OPTIONS).close()
+    finally:
+        av.logging.set_level(None)
+    for _, _, message in log:
+        if found := re.search(r"Picture size (\d+x\d+)", message):
+            return _too_large(found[1])
+    return VideoError("unreadable", "not a readable video: nothing says how large its frames are")
