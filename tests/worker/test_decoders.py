@@ -124,9 +124,8 @@ def test_a_video_that_kills_its_decoder_is_found_and_the_others_go_on(
     assert ends[1].kind == "killed_worker"
     assert str(ends[1]) == "its decoder ended 2 times in a row: killed by SIGSEGV"
     assert [ends[i] for i in (0, 2, 3)] == [None] * 3
-    wanted = {key: value for key, value in expected([folder / "0.mp4", *paths]).items()}
+    assert same({k: v for k, v in clips.items() if k[0] == 0}, expected(paths[:1]))
     assert len(clips) == 3 + 5 + 7
-    assert np.array_equal(clips[0, 2], wanted[0, 2])
 
 
 def test_a_video_on_which_decoding_hangs_is_given_up(tmp_path, folder, hostile, monkeypatch):

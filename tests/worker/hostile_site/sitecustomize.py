@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import av
 
@@ -10,7 +11,7 @@ _open = av.open
 
 
 def _hostile_open(file, *arguments, **options):
-    name = os.path.basename(str(file))
+    name = Path(str(file)).name
     if name.startswith("kills"):
         os.kill(os.getpid(), signal.SIGSEGV)
     if name.startswith("hangs"):
