@@ -56,8 +56,13 @@ class Data(Section):
         tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
         compression: (time, height, width) factors of the tokenizer.
         frames, height, width: size of a clip, in frames and pixels.
-        batch_size: clips in one call of the tokenizer.
-        clips: ``first`` takes one clip of a video, ``all`` as many as it holds.
+        batch_size: clips that are written to the disk at a time, and on a GPU given to the
+            tokenizer before the first one's ids are there.
+        clips: ``first`` takes one clip of a video, ``all`` as many whole ones as it holds.
+        start: seconds into a video at which its first clip begins.
+        frame_rate: frames a second to which videos are resampled; None takes all their frames.
+        stride: frames between the beginnings of two clips of a video; None: no gap, no overlap.
+        decoders: processes that decode for one array task; None: its cores; 0: the task itself.
         videos_per_shard: videos that one array task prepares.
         probe: read the header of every video before the run, so that shards are balanced by their
             frames instead of the sizes of the files.
@@ -76,6 +81,10 @@ class Data(Section):
     width: PositiveInt = 1024
     batch_size: PositiveInt = 4
     clips: Literal["first", "all"] = "first"
+    start: NonNegativeFloat = 0.0
+    frame_rate: PositiveFloat | None = None
+    stride: PositiveInt | None = None
+    decoders: NonNegativeInt | None = None
     videos_per_shard: PositiveInt = 250
     text_encoder: PathText | None = None
     prompts_per_shard: PositiveInt = 2000
@@ -95,6 +104,8 @@ class Data(Section):
                 f"{list(factors)}; the tokenizer for it is {TOKENIZERS[self.compression]}"
             )
         latent_shape(self.frames, self.height, self.width, self.compression)
+        if self.stride and self.clips == "first":
+            raise ValueError(f"stride={self.stride} goes with clips=all")
         return self
 
     @property

@@ -41,6 +41,7 @@ CHANGEABLE = {
     "data.batch_size",
     "data.join",
     "data.probe",
+    "data.decoders",
     "train.max_steps",
     "train.save_every",
     "train.keep_checkpoints",
@@ -119,7 +120,7 @@ class RunFolder:
         return self.path / "stages" / "locks" / f"{stage}.{task}"
 
     def journal(self, index: int) -> Path:
-        """Progress of a shard that is not published yet, one line a video."""
+        """Progress of a shard that is not published yet, one line a clip and one a video."""
         return self.tokens / "partial" / f"{index:05d}.jsonl"
 
     def marker(self, stage: str, task: int = 0) -> Path:
