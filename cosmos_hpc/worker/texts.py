@@ -47,7 +47,12 @@ class TextEncoder:
         self.device = torch.device(device)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            # A SentencePiece file alone is read as it is: turning it into a fast tokenizer needs a
+            # protobuf newer than NeMo's.
+            fast = (folder / "tokenizer.json").is_file()
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, use_fast=fast
+            )
             model, found = T5EncoderModel.from_pretrained(
                 str(folder), local_files_only=True, dtype=dtype, output_loading_info=True
             )
