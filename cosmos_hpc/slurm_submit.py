@@ -153,7 +153,7 @@ def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
     data, train = recipe.data, recipe.train
     root = str(files.read_json(run.shards)["root"])
     hub = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE")]
-    wanted = [root, str(data.input), data.tokenizer, train.init_from, *hub]
+    wanted = [root, str(data.input), data.tokenizer, data.text_encoder, train.init_from, *hub]
     there = [os.path.realpath(path) for path in wanted if path and Path(path).exists()]
     folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
     # The whole file system cannot be mounted; what is of it is up to the profile.
