@@ -47,7 +47,7 @@ def test_plan(tmp_path, scenes):
         (["sample-videos", "/sys/x"], "permission denied; choose a place"),
         (
             ["submit", "recipe=ar_tiny", "data.input=nowhere"],
-            "/nowhere does not exist; give the folder",
+            "nowhere does not exist; give a folder",
         ),
         (["submit", "recipe=ar_tiny", "data.imput=x"], "did you mean data.input?"),
         (["submit", "recipe=ar_tiny", "cluster.paralel=3"], "did you mean parallel?"),
@@ -56,7 +56,7 @@ def test_plan(tmp_path, scenes):
         (["submit", "recipe=ar_tiny", "--stages", "trian"], "did you mean train?"),
         (
             ["submit", "recipe=ar_tiny_v2w", "data.input=."],
-            "data.input=. holds no video",
+            "holds no video: none of its 0 files",
         ),
         (
             ["submit", "recipe=ar_tiny_action", "data.input=."],
