@@ -47,7 +47,7 @@ def test_plan(tmp_path, scenes):
         (["sample-videos", "/sys/x"], "permission denied; choose a place"),
         (
             ["submit", "recipe=ar_tiny", "data.input=nowhere"],
-            "nowhere does not exist; give a folder",
+            "/nowhere does not exist; give the folder",
         ),
         (["submit", "recipe=ar_tiny", "data.imput=x"], "did you mean data.input?"),
         (["submit", "recipe=ar_tiny", "cluster.paralel=3"], "did you mean parallel?"),
