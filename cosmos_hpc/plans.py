@@ -40,6 +40,7 @@ class Plan:
             recomputation and leave room.
         micro_batches: forward passes of a rank in one step.
         disk_bytes: what the run folder will take at most; without tokens before the input is set.
+        all_clips: videos give as many clips as they hold, of which ``disk_bytes`` counts one each.
     """
 
     recipe: str
@@ -59,6 +60,7 @@ class Plan:
     micro_batches: int
     max_steps: int
     disk_bytes: int
+    all_clips: bool
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -82,9 +84,13 @@ class Plan:
                 f"              {self.layout}, {self.micro_batches} micro "
                 f"batch{'es' * (self.micro_batches > 1)} a step",
                 *self._render_memory(),
-                f"  disk        up to {gigabytes(self.disk_bytes)} for tokens and checkpoints",
+                f"  disk        {self._render_disk()}",
             ]
         )
+
+    def _render_disk(self) -> str:
+        size = f"{gigabytes(self.disk_bytes)} for tokens and checkpoints"
+        return f"{size}, and more for further clips" if self.all_clips else f"up to {size}"
 
     def _render_memory(self) -> list[str]:
         if self.memory is None:
@@ -161,6 +167,7 @@ def make_plan(
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
         disk_bytes=kept + tokens + (videos or 0) * _sample_bytes(recipe),
+        all_clips=recipe.data.clips == "all",
     )
 
 

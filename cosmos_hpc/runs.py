@@ -31,7 +31,7 @@ from cosmos_hpc.config import dump_yaml, flatten, load_mapping, validate
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.plans import Plan
 from cosmos_hpc.recipes import Recipe
-from cosmos_hpc.shards import balanced_bounds
+from cosmos_hpc.shards import balanced_bounds, folders_above
 from cosmos_hpc.snapshots import git_state, installed_versions, snapshot_code
 
 #: Settings that may change when a run is continued: they decide how far or how to go on, not what
@@ -286,6 +286,7 @@ def pin_videos(
             crcs.append(zlib.crc32(block))
     pinned = {
         "root": str(Path(root).resolve()),
+        "folders": folders_above(v if isinstance(v, str) else v["path"] for v in videos),
         "unit": unit,
         "costs": [sum(each[first:end]) for first, end in itertools.pairwise(bounds)],
         "bounds": bounds,

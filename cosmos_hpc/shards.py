@@ -6,7 +6,8 @@ import bisect
 import hashlib
 import itertools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,18 @@ def balanced_bounds(costs: Sequence[int], shards: int) -> list[int]:
         nearest = above - int(share - sums[above - 1] <= sums[above] - share)
         bounds.append(max(bounds[-1] + 1, min(nearest, len(costs) - (shards - cut))))
     return [*bounds, len(costs)]
+
+
+def folders_above(paths: Iterable[str]) -> list[str]:
+    """The deepest folders that hold all of the absolute ones of some paths, one a top folder.
+
+    What is to be mounted into a container, beside the folder of the relative ones.
+    """
+    above: dict[str, str] = {}
+    for folder in {os.path.split(path)[0] for path in paths if path.startswith("/")}:
+        top = folder.split("/")[1]
+        above[top] = os.path.commonpath([above.get(top, folder), folder])
+    return sorted(above.values())
 
 
 class ShardMarker(BaseModel):

@@ -106,8 +106,8 @@ def _split(source: str) -> tuple[str, list[str] | None]:
         fixed += 1
     if fixed == len(parts):
         raise RequestError(
-            f"data.input={source} does not exist; give a folder that holds videos, a glob "
-            f"pattern, or a list of them that ends in {JSONL} or {PATHS}"
+            f"data.input={Path(source).absolute()} does not exist; give the folder that holds the "
+            f"videos, a glob pattern, or a list of them that ends in {JSONL} or {PATHS}"
         )
     root = ("/" if source.startswith("/") else "") + "/".join(parts[:fixed]) or "."
     if not _is_folder(root):

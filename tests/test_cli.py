@@ -56,7 +56,7 @@ def test_plan(tmp_path, scenes):
         (["submit", "recipe=ar_tiny", "--stages", "trian"], "did you mean train?"),
         (
             ["submit", "recipe=ar_tiny_v2w", "data.input=."],
-            "data.input=. holds no video",
+            "holds no video: none of its 0 files",
         ),
         (
             ["submit", "recipe=ar_tiny_action", "data.input=."],

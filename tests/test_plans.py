@@ -20,6 +20,14 @@ def test_shards_of_at_most_so_many_videos_but_enough_to_keep_all_tasks_busy(vide
     assert plan(videos).shards == shards
 
 
+def test_the_disk_holds_shards_and_joined_files_or_only_the_shards():
+    one, joined = plan(10, ["data.join=false"]), plan(10)
+    ids = plan().sequence_length * 2 * 10
+    assert joined.disk_bytes - one.disk_bytes == ids
+    assert "disk        up to 0." in joined.render()
+    assert "GB for tokens and checkpoints, and more" in plan(10, ["data.clips=all"]).render()
+
+
 def test_layout():
     p = plan(recipe=["train.gpus=4", "train.tensor_parallel=2", "train.micro_batch_size=2"])
     layout = p.layout

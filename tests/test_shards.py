@@ -6,7 +6,7 @@ import pytest
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.shards import CONTENT, balanced_bounds, read_marker, write_marker
+from cosmos_hpc.shards import CONTENT, balanced_bounds, folders_above, read_marker, write_marker
 
 MARKER = {
     "shard": 3,
@@ -50,6 +50,19 @@ def test_long_videos_weigh_more_than_many_short_ones():
 def test_every_shard_has_a_video_also_beside_a_huge_one(costs):
     for shards in (1, 2, 3, 4):
         shard_costs(costs, shards)
+
+
+def test_folders_of_absolute_paths_are_found_for_each_top_folder():
+    paths = [
+        "a.mp4",
+        "/data/x/1/a.mp4",
+        "/data/x/2/a.mp4",
+        "/mnt/y/a.mp4",
+        "/data/x/b.mp4",
+        "/c.mp4",
+    ]
+    assert folders_above(paths) == ["/", "/data/x", "/mnt/y"]
+    assert folders_above(["a.mp4", "b/c.mp4"]) == []
 
 
 def test_a_marker_is_read_as_it_was_written(tmp_path):
