@@ -69,6 +69,9 @@ class RandomEncoder(nn.Module):
         blocks: at each level.
     """
 
+    levels: Tensor
+    radix: Tensor
+
     def __init__(self, width: int = 160, blocks: int = 2) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 4 * width)
