@@ -3,9 +3,11 @@
     python benchmarks/pipeline_gpu.py [--videos N] [--seconds S] [--tiny]
 
 Writes an encoder of 100 million random parameters (``random_tokenizer.py``), and videos of 60
-frames, 1024x640, H.264. Then (a) the encoder alone on clips that lie in the memory of the GPU, and (b) the
-package's preprocessing from the files to the journal, with as many decoders as there are cores less
-one. Prints both rates, their ratio and what limits. ``--tiny`` shrinks all for a try without a GPU.
+frames, 1024x640, H.264. Then (a) the encoder alone on clips that lie in the memory of the GPU, and
+(b) the package's preprocessing from the files to the journal, with as many decoders as there are
+cores less one. Prints both rates, their ratio and what limits. ``--tiny`` shrinks all for a try
+without a GPU.
+
 Needs torch, PyAV, pydantic and PyYAML; ids are not joined into a data set, which is another stage.
 """
 

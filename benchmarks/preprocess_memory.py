@@ -45,7 +45,9 @@ def main(clips: int) -> None:
         for i in range(clips // CLIPS_OF_A_VIDEO):
             (videos / f"{i:05d}.mp4").symlink_to(made / "scene-0000.mp4")
         size = ["data.frames=9", "data.height=48", "data.width=80", "data.clips=all"]
-        recipe = load_recipe("ar_tiny", [f"data.input={videos}", "data.batch_size=32", *size])
+        recipe = load_recipe(
+            "ar_tiny", [f"data.input={videos}", "data.batch_size=32", "data.decoders=2", *size]
+        )
         run = RunFolder(Path(folder, "run"))
         pin_videos(run, str(videos), sorted(p.name for p in videos.iterdir()), 1)
         download(run, recipe)
