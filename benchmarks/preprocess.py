@@ -6,7 +6,7 @@
 The straightforward way takes one video at a time: decode the whole file, resize every frame, keep
 the first ones, tokenize. The package's way is that of a local run: an array task a core, all at the
 same time. Both give the same ids (asserted). ``--long`` makes videos of 60 seconds at 1920x1080
-instead of taking a folder. Seconds do not count imports and the loading of the tokenizer, which both
+instead of taking a folder. Seconds do not count imports and loading of the tokenizer, which both
 need.
 """
 

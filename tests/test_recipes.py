@@ -129,3 +129,13 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     own.write_text("train: [\n")
     with pytest.raises(RequestError, match=r"mine.yaml is not valid YAML: .*line 2"):
         load_recipe(str(own))
+
+
+def test_clips_of_a_video():
+    data = load_recipe("ar_tiny", ["data.clips=all", "data.stride=5", "data.frame_rate=10"]).data
+    assert (data.clips, data.stride, data.frame_rate, data.start) == ("all", 5, 10.0, 0.0)
+    with pytest.raises(RequestError, match="stride=5 goes with clips=all"):
+        load_recipe("ar_tiny", ["data.stride=5"])
+    for wrong in ("data.start=-1", "data.frame_rate=0", "data.decoders=-1", "data.clips=some"):
+        with pytest.raises(RequestError):
+            load_recipe("ar_tiny", [wrong])

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import Stopped, WorkError
@@ -62,14 +61,14 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
         # First, and its model gone from memory before the tokenizer comes.
         encode_prompts(run, recipe, shard)
     with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
-        work = _Shard(run, recipe, shard, journal)
+        work = Shard(run, recipe, shard, journal)
         work.fill()
         work.publish()
     journal.remove()
     work.in_hand.remove()
 
 
-class _Shard:
+class Shard:
     """One shard on its way from videos to ids."""
 
     def __init__(self, run: RunFolder, recipe: Recipe, shard: int, journal: Journal) -> None:
@@ -286,6 +285,9 @@ def _published(row: dict[str, Any]) -> dict[str, Any]:
 
 def write_documents(prefix: Path, clips: Iterable[np.ndarray]) -> None:
     """Write ``PREFIX.bin`` and ``PREFIX.idx``, one document a row of ``clips``."""
+    # Imported late: it takes seconds, in which the tokenizer could work already.
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=ID_DTYPE)
     for clip in clips:
         builder.add_item(torch.from_numpy(clip.astype(np.int64)))
