@@ -46,7 +46,7 @@ def main(folder: str, picture: str | None) -> None:
             tokenizer = VideoTokenizer(Path(made), latent_shape(*size, compression))
             values = []
             for video in videos:
-                pixels = read_clip(Path(folder) / video, *size).pixels
+                pixels = torch.from_numpy(read_clip(Path(folder) / video, *size).pixels)
                 decoded = tokenizer.decode(tokenizer.encode(pixels[None]))[0]
                 error = (decoded.float() - pixels.float()).square().mean()
                 values.append(float(10 * torch.log10(255**2 / error)))

@@ -19,12 +19,12 @@ from cosmos_hpc.cluster_init import init
 from cosmos_hpc.config import nearest
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.inputs import list_rows
 from cosmos_hpc.launch import Request, absolute_paths, start
 from cosmos_hpc.logs import logs_of
 from cosmos_hpc.plans import (
     Plan,
     check_sources,
-    check_supported,
     make_plan,
 )
 from cosmos_hpc.recipes import Recipe, load_recipe
@@ -36,7 +36,6 @@ from cosmos_hpc.runs import (
 )
 from cosmos_hpc.stages import STAGES
 from cosmos_hpc.state import RunState, read_state
-from cosmos_hpc.videos import list_rows
 
 
 class Run:
@@ -213,8 +212,8 @@ def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> 
         RequestError: the request is wrong, or the cluster cannot run the recipe.
     """
     resolved, profile = _resolve(recipe, cluster, overrides)
-    source = resolved.data.input
-    return make_plan(resolved, profile, len(list_rows(source)[1]) if source else None)
+    videos = len(list_rows(resolved)[1]) if resolved.data.input else None
+    return make_plan(resolved, profile, videos)
 
 
 def submit(
@@ -250,7 +249,7 @@ def submit(
     name = name or default_name(resolved, profile)
     check_name(name)
     folder = RunFolder(Path(profile.runs) / name)
-    check_supported(resolved)
+    check_sources(resolved)
     if resolved.data.input is None:
         raise RequestError(
             "data.input is not set; give the folder that holds the videos, or a list of them"

@@ -23,11 +23,18 @@ from cosmos_hpc.errors import RequestError, explain_os_error
 from cosmos_hpc.hub_errors import explain, gated, joined, status_of
 from cosmos_hpc.hub_transfer import HubFile, Snapshot, transfer
 from cosmos_hpc.progress import gigabytes, say
-from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
+from cosmos_hpc.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
 
 TOKENIZER_FILES = ("encoder.jit", "decoder.jit")
 #: Folder of NVIDIA's repositories that holds the NeMo checkpoint.
 WEIGHTS_FOLDER = "nemo"
+#: What transformers reads of a T5 model. Weights may be in one file or in several with an index.
+TEXT_ENCODER_FILES = (
+    "config.json",
+    "tokenizer.json|spiece.model|tokenizer_config.json",
+    "tokenizer_config.json|",
+    "model*.safetensors*|pytorch_model*.bin*",
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class HubFiles:
     Attributes:
         repository: ``owner/name``.
         patterns: their paths in the repository; a ``*`` stands for any text, slashes included.
+            Of several, with ``|`` between them, the first that is there counts; where the last is
+            empty, none need be.
     """
 
     repository: str
@@ -51,7 +60,7 @@ def is_hub_name(text: str) -> bool:
 
 
 def needs(recipe: Recipe) -> list[HubFiles]:
-    """What a recipe takes from the Hub: the tokenizer, and the weights that training starts from.
+    """What a recipe takes from the Hub: tokenizer, text encoder, and weights to start from.
 
     Empty for a recipe of local files.
     """
@@ -59,9 +68,22 @@ def needs(recipe: Recipe) -> list[HubFiles]:
     found = []
     if tokenizer != SMALL_TOKENIZER and is_hub_name(tokenizer):
         found.append(HubFiles(tokenizer, TOKENIZER_FILES))
+    texts = recipe.data.text_encoder
+    if texts and texts != SMALL_TEXT_ENCODER and is_hub_name(texts):
+        found.append(HubFiles(texts, TEXT_ENCODER_FILES))
     if weights and is_hub_name(weights):
         found.append(HubFiles(weights, (f"{WEIGHTS_FOLDER}/*",)))
     return found
+
+
+def matches(pattern: str, names: Iterable[str]) -> list[str] | None:
+    """Which of ``names`` a pattern of :class:`HubFiles` means; None where it lacks one."""
+    there = list(names)
+    for alternative in pattern.split("|"):
+        found = [name for name in there if fnmatchcase(name, alternative)]
+        if found or not alternative:
+            return found
+    return None
 
 
 def check_home(wanted: Sequence[HubFiles]) -> None:
@@ -178,9 +200,14 @@ def _ask(need: HubFiles, storage: Path) -> Snapshot:
         need.repository, revision="main", files_metadata=True, timeout=seconds
     )
     listed = info.siblings or []
+    names: set[str] = set()
     for pattern in need.patterns:
-        if not any(fnmatchcase(file.rfilename, pattern) for file in listed):
-            raise RequestError(f"{need.repository} lacks a file: there is no {pattern}")
+        found = matches(pattern, (file.rfilename for file in listed))
+        if found is None:
+            raise RequestError(
+                f"{need.repository} lacks a file: there is no {pattern.replace('|', ' or ')}"
+            )
+        names.update(found)
     wanted = tuple(
         HubFile(
             file.rfilename,
@@ -189,7 +216,7 @@ def _ask(need: HubFiles, storage: Path) -> Snapshot:
             file.lfs.sha256 if file.lfs else None,
         )
         for file in listed
-        if any(fnmatchcase(file.rfilename, pattern) for pattern in need.patterns)
+        if file.rfilename in names
     )
     snapshot = Snapshot(need.repository, storage, str(info.sha), wanted)
     for file in snapshot.missing()[:1]:
@@ -214,8 +241,8 @@ def _lack(need: HubFiles, kept: Snapshot) -> str:
     # A link whose file is gone is not there.
     there = [name for name, path in paths.items() if path.is_file()]
     for pattern in need.patterns:
-        if not any(fnmatchcase(name, pattern) for name in there):
-            return f"lacks {pattern} in the cache"
+        if matches(pattern, there) is None:
+            return f"lacks {pattern.replace('|', ' or ')} in the cache"
     gone = [n for n, p in paths.items() if p.is_symlink() and not p.exists()]
     halves = any((kept.storage / "blobs").glob("*.incomplete"))
     if any("*" in p for p in need.patterns) and (halves or gone):

@@ -15,12 +15,13 @@ from cosmos_hpc.console import Console
 from cosmos_hpc.docker_engine import containers_of
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.gpus import visible_gpus
+from cosmos_hpc.inputs import list_rows
 from cosmos_hpc.plans import Plan, check_disk, check_installed, make_plan, with_layout
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder, check_folder, open_run, pin_videos
 from cosmos_hpc.scripts import check_path
 from cosmos_hpc.stages import is_done, write_specs
-from cosmos_hpc.videos import list_rows, resolve_source, video_costs
+from cosmos_hpc.videos import resolve_source, video_costs
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def start(request: Request, console: Console) -> None:
         containers_of(folder, recipe, cluster)  # refuses what cannot be had
     # An existing run keeps its videos.
     pinned = folder.num_videos()
-    root, videos = ("", []) if pinned else list_rows(str(recipe.data.input), console.say)
+    root, videos = ("", []) if pinned else list_rows(recipe, console.say)
     costs = video_costs(root, videos, recipe.data) if videos else None
     what = make_plan(recipe, cluster, pinned or len(videos), folder.num_shards())
     recipe = with_layout(recipe, what.layout)
@@ -132,8 +133,10 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
     data, train = recipe.data, recipe.train
     data_paths = {"input": resolve_source(str(data.input))}
-    if Path(data.tokenizer).is_dir():
-        data_paths["tokenizer"] = os.path.abspath(data.tokenizer)
+    for key in ("tokenizer", "text_encoder"):
+        path = getattr(data, key)
+        if path and Path(path).is_dir():
+            data_paths[key] = os.path.abspath(path)
     start = {}
     if train.init_from and not hub.is_hub_name(train.init_from):
         start["init_from"] = os.path.abspath(train.init_from)

@@ -15,7 +15,7 @@ from cosmos_hpc.hub import is_hub_name
 from cosmos_hpc.layouts import size
 from cosmos_hpc.memory import Layout, Memory
 from cosmos_hpc.progress import gigabytes
-from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
+from cosmos_hpc.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
 #: precision the bf16 weights as well.
@@ -166,9 +166,26 @@ def make_plan(
         micro_batches=train.global_batch_size
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
-        disk_bytes=kept + tokens,
+        disk_bytes=kept + tokens + (videos or 0) * _sample_bytes(recipe),
         all_clips=recipe.data.clips == "all",
     )
+
+
+#: Frames of a robot's clip, about as many as the longest of Bridge have.
+_ROBOT_FRAMES = 60
+#: Rows of a text embedding.
+_TEXT_POSITIONS = 512
+
+
+def _sample_bytes(recipe: Recipe) -> int:
+    """What the files of a video's samples take at most beside its ids."""
+    if recipe.task == "video2world":
+        # Ids of 32 bits, and bf16 embeddings if all prompts differ.
+        embedding = _TEXT_POSITIONS * (recipe.model.context_width or 0) * 2
+        return recipe.model_for_clips().sequence_length * 4 + embedding
+    if recipe.task == "action":
+        return _ROBOT_FRAMES * recipe.data.ids_per_clip * (2 + 2 + 4)
+    return 0
 
 
 def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
@@ -180,20 +197,6 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
         "recompute": layout.recompute,
     }
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=chosen)})
-
-
-def check_supported(recipe: Recipe) -> None:
-    """Refuse what this version cannot run yet, before anything is started.
-
-    Raises:
-        RequestError: says what is missing.
-    """
-    if recipe.task != "video":
-        raise RequestError(
-            f"recipe {recipe.name} is of task {recipe.task}, whose data cannot be prepared yet; "
-            f"recipes of task video can run, and plan, download and convert take all"
-        )
-    check_sources(recipe)
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -213,6 +216,17 @@ def check_sources(recipe: Recipe) -> None:
         raise RequestError(
             f"data.tokenizer={name} is neither a folder, nor a Hub repository (owner/name), "
             f"nor {SMALL_TOKENIZER!r}"
+        )
+    texts = recipe.data.text_encoder
+    if (
+        texts
+        and texts != SMALL_TEXT_ENCODER
+        and not Path(texts).is_dir()
+        and not is_hub_name(texts)
+    ):
+        raise RequestError(
+            f"data.text_encoder={texts} is neither a folder, nor a Hub repository (owner/name), "
+            f"nor {SMALL_TEXT_ENCODER!r}"
         )
 
 

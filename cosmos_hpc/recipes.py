@@ -30,8 +30,8 @@ from cosmos_hpc.memory import Recompute
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.tokens import NUM_IDS, TOKENIZERS, Compression, latent_shape
 
-#: Writes the package's own small tokenizer instead of fetching one.
-SMALL_TOKENIZER = "small"
+#: Writes the package's own small tokenizer, or text encoder, instead of fetching one.
+SMALL_TOKENIZER = SMALL_TEXT_ENCODER = "small"
 
 
 class Split(Section):
@@ -49,11 +49,20 @@ class Data(Section):
     Attributes:
         input: folder of videos, searched recursively; a glob pattern; or a ``.jsonl`` or ``.txt``
             list of them.
+        text_encoder: Hub repository or folder of a T5 model, whose encoder half turns prompts into
+            embeddings, or ``small``; with task ``video2world`` only.
+        prompts_per_shard: different prompts that one array task turns into embeddings, each of
+            which loads the text encoder for them.
         tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
         compression: (time, height, width) factors of the tokenizer.
         frames, height, width: size of a clip, in frames and pixels.
-        batch_size: clips in one call of the tokenizer.
-        clips: ``first`` takes one clip of a video, ``all`` as many as it holds.
+        batch_size: clips that are written to the disk at a time, and on a GPU given to the
+            tokenizer before the first one's ids are there.
+        clips: ``first`` takes one clip of a video, ``all`` as many whole ones as it holds.
+        start: seconds into a video at which its first clip begins.
+        frame_rate: frames a second to which videos are resampled; None takes all their frames.
+        stride: frames between the beginnings of two clips of a video; None: no gap, no overlap.
+        decoders: processes that decode for one array task; None: its cores; 0: the task itself.
         videos_per_shard: videos that one array task prepares.
         probe: read the header of every video before the run, so that shards are balanced by their
             frames instead of the sizes of the files.
@@ -72,7 +81,13 @@ class Data(Section):
     width: PositiveInt = 1024
     batch_size: PositiveInt = 4
     clips: Literal["first", "all"] = "first"
+    start: NonNegativeFloat = 0.0
+    frame_rate: PositiveFloat | None = None
+    stride: PositiveInt | None = None
+    decoders: NonNegativeInt | None = None
     videos_per_shard: PositiveInt = 250
+    text_encoder: PathText | None = None
+    prompts_per_shard: PositiveInt = 2000
     probe: bool = False
     join: bool = True
     short_videos: Literal["pad", "reject"] = "pad"
@@ -89,6 +104,8 @@ class Data(Section):
                 f"{list(factors)}; the tokenizer for it is {TOKENIZERS[self.compression]}"
             )
         latent_shape(self.frames, self.height, self.width, self.compression)
+        if self.stride and self.clips == "first":
+            raise ValueError(f"stride={self.stride} goes with clips=all")
         return self
 
     @property
@@ -218,6 +235,8 @@ class Recipe(Section):
                 "model.pad_to_multiple_of goes with task=video2world and task=action, and only "
                 "with them"
             )
+        if (self.task == "video2world") != (self.data.text_encoder is not None):
+            raise ValueError("data.text_encoder goes with task=video2world, and only with it")
         if self.task == "action" and self.data.frames != 1:
             raise ValueError(
                 f"data.frames={self.data.frames}: task=action takes frames one at a time, set 1"

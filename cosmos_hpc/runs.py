@@ -41,6 +41,7 @@ CHANGEABLE = {
     "data.batch_size",
     "data.join",
     "data.probe",
+    "data.decoders",
     "train.max_steps",
     "train.save_every",
     "train.keep_checkpoints",
@@ -84,6 +85,10 @@ class RunFolder:
         self.token_prefix = self.tokens / "tokens"
         self.clips = self.tokens / "clips.jsonl"
         self.failed = self.tokens / "failed.jsonl"
+        #: Embeddings of prompts, one a different prompt, and a marker a shard.
+        self.prompts = self.tokens / "prompts"
+        #: Samples of tasks with text or actions, in the files of NVIDIA's guide.
+        self.samples = self.tokens / "samples"
         self.failed_summary = self.tokens / "failed_summary.json"
         self.train = self.path / "train"
         self.checkpoints = self.train / "checkpoints"
@@ -115,7 +120,7 @@ class RunFolder:
         return self.path / "stages" / "locks" / f"{stage}.{task}"
 
     def journal(self, index: int) -> Path:
-        """Progress of a shard that is not published yet, one line a video."""
+        """Progress of a shard that is not published yet, one line a clip and one a video."""
         return self.tokens / "partial" / f"{index:05d}.jsonl"
 
     def marker(self, stage: str, task: int = 0) -> Path:

@@ -151,7 +151,8 @@ def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
     """What the stages read outside the run folder, without links."""
     data, train = recipe.data, recipe.train
     hub = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE")]
-    wanted = [*run.video_folders(), str(data.input), data.tokenizer, train.init_from, *hub]
+    sources = [str(data.input), data.tokenizer, data.text_encoder, train.init_from]
+    wanted = [*run.video_folders(), *sources, *hub]
     there = [os.path.realpath(path) for path in wanted if path and Path(path).exists()]
     folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
     # The whole file system cannot be mounted; what is of it is up to the profile.

@@ -198,7 +198,7 @@ def _preprocess_progress(run: RunFolder, stage: Stage) -> str:
             padded += marker.padded
         else:
             rows = files.read_jsonl(run.journal(shard))
-            videos += len(rows)
+            videos += sum(bool(row.get("last")) for row in rows)
             failed += sum("error" in row for row in rows)
             padded += sum(bool(row.get("padded")) for row in rows)
     notes = [f"{failed} failed"] if failed else []

@@ -19,11 +19,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 CANARIES = {"HF_TOKEN": "hf_canary5e1f", "WANDB_API_KEY": "c0ffee" * 6 + "cafe"}
 
 
-def real_videos() -> Path | None:
-    """Folder of real videos, where there is one beside the checkout or it is named."""
+def real_data(name: str) -> Path | None:
+    """A folder of real data, where there is one beside the checkout or it is named."""
     beside = REPOSITORY.parent / "shared" / "data"
-    folder = Path(os.environ.get("COSMOS_HPC_TEST_DATA", beside)) / "driving"
+    folder = Path(os.environ.get("COSMOS_HPC_TEST_DATA", beside)) / name
     return folder if folder.is_dir() else None
+
+
+def real_videos() -> Path | None:
+    """Folder of real driving videos, if there is one."""
+    return real_data("driving")
 
 
 @pytest.fixture(scope="session")

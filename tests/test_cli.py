@@ -54,7 +54,14 @@ def test_plan(tmp_path, scenes):
         (["submit", "recipe=ar_tiny", "cluster=lokal"], "did you mean local?"),
         (["submit", "recipe=ar_tiny", "data.input=.", "--name", "a/b"], "run name 'a/b' may hold"),
         (["submit", "recipe=ar_tiny", "--stages", "trian"], "did you mean train?"),
-        (["submit", "recipe=ar13b_v2w"], "is of task video2world, whose data cannot"),
+        (
+            ["submit", "recipe=ar_tiny_v2w", "data.input=."],
+            "holds no video: none of its 0 files",
+        ),
+        (
+            ["submit", "recipe=ar_tiny_action", "data.input=."],
+            "has no folders annotation and videos; task action takes a folder in the Bridge layout",
+        ),
         (["status", "nothing"], "no run 'nothing'; runs holds no run"),
         (["sample-videos", "x", "cuont=3"], "did you mean count?"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import cosmos_hpc as ch
 from cosmos_hpc import files
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.hub import HubFiles, fetch_all, is_hub_name, needs
+from cosmos_hpc.hub import HubFiles, fetch_all, is_hub_name, matches, needs
 from cosmos_hpc.recipes import load_recipe
 from tests.conftest import CANARIES, REPOSITORY, cosmos_hpc
 
@@ -92,6 +92,30 @@ def test_names(tmp_path, monkeypatch):
     assert not any(map(is_hub_name, wrong))
     (tmp_path / "runs" / "first").mkdir(parents=True)
     assert not is_hub_name("runs/first")
+
+
+def test_alternatives_of_a_file():
+    names = ["config.json", "model-1.safetensors", "model-2.safetensors", "pytorch_model.bin"]
+    weights = "model*.safetensors|pytorch_model*.bin"
+    assert matches(weights, names) == ["model-1.safetensors", "model-2.safetensors"]
+    assert matches(weights, names[3:]) == ["pytorch_model.bin"]
+    assert matches(weights, names[:1]) is None
+    assert matches("tokenizer_config.json|", names) == []
+
+
+def test_of_a_text_encoder_only_the_weights_of_one_kind_are_fetched(hub, tmp_path):
+    listed = ("config.json", "spiece.model", "tokenizer.json", "pytorch_model.bin", "tf_model.h5")
+    hub.repositories["google-t5/t5-11b"] = {name: name.encode() for name in listed}
+    recipe = load_recipe("ar5b_v2w", ["train.init_from=null", f"data.tokenizer={tmp_path}"])
+    (folder,) = fetch_all(needs(recipe)).values()
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "config.json",
+        "pytorch_model.bin",
+        "tokenizer.json",
+    ]
+    del hub.repositories["google-t5/t5-11b"]["pytorch_model.bin"]
+    with pytest.raises(RequestError, match=r"there is no model\*.safetensors\* or pytorch_model"):
+        fetch_all(needs(recipe))
 
 
 def test_needs(tmp_path):

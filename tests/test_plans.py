@@ -5,7 +5,7 @@ import pytest
 
 from cosmos_hpc.cluster import load_cluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.plans import check_supported, make_plan
+from cosmos_hpc.plans import check_sources, make_plan
 from cosmos_hpc.recipes import load_recipe
 
 
@@ -71,16 +71,16 @@ def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
     assert make_plan(load_recipe("ar12b"), load_cluster("local", ["gpus=8"])).ranks == 8
 
 
-def test_what_cannot_run_yet_is_refused_before_anything_starts(tmp_path):
-    with pytest.raises(RequestError, match="of task video2world, whose data cannot"):
-        check_supported(load_recipe("ar13b_v2w"))
+def test_sources_that_are_not_there_are_refused_before_anything_starts(tmp_path):
     with pytest.raises(RequestError, match="init_from=no is neither a file or folder on this mach"):
-        check_supported(load_recipe("ar4b", ["train.init_from=no"]))
+        check_sources(load_recipe("ar4b", ["train.init_from=no"]))
     with pytest.raises(RequestError, match="neither a folder, nor a Hub repository"):
-        check_supported(load_recipe("ar_tiny", ["data.tokenizer=smal"]))
+        check_sources(load_recipe("ar_tiny", ["data.tokenizer=smal"]))
+    with pytest.raises(RequestError, match="data.text_encoder=t6 is neither a folder, nor a Hub"):
+        check_sources(load_recipe("ar_tiny_v2w", ["data.text_encoder=t6"]))
     (tmp_path / "weights.pt").touch()
     for start in (tmp_path, tmp_path / "weights.pt", "null", "nvidia/Cosmos-1.0-Autoregressive-4B"):
-        check_supported(load_recipe("ar4b", [f"train.init_from={start}"]))
+        check_sources(load_recipe("ar4b", [f"train.init_from={start}"]))
 
 
 def test_the_disk_must_hold_the_run(small_disk):
@@ -103,3 +103,14 @@ def test_libraries_that_a_stage_lacks_are_named(monkeypatch):
     check_installed(["download", "preprocess", "finalize"])
     with pytest.raises(RequestError, match=r"train needs nemo.*constraints.txt '.\[train\]'"):
         check_installed(["train"])
+
+
+def test_embeddings_and_frames_count_in_what_the_disk_must_hold():
+    def disk(name, videos):
+        cluster = load_cluster("local", ["gpus=8"])
+        return make_plan(load_recipe(name), cluster, videos).disk_bytes
+
+    # Of each video an embedding of a megabyte, ids of 32 bits, and twice of 16.
+    text = disk("ar5b_v2w", 1000) - disk("ar5b_v2w", None)
+    assert text == 1000 * (512 * 1024 * 2 + 12_864 * 8)
+    assert disk("ar5b_v2w_action", 1000) - disk("ar5b_v2w_action", None) > 1000 * 49 * 1200 * 8

@@ -67,6 +67,7 @@ def test_overrides_are_typed():
         ("model.num_query_groups=3", "num_query_groups=3 does not divide num_attention_heads=4"),
         ("model.yarn_scale=2", "YaRN needs all of its yarn_ settings"),
         ("model.context_width=8", "context_width goes with task=video2world"),
+        ("data.text_encoder=small", "text_encoder goes with task=video2world"),
         ("model.vocab_size=100", "must hold 64000 ids"),
         ("train.learning_rate=.inf", "should be a finite number"),
         ("train.warmup_steps=60", "warmup_steps=60 is not below max_steps=60"),
@@ -128,3 +129,13 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     own.write_text("train: [\n")
     with pytest.raises(RequestError, match=r"mine.yaml is not valid YAML: .*line 2"):
         load_recipe(str(own))
+
+
+def test_clips_of_a_video():
+    data = load_recipe("ar_tiny", ["data.clips=all", "data.stride=5", "data.frame_rate=10"]).data
+    assert (data.clips, data.stride, data.frame_rate, data.start) == ("all", 5, 10.0, 0.0)
+    with pytest.raises(RequestError, match="stride=5 goes with clips=all"):
+        load_recipe("ar_tiny", ["data.stride=5"])
+    for wrong in ("data.start=-1", "data.frame_rate=0", "data.decoders=-1", "data.clips=some"):
+        with pytest.raises(RequestError):
+            load_recipe("ar_tiny", [wrong])

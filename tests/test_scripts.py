@@ -96,7 +96,9 @@ def recorder(tmp_path):
     """An srun that records its words, and a Slurm that has nothing to say."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    (folder / "srun").write_text('#!/bin/bash\nprintf "%s\\0" "$@" >"$RECORD"\n: >"$COSMOS_HPC_STOP.done"\n')
+    (folder / "srun").write_text(
+        '#!/bin/bash\nprintf "%s\\0" "$@" >"$RECORD"\n: >"$COSMOS_HPC_STOP.done"\n'
+    )
     for name in ("scontrol", "squeue"):
         (folder / name).write_text("#!/bin/bash\n")
     for path in folder.iterdir():

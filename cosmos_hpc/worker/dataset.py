@@ -1,4 +1,4 @@
-"""Clips of ids as training samples: one clip a sample, nothing across clips."""
+"""Clips of ids as training samples: one clip, or two frames of one, a sample."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.recipes import Split
-from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.tokens import BEGIN_OF_VIDEO, PADDING
 from cosmos_hpc.worker.documents import open_documents
+
+#: Parts of the data, and what the files of each are called in NVIDIA's guide.
+FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, list[int]]:
@@ -24,8 +25,15 @@ def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, 
 
     Videos are ordered by a hash of the seed and their path and dealt out by weight, all clips of a
     video to one part. The order depends on neither shards nor the order of the clips. A part with a
-    weight gets at least one video when there are three or more.
+    weight gets at least one video when there are three or more. Clips that name their ``part``
+    keep it.
     """
+    clips = list(clips)
+    if any("part" in clip for clip in clips):
+        return {
+            part: sorted(clip["document"] for clip in clips if clip["part"] == part)
+            for part in FOLDERS
+        }
     by_video: dict[str, list[int]] = {}
     for clip in clips:
         by_video.setdefault(clip["video"], []).append(clip["document"])
@@ -57,12 +65,63 @@ def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, 
 Samples = Dataset[dict[str, Tensor]]
 
 
-class Clips(Samples):
-    """Samples of some documents, as many as the training asks for.
+class Epochs(Samples):
+    """Samples of some items, as many as the training asks for.
 
-    The documents are passed through in epochs, each in an order of its own that follows from the
-    seed. With ``once``, in the given order, every document counts once, and samples beyond carry no
-    loss.
+    The items are passed through in epochs, each in an order of its own that follows from the seed.
+    With ``once``, in the given order, every item counts once, and samples beyond carry no loss.
+
+    Args:
+        count: how many items there are.
+        length: number of samples.
+        seed: of the order.
+        once: see above.
+    """
+
+    def __init__(self, count: int, length: int, seed: int = 0, once: bool = False) -> None:
+        self.count, self.length, self.seed, self.once = count, length, seed, once
+        self._epoch, self._order = -1, np.arange(0)
+
+    def sample(self, item: int) -> dict[str, Tensor]:
+        """The sample of an item."""
+        raise NotImplementedError
+
+    def predicted(self, item: int) -> np.ndarray:
+        """Ids of an item that are to be predicted, ``[n]``."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        epoch, position = divmod(index, self.count)
+        sample = self.sample(position if self.once else int(self._shuffled(epoch)[position]))
+        if self.once and epoch:
+            sample["loss_mask"].zero_()
+        return sample
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        if epoch != self._epoch:
+            order = np.random.default_rng([self.seed, epoch]).permutation(self.count)
+            self._epoch, self._order = epoch, order
+        return self._order
+
+    def unigram_loss(self) -> float:
+        """Loss in nats of the best model that ignores all context: the entropy of the ids.
+
+        Of more items than two thousand, so many evenly spaced ones are counted.
+        """
+        counts = np.zeros(1 << 16, np.int64)
+        for item in range(0, self.count, -(-self.count // 2000)):
+            counts += np.bincount(self.predicted(item), minlength=len(counts))
+        share = counts[counts > 0] / counts.sum()
+        return float(-(share * np.log(share)).sum())
+
+
+class Clips(Epochs):
+    """Samples of some documents of Megatron's indexed format.
 
     A sample holds ``tokens`` and ``labels`` int64 ``[S]``, where a label is the id that follows,
     and ``loss_mask`` float32 ``[S]``: the last id of a clip has no successor and no loss.
@@ -70,10 +129,8 @@ class Clips(Samples):
     Args:
         prefix: of the ``.bin`` and ``.idx`` files; see :func:`open_documents`.
         documents: which ones.
-        length: number of samples.
+        length, seed, once: as for :class:`Epochs`.
         sequence_length: ids of every document.
-        seed: of the order.
-        once: see above.
 
     Raises:
         WorkError: a document has another length.
@@ -88,9 +145,8 @@ class Clips(Samples):
         seed: int = 0,
         once: bool = False,
     ) -> None:
-        self._ids = open_documents(prefix)
-        self.documents, self.length, self.seed, self.once = documents, length, seed, once
-        self._epoch, self._order = -1, np.arange(0)
+        super().__init__(len(documents), length, seed, once)
+        self._ids, self.documents = open_documents(prefix), documents
         lengths = set(self._ids.sequence_lengths[documents].tolist())
         if lengths - {sequence_length}:
             raise WorkError(
@@ -98,37 +154,17 @@ class Clips(Samples):
                 f"{sequence_length}"
             )
 
-    def __len__(self) -> int:
-        return self.length
+    def predicted(self, item: int) -> np.ndarray:
+        """All ids of a clip."""
+        ids: np.ndarray = self._ids[self.documents[item]]
+        return ids
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < self.length:
-            raise IndexError(index)
-        epoch, position = divmod(index, len(self.documents))
-        document = self.documents[position if self.once else self._shuffled(epoch)[position]]
-        ids = torch.from_numpy(self._ids[document].astype(np.int64))
+    def sample(self, item: int) -> dict[str, Tensor]:
+        """One clip."""
+        ids = torch.from_numpy(self.predicted(item).astype(np.int64))
         mask = torch.ones(len(ids))
         mask[-1] = 0.0
-        if self.once and epoch:
-            mask.zero_()
         return {"tokens": ids, "labels": torch.roll(ids, -1), "loss_mask": mask}
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.documents))
-            self._epoch, self._order = epoch, order
-        return self._order
-
-    def unigram_loss(self) -> float:
-        """Loss in nats of the best model that ignores all context: the entropy of the ids.
-
-        Of more clips than two thousand, so many evenly spaced ones are counted.
-        """
-        counts = np.zeros(1 << 16, np.int64)
-        for document in self.documents[:: -(-len(self.documents) // 2000)]:
-            counts += np.bincount(self._ids[document], minlength=len(counts))
-        share = counts[counts > 0] / counts.sum()
-        return float(-(share * np.log(share)).sum())
 
 
 def conditioned_sample(ids: Tensor, sequence_length: int, given: int = 0) -> dict[str, Tensor]:
@@ -145,9 +181,7 @@ def conditioned_sample(ids: Tensor, sequence_length: int, given: int = 0) -> dic
     Returns:
         ``tokens`` and ``labels`` int64 and ``loss_mask`` float32, each ``[sequence_length]``.
     """
-    sequence = torch.full((sequence_length + 1,), PADDING)
-    sequence[0] = BEGIN_OF_VIDEO
-    sequence[1 : len(ids) + 1] = ids
+    sequence = padded_sequence(ids, sequence_length)
     mask = torch.zeros(sequence_length)
     mask[given : len(ids)] = 1
     # The output layer has no row for special ids; a label that does not count is any other.
@@ -155,13 +189,9 @@ def conditioned_sample(ids: Tensor, sequence_length: int, given: int = 0) -> dic
     return {"tokens": sequence[:-1], "labels": labels, "loss_mask": mask}
 
 
-def load_splits(run: RunFolder, split: Split) -> dict[str, list[int]]:
-    """Documents of each part of a run's finished tokens.
-
-    Raises:
-        WorkError: there are none to train on.
-    """
-    parts = split_documents(files.read_jsonl(run.clips), split)
-    if not parts["train"]:
-        raise WorkError(f"run {run.name} has no clips to train on")
-    return parts
+def padded_sequence(ids: Tensor, sequence_length: int) -> Tensor:
+    """Begin-of-video, the ids, and padding: int64 ``[sequence_length + 1]``."""
+    sequence = torch.full((sequence_length + 1,), PADDING)
+    sequence[0] = BEGIN_OF_VIDEO
+    sequence[1 : len(ids) + 1] = ids
+    return sequence

@@ -7,12 +7,15 @@ from pathlib import Path
 from cosmos_hpc import files, hub
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.progress import say
-from cosmos_hpc.recipes import SMALL_TOKENIZER, Recipe
+from cosmos_hpc.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
 from cosmos_hpc.runs import RunFolder
+
+#: What transformers calls the architecture.
+_T5 = "t5"
 
 
 def download(run: RunFolder, recipe: Recipe) -> None:
-    """Fetch or write the tokenizer, fetch published weights, and note in the run where they lie.
+    """Fetch or write tokenizer and text encoder, fetch published weights, note where they lie.
 
     Raises:
         WorkError: something cannot be had; the message says what to do.
@@ -20,11 +23,16 @@ def download(run: RunFolder, recipe: Recipe) -> None:
     tokenizer, weights = recipe.data.tokenizer, recipe.train.init_from
     if tokenizer != SMALL_TOKENIZER and not hub.is_hub_name(tokenizer):
         _check_folder(tokenizer)
+    texts = recipe.data.text_encoder
+    if texts and texts != SMALL_TEXT_ENCODER and not hub.is_hub_name(texts):
+        _check_text_encoder(Path(texts), recipe)
     try:
         fetched = hub.fetch_all(hub.needs(recipe))
         for repository, folder in fetched.items():
             say(f"{repository} is in {folder}")
         start = fetched.get(weights) if weights else None
+        if texts in fetched:
+            _check_text_encoder(fetched[texts], recipe)
         if weights:
             _check_weights(start / hub.WEIGHTS_FOLDER if start else Path(weights), recipe)
     except RequestError as e:
@@ -32,6 +40,7 @@ def download(run: RunFolder, recipe: Recipe) -> None:
     marker = {
         "tokenizer": tokenizer,
         "folder": _tokenizer(run, recipe, fetched),
+        "text_encoder": _text_encoder(run, recipe, fetched),
         "init_from": str(start / hub.WEIGHTS_FOLDER) if start else None,
     }
     files.write_json(run.marker("download"), marker)
@@ -47,6 +56,18 @@ def tokenizer_folder(run: RunFolder) -> Path:
     if marker is None:
         raise WorkError(f"run {run.name} has no tokenizer yet: its download stage has not run")
     return run.tokenizer / marker["folder"]
+
+
+def text_encoder_folder(run: RunFolder) -> Path:
+    """Where the download stage put the text encoder.
+
+    Raises:
+        WorkError: the stage has not run, or not for a recipe with texts.
+    """
+    marker = files.read_json(run.marker("download"))
+    if marker is None or not marker.get("text_encoder"):
+        raise WorkError(f"run {run.name} has no text encoder yet: its download stage has not run")
+    return run.tokenizer / marker["text_encoder"]
 
 
 def initial_weights(run: RunFolder, recipe: Recipe) -> Path | None:
@@ -74,6 +95,27 @@ def _check_folder(tokenizer: str) -> None:
         raise WorkError(f"data.tokenizer={tokenizer} has no {' and no '.join(missing)}")
 
 
+def _check_text_encoder(folder: Path, recipe: Recipe) -> None:
+    """Refuse a folder that is no T5 model, or one of another width than the model reads."""
+    where = f"data.text_encoder={recipe.data.text_encoder}"
+    names = [p.name for p in folder.iterdir()]
+    lacks = [p for p in hub.TEXT_ENCODER_FILES if hub.matches(p, names) is None]
+    if lacks:
+        raise WorkError(f"{where} has no {' and no '.join(lacks).replace('|', ' or ')}")
+    try:
+        config = files.read_json(folder / "config.json")
+        kind, width = config["model_type"], config["d_model"]
+    except (ValueError, TypeError, KeyError):
+        raise WorkError(f"{where}: its config.json is not that of a T5 model") from None
+    if kind != _T5:
+        raise WorkError(f"{where} is a model of type {kind}, not {_T5}")
+    if width != recipe.model.context_width:
+        raise WorkError(
+            f"{where} gives embeddings {width} wide, and model.context_width is "
+            f"{recipe.model.context_width}; the published models read those of google-t5/t5-11b"
+        )
+
+
 def _check_weights(start: Path, recipe: Recipe) -> None:
     """Refuse weights of another model now, not after hours of preparing videos."""
     from cosmos_hpc.models.checkpoint_reader import open_weights
@@ -94,4 +136,22 @@ def _tokenizer(run: RunFolder, recipe: Recipe, fetched: dict[str, Path]) -> str:
         return "."
     folder = fetched.get(wanted) or Path(wanted).resolve()
     say(f"the tokenizer is {folder}")
+    return str(folder)
+
+
+def _text_encoder(run: RunFolder, recipe: Recipe, fetched: dict[str, Path]) -> str | None:
+    """Path of the text encoder's folder; the small one is written, into the run."""
+    wanted = recipe.data.text_encoder
+    if wanted is None:
+        return None
+    if wanted == SMALL_TEXT_ENCODER:
+        from cosmos_hpc.worker.texts import write_small_text_encoder
+
+        width = recipe.model.context_width
+        assert width is not None
+        write_small_text_encoder(run.tokenizer / "text_encoder", width)
+        say("wrote the small text encoder")
+        return "text_encoder"
+    folder = fetched.get(wanted) or Path(wanted).resolve()
+    say(f"the text encoder is {folder}")
     return str(folder)

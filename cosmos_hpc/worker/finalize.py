@@ -72,9 +72,27 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
     _check_failures(run, recipe, failed, by_kind, nothing)
 
     joined = _join(run, shards, recipe.data.join)
-    marker = {"videos": run.num_videos(), "failed": by_kind, **joined}
+    marker = {
+        "videos": run.num_videos(),
+        "failed": by_kind,
+        **joined,
+        **_task_files(run, recipe),
+    }
     files.write_json(run.marker("finalize"), marker)
     say(f"{joined['clips']} clips of {marker['videos']} videos, {len(failed)} videos failed")
+
+
+def _task_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Write what the training of the recipe's task reads besides; returns what to say of it."""
+    if recipe.task == "video2world":
+        from cosmos_hpc.worker.video2world import write_samples
+
+        return {"samples": write_samples(run, recipe)}
+    if recipe.task == "action":
+        from cosmos_hpc.worker.actions import write_robot_files
+
+        return {"samples": write_robot_files(run, recipe)}
+    return {}
 
 
 def _join(run: RunFolder, shards: list[Shard], join: bool) -> dict[str, Any]:

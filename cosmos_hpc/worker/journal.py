@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,17 +19,20 @@ ID_DTYPE = np.uint16
 
 
 class Journal:
-    """One line a finished video, and the ids of its clips beside it.
+    """A line a finished clip with its ids beside it, and a line for the end of each video.
 
-    The ids of a video reach the disk before its line does, so a line is a promise: what is read
-    back after any interruption is the finished videos, each whole. Open within a lock.
+    A line says which video (``index``) and which of its clips (``clip``), or that there are no more
+    (``last``) and why (``error``, ``reason``). Videos that are worked on at the same time take
+    turns; the lines of each are in order. Ids reach the disk before their line does, so a line is a
+    promise: what is read back after any interruption is finished clips, each whole. Open within a
+    lock.
 
     Args:
         path: of the lines; the ids lie beside it.
         ids_per_clip: ids of one clip.
 
     Attributes:
-        rows: one a finished video, in order.
+        rows: all lines, in order.
     """
 
     def __init__(self, path: Path, ids_per_clip: int) -> None:
@@ -37,7 +41,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.ids_path.touch()
         self.rows = self._whole_rows()
-        # Drop what a killed writer left behind the last whole video.
+        # Drop what a killed writer left behind the last whole line.
         files.write_jsonl(path, self.rows)
         clips = sum(row["clips"] for row in self.rows)
         os.truncate(self.ids_path, clips * ids_per_clip * ID_DTYPE().itemsize)
@@ -55,7 +59,7 @@ class Journal:
         return rows
 
     def append(self, rows: list[tuple[dict[str, Any], np.ndarray]]) -> None:
-        """Add finished videos: what is said of each, and its ids ``[clips, ids_per_clip]``."""
+        """Add lines: what each says, and the ids that go with it, ``[clips, ids_per_clip]``."""
         lines = []
         for row, ids in rows:
             content = ids.astype(ID_DTYPE).tobytes()
@@ -66,9 +70,29 @@ class Journal:
         _flush(self._lines)
         self.rows.extend(lines)
 
-    def ids(self) -> np.ndarray:
-        """Ids of all clips so far, ``[clips, ids_per_clip]``."""
-        return np.fromfile(self.ids_path, ID_DTYPE).reshape(-1, self.ids_per_clip)
+    def finished(self) -> dict[int, tuple[int, int | None]]:
+        """Of videos that are begun and not ended: how many clips there are, and the last's mark."""
+        begun: dict[int, tuple[int, int | None]] = {}
+        for row in self.rows:
+            if row.get("last"):
+                begun.pop(row["index"], None)
+            else:
+                begun[row["index"]] = row["clip"] + 1, row["mark"]
+        return begun
+
+    def ended(self) -> set[int]:
+        """Indices of the videos that give no further clip."""
+        return {row["index"] for row in self.rows if row.get("last")}
+
+    def documents(self) -> Iterator[np.ndarray]:
+        """Ids uint16 ``[ids_per_clip]`` of all clips in the order of videos and their clips."""
+        clips = [row for row in self.rows if row["clips"]]
+        order = sorted(range(len(clips)), key=lambda i: (clips[i]["index"], clips[i]["clip"]))
+        size = self.ids_per_clip * ID_DTYPE().itemsize
+        with open(self.ids_path, "rb") as f:
+            for place in order:
+                f.seek(place * size)
+                yield np.frombuffer(f.read(size), ID_DTYPE)
 
     def remove(self) -> None:
         """Delete the journal, after its content has been published."""

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import collections
+import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
-from cosmos_hpc.runs import RunFolder, shard_videos
+from cosmos_hpc.runs import RunFolder, shard_rows, shard_videos
 from cosmos_hpc.shards import write_marker
+from cosmos_hpc.worker.decoders import MAX_DEATHS, Decoded, Decoders, Event, InThisProcess, Job
 from cosmos_hpc.worker.download import tokenizer_folder
+from cosmos_hpc.worker.in_hand import InHand
 from cosmos_hpc.worker.journal import ID_DTYPE, Journal
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import Clip, VideoError, read_clip
+from cosmos_hpc.worker.tokenizer import Encoding, VideoTokenizer
+from cosmos_hpc.worker.video import Clip, Cut, VideoError
+
+#: Seconds after which finished clips are written to the disk, also when they are few.
+_WRITE_EVERY = 10.0
+
+
+def cut_of(data: Data) -> Cut:
+    """Which clips of its videos a recipe wants."""
+    return Cut(
+        frames=data.frames,
+        height=data.height,
+        width=data.width,
+        every=data.clips == "all",
+        start=data.start,
+        frame_rate=data.frame_rate,
+        stride=data.stride,
+        pad=data.short_videos == "pad",
+    )
 
 
 def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
@@ -28,104 +49,245 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
 
     Raises:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
+        Stopped: on request, after what is finished has been written.
     """
-    clock = Stopwatch()
+    if recipe.task == "action":
+        from cosmos_hpc.worker.actions import preprocess_actions
+
+        return preprocess_actions(run, recipe, shard)
+    if recipe.task == "video2world":
+        from cosmos_hpc.worker.texts import encode_prompts
+
+        # First, and its model gone from memory before the tokenizer comes.
+        encode_prompts(run, recipe, shard)
     with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
-        _fill(run, recipe, shard, journal, clock)
-        _publish(run, shard, journal, clock)
+        work = Shard(run, recipe, shard, journal)
+        work.fill()
+        work.publish()
     journal.remove()
+    work.in_hand.remove()
 
 
-def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: Stopwatch) -> None:
-    root, first, videos = shard_videos(run, shard)
-    if not root.is_dir():
-        # Every video would count as gone, for good.
-        raise WorkError(f"data.input={root} is not there; is its file system mounted?")
-    done = len(journal.rows)
-    if done:
-        say(f"shard {shard}: {done} of {len(videos)} videos were finished before")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = VideoTokenizer(tokenizer_folder(run), recipe.data.latent_shape, device)
-    clock.lap("load")
-    progress = Progress(f"shard {shard}: videos", len(videos), done)
-    failed = sum("error" in row for row in journal.rows)
-    for start in range(done, len(videos), recipe.data.batch_size):
-        batch = videos[start : start + recipe.data.batch_size]
-        rows = list(_encode(root, first + start, batch, recipe.data, tokenizer, clock))
-        journal.append(rows)
-        clock.lap("write")
-        if run.stop_requested():
-            raise Stopped(f"stopped after {start + len(batch)} of {len(videos)} videos")
-        for row, _ in rows:
-            if "error" in row:
-                failed += 1
-                say(f"failed: {row['video']!r}: {row['reason']}")
-        progress.update(start + len(batch), f"{failed} failed" if failed else "")
+class Shard:
+    """One shard on its way from videos to ids."""
 
+    def __init__(self, run: RunFolder, recipe: Recipe, shard: int, journal: Journal) -> None:
+        self.run, self.data, self.shard, self.journal = run, recipe.data, shard, journal
+        self.clock = Stopwatch()
+        self.root, self.first, self.videos = shard_videos(run, shard)
+        rows = enumerate(shard_rows(run, shard), self.first)
+        self._refused = {index: row for index, row in rows if "error" in row}
+        begun = journal.finished()
+        note = run.journal(shard).with_suffix(".in_hand.json")
+        self.in_hand = InHand(note, {index: clips for index, (clips, _) in begun.items()})
+        self._rows: list[tuple[dict[str, Any], np.ndarray]] = []
+        self._written = time.monotonic()
+        ended = journal.ended()
+        self._progress = Progress(f"shard {shard}: videos", len(self.videos), len(ended))
+        self._failed = sum("error" in row for row in journal.rows)
+        if journal.rows:
+            clips = sum(row["clips"] for row in journal.rows)
+            say(
+                f"shard {shard}: {len(ended)} of {len(self.videos)} videos were finished before, "
+                f"and {clips} clips in all"
+            )
+        self._clips = collections.Counter({index: clips for index, (clips, _) in begun.items()})
+        self._jobs = [
+            Job(index, self.root / video, *begun.get(index, (0, None)))
+            for index, video in enumerate(self.videos, self.first)
+            if index not in ended
+        ]
 
-def _encode(
-    root: Path,
-    index: int,
-    videos: list[str],
-    data: Data,
-    tokenizer: VideoTokenizer,
-    clock: Stopwatch,
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """What is to be said of each video, and the ids of its clips, in the order of the videos."""
-    read: list[Clip | VideoError] = []
-    for video in videos:
-        try:
-            pad = data.short_videos == "pad"
-            clip = read_clip(root / video, data.frames, data.height, data.width, pad, clock)
-            read.append(clip)
-        except VideoError as e:
-            read.append(e)
-    good = [clip.pixels for clip in read if isinstance(clip, Clip)]
-    encoded = iter(tokenizer.encode(torch.stack(good)).flatten(1).numpy() if good else ())
-    clock.lap("tokenize")
-    nothing = np.empty((0, data.ids_per_clip), ID_DTYPE)
-    for offset, (video, result) in enumerate(zip(videos, read, strict=True)):
-        row: dict[str, Any] = {"index": index + offset, "video": video}
-        if isinstance(result, VideoError):
-            yield {**row, "error": result.kind, "reason": str(result)}, nothing
+    def fill(self) -> None:
+        """Decode and encode what is missing, and keep the journal."""
+        if not self.root.is_dir():
+            # Every video would count as gone, for good.
+            raise WorkError(f"data.input={self.root} is not there; is its file system mounted?")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        at_once, jobs = _encodings_at_once(self.data, device), self._not_given_up()
+        cut, count = cut_of(self.data), _decoders(self.data, device)
+        decoders: Decoders | InThisProcess
+        if count and jobs:
+            decoders = Decoders(jobs, cut, count, count + at_once + 2, self.in_hand)
         else:
-            row.update(seconds=round(result.seconds, 6), padded=result.padded)
-            row.update(rotated=result.rotated)
-            yield row, next(encoded)[None]
+            decoders = InThisProcess(jobs, cut, self.in_hand)
+        try:
+            # They start while the tokenizer is loaded.
+            with decoders:
+                shape = self.data.latent_shape
+                tokenizer = VideoTokenizer(tokenizer_folder(self.run), shape, device)
+                if isinstance(decoders, Decoders):
+                    tokenizer.pin(decoders.slots.memory)
+                self.clock.lap("load")
+                try:
+                    self._drain(decoders, tokenizer, at_once)
+                finally:
+                    tokenizer.unpin()
+        finally:
+            # Killed, this is not reached, and the note stays.
+            self.in_hand.close()
+        self._write()
+        self._say_what_limits()
+
+    def _not_given_up(self) -> list[Job]:
+        """What is to be decoded, suspects first; those that killed workers are listed as failed."""
+        deaths = self.in_hand.deaths
+        for job in self._jobs:
+            job.suspect = job.index in deaths
+            if deaths.get(job.index, 0) >= MAX_DEATHS:
+                reason = f"{deaths[job.index]} workers died with nothing else in hand"
+                self._end(job.index, VideoError("killed_worker", reason))
+            elif job.index in self._refused:
+                # Already when the input was listed, for what goes with the video.
+                row = self._refused[job.index]
+                self._end(job.index, VideoError(row["error"], row["reason"]))
+        left = [
+            job
+            for job in self._jobs
+            if deaths.get(job.index, 0) < MAX_DEATHS and job.index not in self._refused
+        ]
+        return sorted(left, key=lambda job: (not job.suspect, job.index))
+
+    def _drain(
+        self, decoders: Decoders | InThisProcess, tokenizer: VideoTokenizer, at_once: int
+    ) -> None:
+        """Take what the decoders give, keep the tokenizer busy, and write what it gives."""
+        under_way: collections.deque[tuple[Event, Encoding | None]] = collections.deque()
+        encodings, more = 0, True
+        while more or under_way:
+            event = None
+            if more and encodings < at_once:
+                event = decoders.get(wait=not under_way)
+                more = event is not None or bool(under_way)
+                # While others are encoded, what the next one takes is no time lost.
+                self.clock.lap("tokenize" if under_way else "wait")
+            if isinstance(event, Decoded):
+                self._count(event.seconds)
+                under_way.append((event, tokenizer.start(event.clip.pixels)))
+                encodings += 1
+            elif event is not None:
+                under_way.append((event, None))
+            elif under_way:
+                event, encoding = under_way.popleft()
+                if isinstance(event, Decoded) and encoding is not None:
+                    ids = encoding.ids().flatten().numpy()
+                    encodings -= 1
+                    decoders.release(event.slot)
+                    self._keep(event.index, event.clip, ids)
+                elif not isinstance(event, Decoded):
+                    self._end(event.index, event.error)
+                self.clock.lap("tokenize")
+                self._write_when_due()
+
+    def _count(self, seconds: dict[str, float]) -> None:
+        for activity in ("decode", "resize"):
+            self.clock.seconds[activity] += seconds.get(activity, 0.0)
+
+    def _keep(self, index: int, clip: Clip, ids: np.ndarray) -> None:
+        self._clips[index] += 1
+        row = {
+            **self._row(index),
+            "clip": clip.number,
+            "time": clip.time,
+            "seconds": clip.seconds,
+            "padded": clip.padded,
+            "rotated": clip.rotated,
+            "mark": clip.mark,
+        }
+        self._rows.append((row, ids[None]))
+
+    def _end(self, index: int, error: VideoError | None) -> None:
+        row = {**self._row(index), "last": True}
+        if error is not None:
+            row |= {"error": error.kind, "reason": str(error), "kept": self._clips[index]}
+            self._failed += 1
+            say(f"failed: {row['video']!r}: {error}")
+        self._rows.append((row, np.empty((0, self.data.ids_per_clip), ID_DTYPE)))
+
+    def _row(self, index: int) -> dict[str, Any]:
+        return {"index": index, "video": self.videos[index - self.first]}
+
+    def _write_when_due(self) -> None:
+        late = time.monotonic() - self._written > _WRITE_EVERY
+        if len(self._rows) >= self.data.batch_size or (self._rows and late):
+            self._write()
+            if self.run.stop_requested():
+                done, total = self._progress.done, self._progress.total
+                raise Stopped(f"stopped after {done} of {total} videos")
+
+    def _write(self) -> None:
+        self.journal.append(self._rows)
+        self._progress.update(
+            self._progress.done + sum("last" in row for row, _ in self._rows),
+            f"{self._failed} failed" if self._failed else "",
+        )
+        self._rows, self._written = [], time.monotonic()
+        self.clock.lap("write")
+
+    def _say_what_limits(self) -> None:
+        waited, busy = self.clock.seconds["wait"], self.clock.seconds["tokenize"]
+        if waited + busy:
+            share = waited / (waited + busy)
+            what = "decoding" if share > 0.1 else "the tokenizer"
+            say(f"{what} limits: the tokenizer waited {share:.0%} of the time for clips")
+
+    def publish(self) -> None:
+        """Write the shard beside its place, then rename it."""
+        final = self.run.shard(self.shard)
+        temporary = final.with_name(f".{final.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        rows = sorted(self.journal.rows, key=lambda row: (row["index"], row.get("clip", 0)))
+        clips = [_published(row) for row in rows if row["clips"]]
+        failed = [_published(row) for row in rows if "error" in row]
+        write_documents(temporary / "tokens", self.journal.documents())
+        files.write_jsonl(temporary / "clips.jsonl", clips)
+        files.write_jsonl(temporary / "failed.jsonl", failed)
+        self.clock.lap("write")
+        marker = {
+            "shard": self.shard,
+            "videos": len(self.videos),
+            "clips": len(clips),
+            "failed": len(failed),
+            "padded": sum(bool(row["padded"]) for row in clips),
+            "ids_per_clip": self.journal.ids_per_clip,
+            "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
+            "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
+        }
+        write_marker(temporary, marker)
+        files.publish(temporary, final)
+        say(f"shard {self.shard} is whole: {len(clips)} clips, {len(failed)} videos failed")
 
 
-def _publish(run: RunFolder, shard: int, journal: Journal, clock: Stopwatch) -> None:
-    final = run.shard(shard)
-    temporary = final.with_name(f".{final.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    good = [row for row in journal.rows if "error" not in row]
-    failed = [row for row in journal.rows if "error" in row]
-    write_documents(temporary / "tokens", journal.ids())
-    files.write_jsonl(temporary / "clips.jsonl", [_without_crc(row) for row in good])
-    files.write_jsonl(temporary / "failed.jsonl", [_without_crc(row) for row in failed])
-    clock.lap("write")
-    marker = {
-        "shard": shard,
-        "videos": len(journal.rows),
-        "clips": sum(row["clips"] for row in good),
-        "failed": len(failed),
-        "padded": sum(bool(row["padded"]) for row in good),
-        "ids_per_clip": journal.ids_per_clip,
-        "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
-        "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
-    }
-    write_marker(temporary, marker)
-    files.publish(temporary, final)
-    say(f"shard {shard} is whole: {marker['clips']} clips, {marker['failed']} videos failed")
+def _decoders(data: Data, device: str) -> int:
+    """Decoder processes: as many as this task has cores, one of which drives the GPU."""
+    if data.decoders is not None:
+        return data.decoders
+    cores = len(os.sched_getaffinity(0))
+    # Says how many threads a task may have where several share the cores.
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads):
+        cores = min(cores, int(threads))
+    return max(1, cores - 1) if device == "cuda" else cores
 
 
-def _without_crc(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "crc"}
+def _encodings_at_once(data: Data, device: str) -> int:
+    """Clips that are given to the tokenizer before the first one's ids are asked for."""
+    return max(2, data.batch_size) if device == "cuda" else 1
 
 
-def write_documents(prefix: Path, clips: np.ndarray) -> None:
+def _published(row: dict[str, Any]) -> dict[str, Any]:
+    """A line of the journal without what only the journal needs."""
+    kept = {"clips": row["kept"]} if "kept" in row else {}
+    hidden = ("crc", "mark", "last", "kept")
+    return {key: value for key, value in row.items() if key not in hidden} | kept
+
+
+def write_documents(prefix: Path, clips: Iterable[np.ndarray]) -> None:
     """Write ``PREFIX.bin`` and ``PREFIX.idx``, one document a row of ``clips``."""
+    # Imported late: it takes seconds, in which the tokenizer could work already.
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=ID_DTYPE)
     for clip in clips:
         builder.add_item(torch.from_numpy(clip.astype(np.int64)))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cosmos_hpc.errors import WorkError
+from cosmos_hpc.progress import say
 from cosmos_hpc.tokens import NUM_IDS
 
 
@@ -30,6 +33,9 @@ class VideoTokenizer:
         self.device = torch.device(device)
         self._encoder = self._load("encoder.jit")
         self._decoder: torch.jit.ScriptModule | None = None
+        self._pinned: list[np.ndarray] = []
+        if self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)
 
     def _load(self, name: str) -> torch.jit.ScriptModule:
         path = self.folder / name
@@ -41,27 +47,75 @@ class VideoTokenizer:
             reason = str(e).strip().splitlines()[0]
             raise WorkError(f"{path} is not a TorchScript file: {reason}") from None
 
-    @torch.inference_mode()
-    def encode(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor | np.ndarray) -> Tensor:
         """Ids int32 ``[B, T', H', W']`` on the CPU of uint8 pixels ``[B, 3, T, H, W]``.
 
         Raises:
             WorkError: the tokenizer gives another latent shape, or ids outside its code.
         """
-        # Clip by clip: all of a batch in float32 would be gigabytes at full size.
-        video = torch.empty(pixels.shape, dtype=torch.bfloat16, device=self.device)
-        for i, clip in enumerate(pixels):
-            video[i] = clip.to(self.device).float().div_(127.5).sub_(1.0)
-        ids = self._encoder(video)[0].to(torch.int32).cpu()
-        if tuple(ids.shape[1:]) != self.latent_shape:
+        started = [self.start(clip) for clip in pixels]
+        return torch.stack([encoding.ids() for encoding in started])
+
+    @torch.inference_mode()
+    def start(self, pixels: Tensor | np.ndarray) -> Encoding:
+        """Begin to encode one clip, uint8 ``[3, T, H, W]``; on a GPU without waiting for it.
+
+        The encoder sees one clip at a time: how a convolution rounds may depend on the size of the
+        batch, and ids must not. The pixels have to stay as they are until the ids are asked for.
+        """
+        clip = torch.as_tensor(pixels)
+        if self.device.type != "cuda":
+            return Encoding(self, self._encode(self._scaled(clip)))
+        # From pinned memory beside what the GPU computes.
+        with torch.cuda.stream(self._copies):
+            clip = clip.to(self.device, non_blocking=True)
+        torch.cuda.current_stream(self.device).wait_stream(self._copies)
+        clip.record_stream(torch.cuda.current_stream(self.device))
+        ids = self._encode(clip.float().div_(127.5).sub_(1.0).to(torch.bfloat16))
+        host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
+        host.copy_(ids, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        return Encoding(self, host, done)
+
+    def _encode(self, video: Tensor) -> Tensor:
+        # TorchScript's optimizer watches the first calls and fuses operations in later ones, which
+        # then round differently: a clip's ids would depend on how many came before it.
+        with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+            return self._encoder(video[None])[0][0].to(torch.int32)
+
+    def _scaled(self, clip: Tensor) -> Tensor:
+        video = torch.empty(clip.shape, dtype=torch.bfloat16)
+        # Frame by frame: what is in the cache is not fetched again.
+        for frame in range(clip.shape[1]):
+            video[:, frame] = clip[:, frame].float().div_(127.5).sub_(1.0)
+        return video
+
+    def pin(self, memory: np.ndarray) -> None:
+        """Let the GPU copy from this memory by itself; without a GPU, nothing."""
+        if self.device.type != "cuda":
+            return
+        pointer, size = memory.ctypes.data, memory.nbytes
+        if int(torch.cuda.cudart().cudaHostRegister(pointer, size, 0)):
+            say(f"{size / 1e9:.1f} GB could not be pinned: clips reach the GPU more slowly")
+        else:
+            self._pinned.append(memory)
+
+    def unpin(self) -> None:
+        """Undo :meth:`pin`, before the memory goes."""
+        while self._pinned:
+            torch.cuda.cudart().cudaHostUnregister(self._pinned.pop().ctypes.data)
+
+    def check(self, ids: Tensor) -> None:
+        """Refuse ids that the recipe does not expect."""
+        if tuple(ids.shape) != self.latent_shape:
             raise WorkError(
-                f"the tokenizer in {self.folder} gives ids of shape {list(ids.shape[1:])}, the "
+                f"the tokenizer in {self.folder} gives ids of shape {list(ids.shape)}, the "
                 f"recipe expects {list(self.latent_shape)}; do data.tokenizer and "
                 f"data.compression agree?"
             )
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < NUM_IDS):
             raise WorkError(f"the tokenizer in {self.folder} gives ids outside 0..{NUM_IDS - 1}")
-        return ids
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:
@@ -70,3 +124,21 @@ class VideoTokenizer:
             self._decoder = self._load("decoder.jit")
         video = self._decoder(ids.to(self.device))
         return video.float().add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8).cpu()
+
+
+class Encoding:
+    """A clip on its way through the encoder."""
+
+    def __init__(self, tokenizer: VideoTokenizer, ids: Tensor, done: Any = None) -> None:
+        self._tokenizer, self._ids, self._done = tokenizer, ids, done
+
+    def ids(self) -> Tensor:
+        """Ids int32 ``[T', H', W']`` on the CPU, once they are there.
+
+        Raises:
+            WorkError: the tokenizer gives another latent shape, or ids outside its code.
+        """
+        if self._done is not None:
+            self._done.synchronize()
+        self._tokenizer.check(self._ids)
+        return self._ids

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -12,7 +14,14 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.worker.dataset import Clips, load_splits
+from cosmos_hpc.worker.conditioned import (
+    FramePairs,
+    TextClips,
+    frame_pairs,
+    read_tensor,
+    sample_counts,
+)
+from cosmos_hpc.worker.dataset import FOLDERS, Clips, Epochs, split_documents
 from cosmos_hpc.worker.download import initial_weights
 
 
@@ -23,9 +32,9 @@ def train(run: RunFolder, recipe: Recipe) -> None:
         WorkError: there is nothing to train on, the clips do not fit the recipe, or no checkpoint
             was written.
     """
-    documents = load_splits(run, recipe.data.split)
-    say("clips: " + ", ".join(f"{len(chosen)} {part}" for part, chosen in documents.items()))
-    training, validation = _clips(run, recipe, documents)
+    training, validation, counts = load_data(run, recipe)
+    what = "pairs of frames" if recipe.task == "action" else "clips"
+    say(f"{what}: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
     reference = {"untrained": math.log(recipe.model.output_vocab_size)}
     if _is_first_rank():
         reference["unigram"] = training.unigram_loss()
@@ -51,7 +60,6 @@ def train(run: RunFolder, recipe: Recipe) -> None:
             initial_weights=initial_weights(run, recipe),
         )
     if _is_first_rank():
-        counts = {part: len(chosen) for part, chosen in documents.items()}
         _mark_done(run, recipe.train.max_steps, counts, reference)
 
 
@@ -59,18 +67,65 @@ def _is_first_rank() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _clips(
-    run: RunFolder, recipe: Recipe, documents: dict[str, list[int]]
-) -> tuple[Clips, Clips | None]:
-    """Training clips for all steps, and validation clips where there are any."""
+def load_data(run: RunFolder, recipe: Recipe) -> tuple[Epochs, Epochs | None, dict[str, int]]:
+    """A run's training samples for all steps, validation samples where there are any, and counts.
+
+    Returns:
+        Training, validation, and the number of clips (of pairs, for actions) in each part.
+
+    Raises:
+        WorkError: there is nothing to train on, or it does not fit the recipe.
+    """
+    train = recipe.train
+    make, counts = _SOURCES[recipe.task](run, recipe)
+    if not counts["train"]:
+        raise WorkError(f"run {run.name} has no clips to train on")
+    steps = train.max_steps * train.global_batch_size
+    training = make("train", length=steps, seed=train.seed)
+    if not counts["validation"]:
+        return training, None, counts
+    batches = train.validation_batches * train.global_batch_size
+    return training, make("validation", length=batches, once=True), counts
+
+
+#: Makes the samples of a part, given the arguments of :class:`Epochs`.
+_Make = Callable[..., Epochs]
+
+
+def _videos(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
     sequence = recipe.model_for_clips().sequence_length
-    prefix, train = str(run.token_prefix), recipe.train
-    samples = train.max_steps * train.global_batch_size
-    training = Clips(prefix, documents["train"], samples, sequence, train.seed)
-    if not documents["validation"]:
-        return training, None
-    samples = train.validation_batches * train.global_batch_size
-    return training, Clips(prefix, documents["validation"], samples, sequence, once=True)
+    documents = split_documents(files.read_jsonl(run.clips), recipe.data.split)
+
+    def make(part: str, **settings: Any) -> Epochs:
+        prefix = str(run.token_prefix)
+        return Clips(prefix, documents[part], sequence_length=sequence, **settings)
+
+    return make, {part: len(chosen) for part, chosen in documents.items()}
+
+
+def _texts(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
+    sequence, ids = recipe.model_for_clips().sequence_length, recipe.data.ids_per_clip
+
+    def make(part: str, **settings: Any) -> Epochs:
+        return TextClips(run.samples, part, ids, sequence, **settings)
+
+    return make, sample_counts(run.samples)
+
+
+def _actions(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
+    sequence = recipe.model_for_clips().sequence_length
+
+    def make(part: str, **settings: Any) -> Epochs:
+        return FramePairs(run.samples / FOLDERS[part], sequence, **settings)
+
+    def pairs(part: str) -> int:
+        path = run.samples / FOLDERS[part] / "actions.pt"
+        return len(frame_pairs(read_tensor(path))) if path.exists() else 0
+
+    return make, {part: pairs(part) for part in FOLDERS}
+
+
+_SOURCES = {"video": _videos, "video2world": _texts, "action": _actions}
 
 
 def prepare_device() -> None:

@@ -68,3 +68,22 @@ def test_core_attention_is_causal_softmax_over_grouped_keys(decoder):
         torch.testing.assert_close(out[:, :, head * 12 : head * 12 + 12], expected)
     with pytest.raises(ValueError, match="takes no dense mask"):
         attention(q, k, v, mask)
+
+
+def test_another_text_gives_other_logits(tmp_path):
+    from cosmos_hpc.models.decoder import CosmosDecoder
+    from cosmos_hpc.models.published import one_rank
+    from cosmos_hpc.worker.nemo import nemo_config
+    from cosmos_hpc.worker.texts import TextEncoder, write_small_text_encoder
+
+    model = MODEL.model_copy(update={"context_width": 64, "pad_to_multiple_of": 8})
+    one_rank()
+    reads = CosmosDecoder(nemo_config(model, cpu=True), model).eval()
+    write_small_text_encoder(tmp_path, 64)
+    encoder = TextEncoder(tmp_path)
+    same, again, other = (encoder.encode(p)[0][None] for p in ("a car", "a car", "a pot"))
+    ids = torch.randint(0, 50, (1, model.sequence_length))
+    with torch.no_grad():
+        first, second, third = (reads(ids, context=c) for c in (same, again, other))
+    assert torch.equal(first, second)
+    assert (first - third).abs().max() > 1e-3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -22,10 +23,11 @@ def write(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
+    encoder: dict[str, str] | None = None,
 ) -> Path:
     """Encode pictures at 30 frames a second; the ending of the name decides the container."""
     with av.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream(codec, rate=30)
+        stream = container.add_stream(codec, rate=30, options=encoder or {})
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt = pix_fmt
         for picture in pictures:
@@ -64,4 +66,37 @@ def truncate(path: Path, keep: float) -> Path:
     """Keep the beginning of a file."""
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
+    return path
+
+
+def write_timed(path: Path, pictures: np.ndarray, milliseconds: list[int]) -> Path:
+    """Encode pictures, each with its own time stamp."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width = pictures.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for picture, time in zip(pictures, milliseconds, strict=True):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def noisy(count: int, height: int = 48, width: int = 80) -> np.ndarray:
+    """Pictures that all differ, also once they are compressed."""
+    noise = np.random.default_rng(0).integers(0, 40, (count, height // 4, width // 4, 3))
+    return (
+        (frames(count, height, width) + noise.repeat(4, 1).repeat(4, 2))
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+
+
+def patch(path: Path, old: bytes, new: bytes) -> Path:
+    """Replace the first ``old`` in a file."""
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
     return path

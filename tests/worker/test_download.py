@@ -133,6 +133,7 @@ def test_published_weights(hub, tmp_path, nemo_files):
     assert files.read_json(run.marker("download")) == {
         "tokenizer": HUB,
         "folder": str(tokenizer_folder(run)),
+        "text_encoder": None,
         "init_from": str(weights),
     }
 

@@ -1,6 +1,9 @@
 """Preprocess and finalize on real files: what fails is listed, ids never depend on the way."""
 
+import contextlib
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +16,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from cosmos_hpc import files
 from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.plans import make_plan
 from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import RunFolder, open_run, pin_videos
@@ -23,7 +26,7 @@ from cosmos_hpc.worker.download import download
 from cosmos_hpc.worker.finalize import finalize
 from cosmos_hpc.worker.preprocess import preprocess
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import read_clip
+from cosmos_hpc.worker.video import Cut, read_clip, read_clips
 from tests.conftest import REPOSITORY
 from tests.worker import make_videos
 
@@ -134,6 +137,163 @@ def test_two_workers_on_one_shard_wait_for_each_other(tmp_path, reference, scene
     assert sum("shard 0 is whole: 8 clips" in text for text in said) == 1
     finalize(run, recipe)
     assert content(run) == content(reference)
+
+
+@pytest.fixture(scope="module")
+def long_videos(tmp_path_factory):
+    """Three videos of 2, 11 and 4 clips and a rest."""
+    folder = tmp_path_factory.mktemp("long")
+    pictures = make_videos.noisy(100)
+    for i, count in enumerate((20, 100, 40)):
+        make_videos.write(folder / f"{i}.mp4", pictures[:count])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def all_clips(tmp_path_factory, long_videos):
+    """All clips of the long videos, prepared in one undisturbed process."""
+    path = tmp_path_factory.mktemp("runs") / "all"
+    return prepared(path, long_videos, "data.clips=all", "data.decoders=0", shards=1)
+
+
+def test_all_clips_of_a_video_are_documents_that_know_their_place(all_clips, long_videos):
+    dataset = IndexedDataset(str(all_clips.token_prefix))
+    rows = files.read_jsonl(all_clips.clips)
+    assert [(row["index"], row["clip"]) for row in rows] == [
+        (index, clip) for index, clips in enumerate((2, 11, 4)) for clip in range(clips)
+    ]
+    tokenizer = VideoTokenizer(all_clips.tokenizer, (2, 3, 5))
+    for row in rows:
+        assert row["document"] == rows.index(row)
+        assert row["time"] == pytest.approx(row["clip"] * 9 / 30, abs=1e-4)
+        clip = list(read_clips(long_videos / row["video"], Cut(9, 48, 80, every=True)))[row["clip"]]
+        ids = tokenizer.encode(clip.pixels[None]).flatten()
+        assert np.array_equal(dataset[row["document"]], ids)
+
+
+@pytest.mark.parametrize(("decoders", "shards", "batch"), [(1, 2, 1), (3, 1, 5), (2, 3, 2)])
+def test_ids_do_not_depend_on_decoders(tmp_path, all_clips, long_videos, decoders, shards, batch):
+    overrides = ["data.clips=all", f"data.decoders={decoders}", f"data.batch_size={batch}"]
+    run = prepared(tmp_path / "run", long_videos, *overrides, shards=shards)
+    assert content(run) == content(all_clips)
+
+
+@pytest.mark.parametrize("decoders", [0, 2])
+def test_a_stop_keeps_finished_clips_also_within_a_video(
+    tmp_path, all_clips, long_videos, decoders
+):
+    overrides = ["data.clips=all", "data.batch_size=2", f"data.decoders={decoders}"]
+    run, recipe = planned(tmp_path / "run", long_videos, *overrides, shards=1)
+    run.stop_request.touch()
+    within = 0
+    for attempt in range(1, 20):
+        with contextlib.suppress(Stopped):
+            preprocess(run, recipe, 0)
+            break
+        rows = files.read_jsonl(run.journal(0))
+        assert len(rows) >= 2 * attempt
+        within += not rows[-1].get("last")
+    assert attempt > 5 and within > 2
+    finalize(run, recipe)
+    assert content(run) == content(all_clips)
+
+
+def killed(run, stage, rows, **environment):
+    """Kill a worker once its journal has so many rows; whether it came to that."""
+    worker = subprocess.Popen(
+        task_command(run, stage),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+    while worker.poll() is None and len(files.read_jsonl(run.journal(0))) < rows:
+        time.sleep(0.002)
+    alive = worker.poll() is None
+    worker.kill()
+    worker.wait()
+    return alive
+
+
+@pytest.mark.slow
+def test_a_worker_killed_within_a_long_video_goes_on_there(tmp_path, all_clips, long_videos):
+    overrides = ["data.clips=all", "data.batch_size=1", "data.decoders=2"]
+    run, recipe = planned(tmp_path / "run", long_videos, *overrides, shards=1)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    moments = sum(killed(run, stage, rows) for rows in (3, 8))
+    assert moments >= 1
+    preprocess(run, recipe, 0)
+    finalize(run, recipe)
+    assert content(run) == content(all_clips)
+    assert not list(run.journal(0).parent.iterdir())
+
+
+@pytest.mark.slow
+def test_a_video_that_kills_the_worker_itself_is_listed_at_the_third_try(tmp_path, long_videos):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a.mp4", "kills.mp4", "z.mp4"):
+        shutil.copy(long_videos / "0.mp4", folder / name)
+    run, recipe = planned(tmp_path / "run", folder, "data.decoders=0", shards=1)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    # run_task.py comes first on the path, so that what it finds there is the run's snapshot.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "hostile_site")}
+    codes = [
+        subprocess.run(task_command(run, stage), env=environment, capture_output=True).returncode
+        for _ in range(3)
+    ]
+    assert codes == [-signal.SIGSEGV, -signal.SIGSEGV, 0]
+    finalize(run, recipe)
+    (failed,) = files.read_jsonl(run.failed)
+    assert (failed["video"], failed["error"]) == ("kills.mp4", "killed_worker")
+    assert failed["reason"] == "2 workers died with nothing else in hand"
+    assert [row["video"] for row in files.read_jsonl(run.clips)] == ["a.mp4", "z.mp4"]
+
+
+def test_a_video_damaged_late_keeps_its_clips_and_is_listed(tmp_path):
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    options = {"movflags": "+faststart"}
+    path = make_videos.write(folder / "v.mp4", make_videos.noisy(150, 96, 160), options=options)
+    make_videos.truncate(path, 0.6)
+    make_videos.write(folder / "w.mp4", make_videos.noisy(10))
+    run = prepared(tmp_path / "run", folder, "data.clips=all", shards=1)
+    (failed,) = files.read_jsonl(run.failed)
+    kept = [row for row in files.read_jsonl(run.clips) if row["video"] == "v.mp4"]
+    assert failed["error"] == "truncated"
+    assert len(kept) == failed["clips"] > 3
+
+
+def test_what_limits_is_said(tmp_path, scenes, capsys):
+    run, recipe = planned(tmp_path / "run", scenes, shards=1)
+    preprocess(run, recipe, 0)
+    assert re.search(
+        r"(decoding|the tokenizer) limits: the tokenizer waited \d+% of the time",
+        capsys.readouterr().out,
+    )
+
+
+def test_real_videos_give_the_same_ids_in_every_way(tmp_path, driving):
+    size = ["data.frames=17", "data.height=96", "data.width=160", "data.clips=all"]
+    ways = [
+        (["data.decoders=0", "data.batch_size=8"], 1),
+        (["data.decoders=1", "data.batch_size=1"], 3),
+        (["data.decoders=3", "data.batch_size=4"], 2),
+    ]
+    runs = []
+    for number, (way, shards) in enumerate(ways):
+        run, recipe = planned(tmp_path / str(number), driving, *size, *way, shards=shards)
+        for shard in range(shards):
+            if number == 2:
+                run.stop_request.touch()
+                with pytest.raises(Stopped):
+                    preprocess(run, recipe, shard)
+                run.stop_request.unlink()
+            preprocess(run, recipe, shard)
+        finalize(run, recipe)
+        runs.append(run)
+    assert len(files.read_jsonl(runs[0].clips)) == 3 * 8
+    assert content(runs[1]) == content(runs[0])
+    assert content(runs[2]) == content(runs[0])
 
 
 def mixed_folder(folder):

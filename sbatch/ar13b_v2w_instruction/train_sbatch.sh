@@ -1,0 +1,108 @@
+#!/bin/bash
+# Stage train of run ar13b_v2w_instruction, written by cosmos-hpc.
+#SBATCH --job-name=train.ar13b_v2w_instruction.0123456789ab
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=96
+#SBATCH --chdir=/shared/runs/ar13b_v2w_instruction
+#SBATCH --output=/shared/runs/ar13b_v2w_instruction/logs/train/%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue""
+#SBATCH --kill-on-invalid-dep=yes
+#SBATCH --signal=B:USR1@300
+#SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_TOKEN,WANDB_API_KEY
+#SBATCH --partition=gpu
+#SBATCH --time=04:00:00
+#SBATCH --account=robotics
+#SBATCH --gres=gpu:h100:8
+
+run=/shared/runs/ar13b_v2w_instruction
+stage=train
+job="${SLURM_JOB_ID}"
+log="logs/train/${SLURM_JOB_ID}.log"
+requeues=20
+retries=2
+
+# srun passes on what is set here, not only what sbatch was given.
+unset SLURM_EXPORT_ENV
+unset PYTHONPATH
+export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
+
+work() {
+    srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=96 --kill-on-bad-exit=1 --unbuffered \
+        --input=none --container-image=/shared/images/cosmos-hpc.sqsh \
+        --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar13b_v2w_instruction:/shared/runs/ar13b_v2w_instruction \
+        --container-workdir=/shared/runs/ar13b_v2w_instruction --no-container-mount-home \
+        --container-writable --container-env=HF_HOME,HF_TOKEN,WANDB_API_KEY,COSMOS_HPC_STOP \
+        python3 -m torch.distributed.run --nproc-per-node=8 --standalone \
+        /shared/runs/ar13b_v2w_instruction/code/0123456789ab/run_task.py \
+        /shared/runs/ar13b_v2w_instruction/stages/train.json "$1"
+}
+
+# One line when work on a task begins and one when it ends: status and logs read them.
+note() {
+    printf '{"%s": %s, "job": "%s", "restart": %s, "node": "%s", "log": "%s", "why": "%s"}\n' \
+        "$1" "$(date +%s)" "$job" "${SLURM_RESTART_COUNT:-0}" "${SLURMD_NODENAME:-}" "$log" "$2" \
+        >>"$attempts"
+}
+
+# Slurm warns before the time limit (USR1) and some preemptions (TERM). The worker finds the file,
+# stops at the next safe point, and this job queues itself again.
+trap 'interrupted=yes; : >"$COSMOS_HPC_STOP"' USR1 TERM
+
+give_up() {
+    note end "$1"
+    printf '%s\n' "$2" >"$reason.tmp" && mv "$reason.tmp" "$reason"
+    return 1
+}
+
+go_on() {
+    case "$(squeue --noheader --jobs="$job" --format=%T 2>&1)" in
+        COMPLETING | CANCELLED) # by scancel: not to come back
+            note end cancelled
+            return 75
+            ;;
+    esac
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$requeues" ]; then
+        give_up "$1" "$2, and requeues=$requeues times it was started again already"
+        return
+    fi
+    note end "$1"
+    echo "$2; queueing the job again"
+    # Slurm ends this script when it takes the job back.
+    scontrol requeue "$job" && sleep 60
+    return 75
+}
+
+do_task() {
+    attempts=$run/stages/attempts/$stage.$1
+    reason=$run/stages/errors/$stage.$1.txt
+    export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
+    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done"
+    note start ""
+    work "$1" &
+    interrupted=yes
+    while [ "$interrupted" = yes ]; do
+        interrupted=no
+        wait $!
+        code=$?
+    done
+    # srun says 0 as well when it has lost its node: the worker itself must have said so.
+    if [ "$code" = 0 ] && [ -e "$COSMOS_HPC_STOP.done" ]; then
+        note end "done"
+    elif [ -s "$reason" ]; then
+        note end failed
+        return 1
+    elif [ -e "$run/stages/stop" ]; then
+        note end cancelled
+        return 75
+    elif [ -e "$COSMOS_HPC_STOP" ]; then
+        go_on stopped "the job was asked to stop"
+    elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
+        give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
+    else
+        go_on killed "the worker was killed without a reason"
+    fi
+}
+
+do_task 0

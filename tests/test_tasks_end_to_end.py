@@ -1,0 +1,119 @@
+"""Texts and actions in, a trained model out, through a killed worker and a resume; and a model of
+the other tokenizer.
+"""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cosmos_hpc import files
+from cosmos_hpc.api import Run
+from cosmos_hpc.runs import RunFolder
+from tests.conftest import cosmos_hpc, real_data
+from tests.worker.preparing import samples
+from tests.worker.robots import write_bridge
+
+pytestmark = pytest.mark.slow
+
+STEPS = (
+    "train.max_steps=8",
+    "train.save_every=3",
+    "train.validate_every=4",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+)
+
+
+def losses(path):
+    found = Run(path).losses()
+    assert [step for step, _ in found] == list(range(1, len(found) + 1))
+    assert all(math.isfinite(loss) for _, loss in found)
+    return [loss for _, loss in found]
+
+
+def check_learning(path):
+    """From the loss of an untrained model down by more than chance does."""
+    seen = losses(path)
+    assert seen[0] == pytest.approx(math.log(64000), abs=0.2)
+    assert max(seen[-3:]) < seen[0] - 0.7
+    return seen
+
+
+def _steps(run):
+    return sum("loss" in row for row in files.read_jsonl(run.metrics))
+
+
+def kill_and_submit_again(command, home, run):
+    """The run's training is killed after a checkpoint; the same command ends it."""
+    with open(home / "log", "w") as log:
+        submit = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
+        while not list(run.checkpoints.glob("step=2-*")) or _steps(run) < 4:
+            assert submit.poll() is None, (home / "log").read_text()
+            time.sleep(0.05)
+        os.killpg(submit.pid, signal.SIGINT)
+        submit.wait(timeout=60)
+        subprocess.run(command, cwd=home, stdout=log, stderr=log, check=True, timeout=250)
+
+
+def submit_twice(home, *request):
+    """Losses of a run that was interrupted, and of one that was not; their folders."""
+    command = [sys.executable, "-m", "cosmos_hpc", "submit", *request, *STEPS, "--name"]
+    whole = cosmos_hpc(*command[3:], "whole", cwd=home)
+    assert whole.code == 0, whole.err
+    run = RunFolder(home / "runs" / "broken")
+    kill_and_submit_again([*command, "broken"], home, run)
+    return RunFolder(home / "runs" / "whole"), run
+
+
+def test_videos_with_prompts_in_a_trained_model_out(tmp_path, scenes):
+    listed = tmp_path / "list.jsonl"
+    rows = [
+        {"visual_input": str(scenes / f"scene-{i:04d}.mp4"), "prompt": f"a street, take {i % 3}"}
+        for i in range(8)
+    ]
+    listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, broken = submit_twice(tmp_path, "recipe=ar_tiny_v2w", f"data.input={listed}")
+    check_learning(whole.path)
+    assert samples(broken) == samples(whole)
+    assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
+    marker = files.read_json(whole.marker("train"))
+    assert marker["clips"] == {"train": 6, "validation": 1, "test": 1}
+    assert math.isfinite(marker["validation_loss"])
+    assert "whole: done" in cosmos_hpc("status", "whole", cwd=tmp_path).out
+
+
+def test_robot_clips_in_a_trained_model_out(tmp_path):
+    bridge = real_data("bridge") or write_bridge(tmp_path / "bridge", {"train": 9, "val": 3})
+    whole, broken = submit_twice(tmp_path, "recipe=ar_tiny_action", f"data.input={bridge}")
+    check_learning(whole.path)
+    assert samples(broken) == samples(whole)
+    assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
+    marker = files.read_json(whole.marker("train"))
+    pairs = files.read_json(whole.marker("finalize"))["samples"]["pairs"]
+    assert marker["clips"]["train"] == pairs["train"] > 0
+    assert math.isfinite(marker["validation_loss"])
+
+
+@pytest.mark.parametrize("name", ["ar_tiny", "ar_tiny_v2w"])
+def test_the_other_tokenizer_works_down_to_training(tmp_path, scenes, name):
+    other = ("data.compression=[4,8,8]", "data.frames=9", "data.height=48", "data.width=80")
+    source = scenes
+    if name == "ar_tiny_v2w":
+        source = tmp_path / "list.jsonl"
+        videos = sorted(scenes.glob("*.mp4"))
+        rows = [{"visual_input": str(v), "prompt": f"a street, {v.stem}"} for v in videos]
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = cosmos_hpc(
+        "submit", f"recipe={name}", f"data.input={source}", *other, *STEPS, "--name", "x",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    run = RunFolder(tmp_path / "runs" / "x")
+    assert run.recipe().data.latent_shape == (3, 6, 10)
+    check_learning(run.path)

@@ -1,0 +1,55 @@
+"""An encoder of convolutions, which may round differently by batch, gives the same ids anyway."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from cosmos_hpc.errors import WorkError
+from cosmos_hpc.worker.tokenizer import VideoTokenizer
+from tests.conftest import REPOSITORY
+
+SHAPE = (17, 64, 96)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = REPOSITORY / "benchmarks" / "random_tokenizer.py"
+    spec = importlib.util.spec_from_file_location("random_tokenizer", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("tokenizer")
+    module.write_random_tokenizer(folder, SHAPE, width=8, blocks=1, device="cpu")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips():
+    return np.random.default_rng(0).integers(0, 256, (6, 3, *SHAPE), np.uint8)
+
+
+def test_ids_depend_neither_on_the_batch_nor_on_what_came_before(folder, clips):
+    tokenizer = VideoTokenizer(folder, (3, 4, 6))
+    together = tokenizer.encode(clips)
+    assert together.shape == (6, 3, 4, 6)
+    assert together.unique().numel() > 50
+    for batch in (1, 4):
+        fresh = VideoTokenizer(folder, (3, 4, 6))
+        parts = [fresh.encode(clips[i : i + batch]) for i in range(0, 6, batch)]
+        assert torch.equal(torch.cat(parts), together)
+    assert torch.equal(tokenizer.encode(clips), together)
+    assert torch.equal(tokenizer.encode(torch.from_numpy(clips[2:3]))[0], together[2])
+
+
+def test_clips_that_are_started_one_after_the_other(folder, clips):
+    tokenizer = VideoTokenizer(folder, (3, 4, 6))
+    tokenizer.pin(clips)  # without a GPU, nothing
+    under_way = [tokenizer.start(clip) for clip in clips]
+    assert torch.equal(torch.stack([e.ids() for e in under_way]), tokenizer.encode(clips))
+    tokenizer.unpin()
+
+
+def test_another_latent_shape_is_refused(folder, clips):
+    with pytest.raises(WorkError, match=r"gives ids of shape \[3, 4, 6\], the recipe expects"):
+        VideoTokenizer(folder, (2, 4, 6)).start(clips[0]).ids()
