@@ -39,7 +39,6 @@ from cosmos_hpc.worker.download import download, tokenizer_folder
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
 from cosmos_hpc.worker.video import fit
 
-TURNS = 3
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -99,7 +98,7 @@ def make_long_videos(folder: Path, count: int) -> None:
             container.mux(stream.encode())
 
 
-def main(videos: str, overrides: list[str], repeat: int) -> None:
+def main(videos: str, overrides: list[str], repeat: int, turns: int) -> None:
     """Print the figures for a folder of videos, each taken ``repeat`` times."""
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "videos"
@@ -115,7 +114,7 @@ def main(videos: str, overrides: list[str], repeat: int) -> None:
         download(run, recipe)
         tokenizer = VideoTokenizer(tokenizer_folder(run), recipe.data.latent_shape)
         walls, plain, seconds = [], [], Counter[str]()
-        for _ in range(TURNS):
+        for _ in range(turns):
             wall, seconds, ids = ours(run, recipe)
             walls.append(wall)
             took, expected = straightforward(recipe, tokenizer, found)
@@ -124,7 +123,7 @@ def main(videos: str, overrides: list[str], repeat: int) -> None:
 
     size = f"{recipe.data.frames}x{recipe.data.height}x{recipe.data.width}"
     print(f"{platform.machine()}, {CORES} cores, torch {torch.__version__}")
-    print(f"{len(found)} videos, one clip of {size} each, {TURNS} turns")
+    print(f"{len(found)} videos, one clip of {size} each, {turns} turns")
     for activity in ("decode", "resize", "tokenize", "write", "wait"):
         print(f"  {activity:<9} {seconds[activity] / len(found) * 1e3:7.1f} ms a clip")
     ratios = sorted(b / a for a, b in zip(walls, plain, strict=True))
@@ -141,11 +140,12 @@ if __name__ == "__main__":
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--turns", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.long:
         given = [arguments.videos] if arguments.videos else []
         with tempfile.TemporaryDirectory() as made:
             make_long_videos(Path(made), 2)
-            main(made, [*given, *arguments.overrides], arguments.repeat)
+            main(made, [*given, *arguments.overrides], arguments.repeat, arguments.turns)
     else:
-        main(arguments.videos, arguments.overrides, arguments.repeat)
+        main(arguments.videos, arguments.overrides, arguments.repeat, arguments.turns)

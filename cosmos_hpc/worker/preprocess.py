@@ -233,6 +233,10 @@ class Shard:
 
     def publish(self) -> None:
         """Write the shard beside its place, then rename it."""
+        # Imported late: it takes seconds, in which the tokenizer could work already.
+        import megatron.core.datasets.indexed_dataset  # noqa: F401
+
+        self.clock.lap("load")
         final = self.run.shard(self.shard)
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -285,7 +289,6 @@ def _published(row: dict[str, Any]) -> dict[str, Any]:
 
 def write_documents(prefix: Path, clips: Iterable[np.ndarray]) -> None:
     """Write ``PREFIX.bin`` and ``PREFIX.idx``, one document a row of ``clips``."""
-    # Imported late: it takes seconds, in which the tokenizer could work already.
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=ID_DTYPE)
