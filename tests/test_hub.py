@@ -200,7 +200,7 @@ def test_a_submit_needs_hf_home_before_anything_starts(tmp_path, scenes, monkeyp
         ch.submit(*request)
     assert list(tmp_path.iterdir()) == []
     # Not for stages that take nothing from the Hub.
-    monkeypatch.setattr("cosmos_hpc.api._run", lambda *_: None)
+    monkeypatch.setattr("cosmos_hpc.launch._run", lambda *_: None)
     run = ch.submit(*request, stages=["finalize"])
     assert run.folder.recipe().train.init_from == AR4B
     files.write_json(run.folder.marker("download"), {"tokenizer": "small", "folder": "."})

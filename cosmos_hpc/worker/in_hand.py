@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cosmos_hpc import files
+from cosmos_hpc.errors import WorkError
 
 
 class InHand:
@@ -73,6 +74,6 @@ class InHand:
 def _read(path: Path) -> dict[str, dict[str, int]]:
     left = None
     # Of a machine that went down as well it may be half a note.
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(WorkError):
         left = files.read_json(path)
     return left or {"deaths": {}, "in_hand": {}}

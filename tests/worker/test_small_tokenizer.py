@@ -81,7 +81,7 @@ def test_real_pictures_stay_recognisable(driving, tmp_path, compression, size, d
     tokenizer = VideoTokenizer(tmp_path, latent_shape(*size, compression))
     values = []
     for path in sorted(driving.glob("*.mp4")):
-        pixels = read_clip(path, *size).pixels
+        pixels = torch.from_numpy(read_clip(path, *size).pixels)
         decoded = tokenizer.decode(tokenizer.encode(pixels[None]))[0]
         error = (decoded.float() - pixels.float()).square().mean()
         values.append(10 * torch.log10(255**2 / error))

@@ -97,7 +97,8 @@ print(json.dumps({"kept": anonymous() - before, "most": most[0] - before}))
 def test_the_text_encoder_is_gone_before_the_tokenizer_is_loaded(tmp_path, scenes, monkeypatch):
     def encoders():
         gc.collect()
-        return sum(isinstance(o, T5EncoderModel) for o in gc.get_objects())
+        # By type: some objects of other libraries raise when they are asked for their class.
+        return sum(issubclass(type(o), T5EncoderModel) for o in gc.get_objects())
 
     before, seen = encoders(), []
     listed = tmp_path / "list.jsonl"
