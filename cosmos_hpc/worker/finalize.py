@@ -290,7 +290,11 @@ def _write_all(file: int, content: memoryview, place: int) -> None:
 def _write_index(shards: list[Shard], path: Path) -> None:
     """Write the index of the joined ids: one document a clip, as in the shards."""
     lengths = np.concatenate([shard.lengths for shard in shards]).tolist()
-    builder = IndexedDatasetBuilder(os.devnull, dtype=ID_DTYPE)  # the ids are written already
+    # The ids are written already. A file of its own, not /dev/null: Megatron may write through a
+    # library that replaces what it writes to.
+    unused = path.with_suffix(".unused")
+    builder = IndexedDatasetBuilder(str(unused), dtype=ID_DTYPE)
     builder.sequence_lengths = lengths
     builder.document_indices = list(range(len(lengths) + 1))
     builder.finalize(str(path))
+    unused.unlink()
