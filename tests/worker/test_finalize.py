@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_the_joined_files_are_those_of_megatrons_own_merge(tmp_path):
     dataset = IndexedDataset(str(run.token_prefix))
     assert [dataset[i].tolist() for i in range(len(dataset))] == ids.tolist()
     # Megatron's writer may replace what it writes to, devices as well.
-    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
 
 
 def test_every_document_is_traced_to_its_video_and_clip(tmp_path):
