@@ -143,7 +143,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
 MAX_SINGLE_JOBS = 3
 
 #: Variables that the stages read.
-PASSED_ON = ["HF_HOME", "HF_TOKEN", "WANDB_API_KEY"]
+PASSED_ON = ["HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"]
 
 
 class TimeLimits(Section):

@@ -100,7 +100,7 @@ def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
     """
     if shutil.which("sacct") is None:
         return None
-    words = ["sacct", "-nPX", "--array", f"--name={','.join(names)}", f"--starttime={since}"]
+    words = ["sacct", "-nPX", f"--name={','.join(names)}", f"--starttime={since}"]
     # As they are later reported: of a job that was requeued, the latest state.
     done = slurm.command(*words, "--format=JobID,State")
     if done.returncode:

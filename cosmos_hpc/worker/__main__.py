@@ -96,10 +96,10 @@ def _lost_a_peer(error: Exception) -> bool:
     """Whether a rank only failed because another was gone: what ended that one is the reason."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
-    said = str(error)
-    return type(error).__name__.startswith("Dist") or any(
-        text in said for text in ("closed by peer", "reset by peer", "Broken pipe", "refused")
+    by_type = isinstance(error, (ConnectionError, EOFError)) or type(error).__name__.startswith(
+        "Dist"
     )
+    return by_type or any(text in str(error) for text in ("closed by peer", "reset by peer"))
 
 
 def _die_with_parent() -> None:
@@ -137,14 +137,13 @@ def main(arguments: list[str]) -> int:
         return e.exit_code
     except CosmosError as e:
         reason = str(e)
-    except OSError as e:
-        traceback.print_exc()
-        reason = explain_os_error(e, stage)
     except Exception as e:
         traceback.print_exc()
         if _lost_a_peer(e):
             return 1
         reason = f"{type(e).__name__}: {e}"
+        if isinstance(e, OSError):
+            reason = explain_os_error(e, stage)
     print(f"error: {reason}", file=sys.stderr, flush=True)
     try:
         # The first rank to fail has the reason; the others fail because it is gone.

@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer import OptimizerConfig
@@ -216,14 +217,27 @@ def _wandb(run: RunFolder) -> WandbLogger | None:
     """Weights & Biases when its key is set, or when it is told to work offline."""
     if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
         return None
+    try:
+        return _wandb_logger(run)
+    except wandb.errors.CommError as e:
+        say(f"Weights & Biases cannot be reached, so its files are kept in {run.train}: {e}")
+        os.environ["WANDB_MODE"] = "offline"
+        return _wandb_logger(run)
+
+
+def _wandb_logger(run: RunFolder) -> WandbLogger:
     # The same id for every attempt, so that a resumed run continues its curves.
-    return WandbLogger(
+    logger = WandbLogger(
         project="cosmos-hpc",
         name=run.name,
         id=files.read_json(run.info)["id"],
         resume="allow",
         save_dir=str(run.train),
     )
+    if int(os.environ.get("RANK", "0")) == 0:
+        # Begins it now: many nodes of clusters have no network.
+        logger.experiment  # noqa: B018
+    return logger
 
 
 class _FusedAdam(pl.Callback):

@@ -9,7 +9,7 @@
 #SBATCH --requeue""
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --signal=B:USR1@300
-#SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_TOKEN,WANDB_API_KEY
+#SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE
 #SBATCH --partition=cpu
 #SBATCH --time=02:00:00
 #SBATCH --account=robotics
@@ -31,7 +31,8 @@ work() {
         --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar5b_v2w_instruction:/shared/runs/ar5b_v2w_instruction \
         --container-workdir=/shared/runs/ar5b_v2w_instruction --no-container-mount-home \
-        --container-writable --container-env=HF_HOME,HF_TOKEN,WANDB_API_KEY,COSMOS_HPC_STOP \
+        --container-writable \
+        --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP \
         python3 /shared/runs/ar5b_v2w_instruction/code/0123456789ab/run_task.py \
         /shared/runs/ar5b_v2w_instruction/stages/download.json "$1"
 }

@@ -12,7 +12,7 @@
 #SBATCH --requeue""
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --signal=B:USR1@300
-#SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_TOKEN,WANDB_API_KEY
+#SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE
 #SBATCH --partition=gpu
 #SBATCH --time=04:00:00
 #SBATCH --account=robotics
@@ -38,7 +38,8 @@ work() {
         --input=none --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar_tiny_v2w:/shared/runs/ar_tiny_v2w \
         --container-workdir=/shared/runs/ar_tiny_v2w --no-container-mount-home \
-        --container-writable --container-env=HF_HOME,HF_TOKEN,WANDB_API_KEY,COSMOS_HPC_STOP \
+        --container-writable \
+        --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP \
         python3 /shared/runs/ar_tiny_v2w/code/0123456789ab/run_task.py \
         /shared/runs/ar_tiny_v2w/stages/preprocess.json "$1"
 }

@@ -15,7 +15,7 @@ from tests.slurm.login import Login
 
 PREPARE = ("--stages", "download,preprocess,finalize")
 #: One clip at a time, so that there are many moments to be interrupted at.
-SLOWLY = ("data.batch_size=1", "data.videos_per_shard=12")
+SLOWLY = ("data.batch_size=1", "data.videos_per_shard=12", "cluster.parallel=2")
 TOKENS = ("tokens.bin", "tokens.idx")
 
 
@@ -26,10 +26,10 @@ def login(lab, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def videos(scenes, tmp_path_factory):
-    """48 videos, of eight different contents."""
+    """24 videos, of eight different contents."""
     folder = tmp_path_factory.mktemp("many")
     contents = sorted(scenes.iterdir())
-    for number in range(48):
+    for number in range(24):
         os.link(contents[number % len(contents)], folder / f"{number:03d}.mp4")
     return folder
 
@@ -91,7 +91,7 @@ def test_a_warning_stops_a_shard_after_its_clip_and_it_goes_on(login, videos, un
     assert digests(login, "warned") == undisturbed
     stopped = [
         t
-        for t in range(4)
+        for t in range(2)
         if any(n["why"] == "stopped" for n in notes(login, "warned", "preprocess", t))
     ]
     assert stopped
@@ -133,7 +133,7 @@ def test_preempted_by_a_partition_of_higher_priority(login, videos, undisturbed)
     login.wait("preempted", "finalize", "done", "failed")
     assert digests(login, "preempted") == undisturbed
     assert any(
-        n["restart"] for task in range(4) for n in notes(login, "preempted", "preprocess", task)
+        n["restart"] for task in range(2) for n in notes(login, "preempted", "preprocess", task)
     )
 
 
@@ -186,7 +186,7 @@ def test_scancel_is_not_undone_and_retry_goes_on(login, videos, undisturbed):
     state = login.wait("scancelled", "preprocess", "stopped", "failed")
     time.sleep(7)  # longer than a requeue takes
     assert login.queue() == []
-    assert state["done_tasks"] < 4
+    assert state["done_tasks"] < 2
     assert login.command("retry", "scancelled", "preprocess.0").code == 0
     assert (
         len(
@@ -211,7 +211,7 @@ def test_cancel_stops_at_a_safe_point_and_submit_goes_on(login, videos, undistur
     assert login.status("cancelled")["state"] == "stopped"
     whys = {
         notes(login, "cancelled", "preprocess", t)[-1]["why"]
-        for t in range(4)
+        for t in range(2)
         if notes(login, "cancelled", "preprocess", t)
     }
     assert whys <= {"cancelled", "done"}
@@ -232,7 +232,7 @@ def test_anything_at_random_moments(login, videos, undisturbed):
         time.sleep(chance.uniform(0.5, 3))
         if len(happened) >= 12:
             continue
-        task = chance.randrange(4)
+        task = chance.randrange(2)
         pid = worker(login, "chaos", "preprocess", task)
         running = [j for j in login.jobs("chaos", "preprocess") if j.endswith(f"_{task}")]
         if not pid or not running:

@@ -1,4 +1,4 @@
-"""What ``status`` and ``logs`` say of jobs, with and without accounting, and when Slurm is away."""
+"""What ``status`` and ``logs`` say of jobs, with and without accounting, and away from Slurm."""
 
 import json
 import os
@@ -52,18 +52,18 @@ def test_what_is_queued_says_why(login, scenes):
     assert login.queue() == []
 
 
-def test_where_slurm_does_not_answer_nothing_is_claimed(login, scenes):
+def test_away_from_slurm_nothing_is_claimed(login, scenes):
     login.submit("away", f"data.input={scenes}", "--stages", "download")
     login.wait("away", "download")
-    outcome = login.command("status", "away", "--json", SLURM_CONF="/nowhere/slurm.conf")
+    outcome = login.command("status", "away", "--json", PATH="/nowhere")
     state = json.loads(outcome.out)
     assert [s["state"] for s in state["stages"]] == ["done", "unknown", "unknown", "unknown"]
     assert state["state"] == "unknown"
-    assert "what is in the queue is not known: squeue failed" in state["note"]
+    assert "what is in the queue is not known: squeue is not on the PATH" in state["note"]
     for command in ("cancel", "retry"):
-        outcome = login.command(command, "away", SLURM_CONF="/nowhere/slurm.conf")
+        outcome = login.command(command, "away", PATH="/nowhere")
         assert outcome.code == 2
-        assert "squeue failed" in outcome.err
+        assert "squeue is not on the PATH" in outcome.err
         assert "Traceback" not in outcome.err
 
 
