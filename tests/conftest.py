@@ -15,6 +15,9 @@ from tests.fake_hub import FakeHub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+#: The development extra brings one.
+SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")
+
 #: Planted where a secret would be; must turn up nowhere.
 CANARIES = {"HF_TOKEN": "hf_canary5e1f", "WANDB_API_KEY": "c0ffee" * 6 + "cafe"}
 

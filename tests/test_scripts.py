@@ -2,7 +2,6 @@
 
 import os
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cosmos_hpc.jobs import jobs_of
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.scripts import check_path, render
 from cosmos_hpc.stages import Stage
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, SHELLCHECK
 from tests.test_jobs import PROFILE
 
 #: What shells and Slurm give a meaning to.
@@ -64,11 +63,9 @@ def scripts(cluster_settings, run="/shared/runs/x", stages=None):
     ],
 )
 def test_shellcheck_has_nothing_to_say(settings):
-    if shutil.which("shellcheck") is None:
-        pytest.skip("needs shellcheck")
     for _, text in scripts(settings):
         done = subprocess.run(
-            ["shellcheck", "-"], input=text, capture_output=True, text=True, check=False
+            [SHELLCHECK, "-"], input=text, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import CANARIES, REPOSITORY
+from tests.conftest import CANARIES, REPOSITORY, SHELLCHECK
 from tests.slurm.login import Login
 
 TRAINING = ("train.max_steps=6", "train.save_every=3", "train.validate_every=3")
@@ -100,7 +100,7 @@ def test_the_pasted_dry_run_does_what_submit_does(login, scenes):
     assert login.queue() == []
     assert login.status("pasted")["state"] == "prepared"
     checked = subprocess.run(
-        ["shellcheck", "-s", "bash", "-"], input=text, capture_output=True, text=True
+        [SHELLCHECK, "-s", "bash", "-"], input=text, capture_output=True, text=True
     )
     assert checked.returncode == 0, checked.stdout
     inside = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "64", "SBATCH_PARTITION": "nope"}
@@ -132,7 +132,7 @@ def test_a_dry_run_writes_scripts_and_may_be_changed_afterwards(login, scenes):
         "scripts/submit.sh",
     ]
     for path in (login.home / "scripts").iterdir():
-        assert subprocess.run(["shellcheck", str(path)]).returncode == 0
+        assert subprocess.run([SHELLCHECK, str(path)]).returncode == 0
     login.submit("dry", *words, "data.videos_per_shard=3", "train.max_steps=7")
     shards = json.loads((login.run("dry") / "data" / "shards.json").read_text())
     assert len(shards["bounds"]) - 1 == 4  # as many as tasks run at a time
