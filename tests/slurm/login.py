@@ -78,6 +78,10 @@ class Login:
         rows = (line.split() for line in self.queue("%i %j %T"))
         return [i for i, job, s in rows if job.startswith(f"{stage}.{name}.") and s == state]
 
+    def queued(self, name: str) -> list[str]:
+        """Names of a run's jobs in the queue."""
+        return [job for job in self.queue("%j") if f".{name}." in job]
+
     def submitted(self, name: str) -> list[str]:
         """Ids of all jobs that were submitted for a run."""
         lines = (self.run(name) / "stages" / "jobs.jsonl").read_text().splitlines()

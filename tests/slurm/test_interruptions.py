@@ -166,7 +166,7 @@ def test_killed_workers_are_tried_again_and_not_for_ever(login, videos, undistur
         "failed",
     ]
     assert "ended 2 times without a reason, perhaps out of memory" in state["errors"]["0"]
-    login.until(lambda: login.queue() == [])
+    login.until(lambda: login.queued("killed") == [])
     # Only the failed shard is tried again, and what waited for it.
     outcome = login.command("retry", "killed")
     assert outcome.code == 0, outcome.err

@@ -46,7 +46,7 @@ def test_two_nodes_and_one_give_the_same_losses(login, trained):
     assert login.status("two-nodes")["state"] == "done", login.explain("two-nodes")
     log = next((trained / "logs" / "train").glob("*.log")).read_text()
     assert "nnodes=2" in (trained / "scripts" / "train_sbatch.sh").read_text()
-    assert "MEMBER: 4/4" in log  # NeMo names every rank
+    assert "Starting with 4 processes" in log
     # The same tokens on one node of four GPUs.
     other = login.run("one-node")
     other.mkdir()
@@ -97,7 +97,7 @@ def test_the_pasted_dry_run_does_what_submit_does(login, scenes):
     stages = ("--stages", "download,preprocess,finalize")
     dry = login.submit("pasted", *request, *stages, "--dry-run")
     text = dry.out
-    assert login.queue() == []
+    assert login.queued("pasted") == []
     assert login.status("pasted")["state"] == "prepared"
     checked = subprocess.run(
         [SHELLCHECK, "-s", "bash", "-"], input=text, capture_output=True, text=True
@@ -160,7 +160,7 @@ def test_what_slurm_would_not_take_is_refused_before_anything_is_queued(login, s
         assert outcome.code == 2, outcome.out
         assert expected in outcome.err
         assert "Traceback" not in outcome.err
-        assert login.queue() == []
+        assert login.queued(f"bad{number}") == []
 
 
 def test_a_failed_stage_cancels_what_waits_for_it(login, tmp_path):
@@ -172,7 +172,7 @@ def test_a_failed_stage_cancels_what_waits_for_it(login, tmp_path):
     words = (f"data.input={videos}", "data.max_failed_fraction=0")
     login.submit("broken", *words)
     login.wait("broken", "finalize", "failed")
-    login.until(lambda: login.queue() == [])
+    login.until(lambda: login.queued("broken") == [])
     state = login.status("broken")
     assert state["state"] == "failed"
     assert [s["state"] for s in state["stages"]] == ["done", "done", "failed", "waiting"]
@@ -180,10 +180,10 @@ def test_a_failed_stage_cancels_what_waits_for_it(login, tmp_path):
     assert "cosmos-hpc retry broken goes on" in state["note"]
     outcome = login.command("retry", "broken", "finalize")
     assert outcome.code == 0, outcome.err
-    queued = login.queue("%j")
+    queued = login.queued("broken")
     assert {name.partition(".")[0] for name in queued} == {"finalize", "train"}
     login.wait("broken", "finalize", "failed")
-    login.until(lambda: login.queue() == [])
+    login.until(lambda: login.queued("broken") == [])
 
 
 def test_uncommitted_code_is_what_runs(login, scenes, tmp_path):
@@ -256,4 +256,4 @@ def test_a_container_without_pyxis_is_refused(login, scenes, tmp_path):
     )
     assert outcome.code == 2
     assert "this cluster has no pyxis" in outcome.err
-    assert login.queue() == []
+    assert login.queued("boxed") == []
