@@ -123,9 +123,20 @@ def _mount(text: str) -> str:
     return text
 
 
+#: Flags of sbatch on which finding jobs in the queue, and what they do, depends.
+_OWN_FLAGS = {
+    *("array", "chdir", "clusters", "dependency", "export", "export-file", "job-name"),
+    *("kill-on-invalid-dep", "no-requeue", "open-mode", "output", "parsable", "signal"),
+    *("wait", "wrap"),
+}
+
+
 def _flag(text: str) -> str:
     if not re.fullmatch(r"--[a-z][a-z0-9-]*(=.*)?", text) or "\n" in text:
         raise ValueError(f"{text!r} is not a long flag of sbatch, such as --mem=0")
+    name = text.removeprefix("--").partition("=")[0]
+    if name in _OWN_FLAGS:
+        raise ValueError(f"--{name} is set by the scripts themselves; leave it out")
     return text
 
 

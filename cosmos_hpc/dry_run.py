@@ -28,16 +28,16 @@ _CLEAN = (
 
 def slurm_text(plan: Plan, run: RunFolder, submission: Submission) -> str:
     """The plan as comments, and commands that submit each script with what it waits for."""
-    lines = [*_head(plan, run), "(", *_CLEAN]
+    lines = [*_head(plan, run), "(", *_CLEAN, _forget_cancel(run)]
     for job, script in submission.jobs:
         lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
         lines += [*script.splitlines(), _END, ")"]
-    return "\n".join([*lines, _said(submission), ")"])
+    return "\n".join([*lines, *_changed(submission), _said(submission), ")"])
 
 
 def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> list[Path]:
     """Write each script, and ``submit.sh`` that submits them; returns the files."""
-    lines = ["#!/bin/bash", *_head(plan, run), *_CLEAN]
+    lines = ["#!/bin/bash", *_head(plan, run), *_CLEAN, _forget_cancel(run)]
     written = []
     for job, script in submission.jobs:
         path = script_path(folder, job).absolute()
@@ -45,7 +45,7 @@ def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path
         written.append(path)
         command = f"{_sbatch(job, submission)} {shlex.quote(str(path))}"
         lines.append(f"{_variable(job)}=$({command})")
-    lines.append(_said(submission))
+    lines += [*_changed(submission), _said(submission)]
     files.write_atomic(folder.absolute() / "submit.sh", "\n".join(lines) + "\n")
     return [*written, folder / "submit.sh"]
 
@@ -92,9 +92,21 @@ def _variable(job: Job) -> str:
     return job.name.replace("-", "_")
 
 
+def _forget_cancel(run: RunFolder) -> str:
+    return f"rm -f -- {shlex.quote(str(run.stop_request))}"
+
+
+def _ids(submission: Submission) -> dict[tuple[str, int], str]:
+    return {(j.stage.name, j.part): f"${{{_variable(j)}%;*}}" for j, _ in submission.jobs}
+
+
+def _changed(submission: Submission) -> list[str]:
+    changed = submission.changed_dependencies(_ids(submission))
+    return [f'scontrol update JobId={job} Dependency="{on}"' for job, on in changed.items()]
+
+
 def _sbatch(job: Job, submission: Submission) -> str:
-    ids = {(j.stage.name, j.part): f"${{{_variable(j)}%;*}}" for j, _ in submission.jobs}
-    dependency = submission.dependency(job, ids)
+    dependency = submission.dependency(job, _ids(submission))
     return "sbatch --parsable" + (f' --dependency="{dependency}"' if dependency else "")
 
 

@@ -180,7 +180,8 @@ def lock_holder(path: Path) -> str | None:
 def is_locked(path: Path) -> bool:
     """Whether a living process holds :func:`lock` on ``path``."""
     try:
-        with open(path, "r+") as f:
+        # To read: others may look at a run that only its owner can write to.
+        with open(path) as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

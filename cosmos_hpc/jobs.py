@@ -11,6 +11,9 @@ from cosmos_hpc.stages import Stage
 
 #: Stages that work on GPUs where the cluster has them.
 GPU_STAGES = ("preprocess", "train")
+#: Characters of ``--array`` that Slurm takes are 4096 with the end and the throttle: scattered
+#: shards, as after a partial failure, need more.
+_LONGEST_RANGES = 4000
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,19 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
     allowed = (cluster.max_submit or total + MAX_SINGLE_JOBS) - MAX_SINGLE_JOBS
     stride = total if len(shards) <= allowed else allowed
     starts = sorted({shard % stride for shard in shards}) if stride < total else list(shards)
-    chunks: dict[int, list[int]] = {}
+    chunks: list[tuple[int, list[int]]] = []
+    length = 0
     for start in starts:
         first = start // cluster.max_array_size * cluster.max_array_size
-        chunks.setdefault(first, []).append(start - first)
+        index = start - first
+        width = len(f",{index}")
+        if not chunks or chunks[-1][0] != first or length + width > _LONGEST_RANGES:
+            chunks.append((first, []))
+            length = 0
+        indices = chunks[-1][1]
+        # A number within a range lengthens nothing; beside one it stands behind a dash.
+        length += 0 if indices[-2:] == [index - 2, index - 1] else width
+        indices.append(index)
     # With fewer tasks at a time than arrays, some wait for others.
     lanes = min(cluster.parallel, len(chunks))
     share, more = divmod(cluster.parallel, lanes) if lanes else (0, 0)
@@ -111,7 +123,7 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
             throttle=share + (number % lanes < more),
             after=number - lanes if number >= lanes else None,
         )
-        for number, (first, indices) in enumerate(chunks.items())
+        for number, (first, indices) in enumerate(chunks)
     ]
 
 

@@ -74,6 +74,8 @@ def start(request: Request, console: Console) -> None:
     costs = video_costs(root, videos, recipe.data) if videos else None
     what = make_plan(recipe, cluster, pinned or len(videos), folder.num_shards())
     recipe = with_layout(recipe, what.layout)
+    if folder.info.exists():
+        slurm_submit.check_queued(folder, recipe, cluster, request.dry_run)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:

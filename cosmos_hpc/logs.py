@@ -15,6 +15,9 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.stages import STAGES
 
+#: Rest between looks for new logs, in times that a look took.
+_REST = 20
+
 
 def logs_of(
     folder: RunFolder, stage: str | None = None, task: int | None = None
@@ -46,10 +49,15 @@ def follow(
     """
     log, position = None, 0
     ask = _Asker(folder)
+    newest, look_at = None, -math.inf
     while True:
         working = ask.working()
-        found = [path for _, path in logs_of(folder, stage, task)]
-        newest = found[-1] if found else None
+        began = time.monotonic()
+        if began >= look_at or not working:
+            found = [path for _, path in logs_of(folder, stage, task)]
+            newest = found[-1] if found else None
+            # With thousands of tasks this reads thousands of files: a small share of the time.
+            look_at = time.monotonic() + _REST * (time.monotonic() - began)
         if newest != log:
             log, position = newest, 0
             yield f"==> {log} <==\n"

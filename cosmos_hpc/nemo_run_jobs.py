@@ -122,6 +122,8 @@ def submit_slurm(job: Job, cluster: SlurmCluster, script: Path, flags: Sequence[
     executor.job_details = SlurmJobDetails(job_name=job.name, folder=str(script.parent))
     # Becomes part of a shell command.
     executor.tunnel.job_dir = shlex.quote(str(script.parent))
+    # Else what this process could read itself, such as the rest of a list, goes to sbatch.
+    executor.tunnel.session.config.run.in_stream = False
     request = SlurmBatchRequest(
         launch_cmd=["sbatch", "--parsable", *map(shlex.quote, flags)],
         jobs=[job.name],

@@ -30,8 +30,10 @@ note() {
 }
 
 # Slurm warns before the time limit (USR1) and some preemptions (TERM). The worker finds the file,
-# stops at the next safe point, and this job queues itself again.
-trap 'interrupted=yes; : >"$COSMOS_HPC_STOP"' USR1 TERM
+# stops at the next safe point, and this job queues itself again. Slurm warns once: a task that was
+# done all the same must not be followed by another.
+warned=
+trap 'interrupted=yes; warned=yes; : >"${COSMOS_HPC_STOP:-/dev/null}"' USR1 TERM
 
 give_up() {
     note end "$1"
@@ -52,8 +54,13 @@ go_on() {
     fi
     note end "$1"
     echo "$2; queueing the job again"
-    # Slurm ends this script when it takes the job back.
-    scontrol requeue "$job" && sleep 60
+    for _ in 1 2 3 4 5 6; do # Slurm may be busy
+        if scontrol requeue "$job"; then
+            sleep 60 # Slurm ends this script when it takes the job back
+            break
+        fi
+        sleep 10
+    done
     return 75
 }
 
@@ -63,6 +70,10 @@ do_task() {
     export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
     rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done"
     note start ""
+    if [ -n "$warned" ]; then
+        go_on stopped "the job was asked to stop"
+        return
+    fi
     work "$1" &
     interrupted=yes
     while [ "$interrupted" = yes ]; do
@@ -117,7 +128,7 @@ def array_comment(array: Array) -> str:
 
 def read_array_comment(comment: str) -> tuple[int, int] | None:
     """First shard and stride of an array in the queue; None where the comment says neither."""
-    found = re.fullmatch(r"shards (\d+) (\d+)", comment)
+    found = re.search(r"(?:^| )shards (\d+) (\d+)$", comment)
     return (int(found[1]), int(found[2])) if found else None
 
 
@@ -191,15 +202,16 @@ def render(
 
 
 def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str) -> list[str]:
-    """Flags of sbatch; those of the profile come last, where they win."""
+    """Flags of sbatch; those of the profile come late, where they win, but for its comment."""
     cpus = cluster.cpus_per_gpu
     array = job.array
+    comments = [f.partition("=")[2] for f in cluster.sbatch if f.startswith("--comment=")]
     flags = [
         f"--job-name={job_name(run, job.stage.name, run_id)}",
         f"--nodes={job.nodes}",
         "--ntasks-per-node=1",
         *([f"--cpus-per-task={cpus * job.gpus}"] if cpus and job.gpus else []),
-        *([f"--array={array.spec}", f"--comment={array_comment(array)}"] if array else []),
+        *([f"--array={array.spec}"] if array else []),
         f"--chdir={run.path}",
         f"--output={run.path}/{log}",
         "--open-mode=append",
@@ -208,6 +220,7 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
         f"--signal=B:USR1@{cluster.grace_seconds}",
         f"--export={','.join(dict.fromkeys([*_BASIC_VARIABLES, *cluster.environment]))}",
         *placement(cluster, job.stage.name, job.gpus),
+        *([f"--comment={' '.join([*comments[-1:], array_comment(array)])}"] if array else []),
     ]
     return [_directive(flag) for flag in flags]
 
@@ -215,7 +228,7 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
 def _directive(flag: str) -> str:
     """A flag as a ``#SBATCH`` line needs it: sbatch takes backslashes for escapes in any quotes."""
     name, equals, value = flag.partition("=")
-    if value != shlex.quote(value):
+    if equals and value != shlex.quote(value):
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"{name}{equals}{value}"
 

@@ -15,8 +15,8 @@ from cosmos_hpc.errors import RequestError
 
 _SECONDS = 60
 #: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
-#: pass its own node and task counts on.
-_INHERITED = re.compile(r"^(SLURM_|SBATCH_|SRUN_|SALLOC_)")
+#: pass its own node and task counts on. What a person has set for squeue would hide jobs.
+_INHERITED = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
 #: Say where the cluster is, not what the job is.
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_TIME_FORMAT"}
 
@@ -133,6 +133,16 @@ def container_options() -> set[str]:
     found = set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout))
     # From 23.02 on Slurm has a --container-id of its own.
     return found if "--container-image" in found else set()
+
+
+def hides_jobs_of_others() -> bool:
+    """Whether users of this cluster see nothing but their own jobs in the queue.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    config = _output("scontrol", "show", "config")
+    return re.search(r"^PrivateData\s*=.*\bjobs\b", config, re.M) is not None
 
 
 def _partitions() -> list[Partition]:

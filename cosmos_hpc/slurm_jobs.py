@@ -109,11 +109,28 @@ def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
     return {job_id: re.split(r"[ +]", state)[0] for job_id, state in rows}
 
 
-def cancel(ids: Sequence[str]) -> None:
+def cancel(ids: Sequence[str], only_waiting: bool = False) -> None:
     """Cancel jobs; those that have ended meanwhile are no error.
+
+    Args:
+        ids: of jobs, or of whole arrays.
+        only_waiting: leave alone what has begun by the time that Slurm looks.
+
+    Raises:
+        RequestError: Slurm does not answer, or the jobs are somebody else's.
+    """
+    flags = ["--state=PENDING"] if only_waiting else []
+    for start in range(0, len(ids), 500):
+        done = slurm.command("scancel", *flags, *ids[start : start + 500])
+        if "ermission denied" in done.stderr:
+            raise RequestError(f"scancel failed: {slurm.last_line(done.stderr)}")
+
+
+def depend(job_id: str, dependency: str) -> str:
+    """Have a job that waits in the queue wait for others; why Slurm does not, empty if it does.
 
     Raises:
         RequestError: Slurm does not answer.
     """
-    for start in range(0, len(ids), 500):
-        slurm.command("scancel", *ids[start : start + 500])
+    done = slurm.command("scontrol", "update", f"JobId={job_id}", f"Dependency={dependency}")
+    return slurm.last_line(done.stderr) if done.returncode else ""

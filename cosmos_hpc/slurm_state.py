@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -90,7 +91,9 @@ class SlurmView:
     def _verdict(self, job: str) -> str:
         """How accounting says that a job ended, where it says anything."""
         if self._ended is None:
-            created = str(files.read_json(self._run.info)["created"])[:10]
-            self._ended = slurm_jobs.ended(list(names_of(self._run)), created) or {}
+            created = files.read_json(self._run.info)["created"]
+            # Slurm's times are local ones, and its clock may be another.
+            since = datetime.datetime.fromisoformat(created) - datetime.timedelta(days=1)
+            self._ended = slurm_jobs.ended(list(names_of(self._run)), f"{since:%Y-%m-%d}") or {}
         state = self._ended.get(job)
         return f"; Slurm says {state}" if state else ", perhaps killed"

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import datetime
 import os
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmos_hpc import files, slurm, slurm_jobs
-from cosmos_hpc.cluster import SlurmCluster
+from cosmos_hpc.cluster import Cluster, SlurmCluster, read_cluster
 from cosmos_hpc.cluster_check import problems
+from cosmos_hpc.config import flatten
 from cosmos_hpc.console import Console
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.jobs import Job, jobs_of
@@ -24,7 +26,11 @@ from cosmos_hpc.stages import STAGES, missing_tasks, stages_of
 _POLL_SECONDS = 1.0
 #: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
 #: did not take them, after which Slurm holds them.
-_STUCK = ("DependencyNeverSatisfied", "launch failed requeued held")
+_STUCK = (
+    "DependencyNeverSatisfied",
+    "launch failed requeued held",
+    "user env retrieval failed requeued held",
+)
 
 
 @dataclass
@@ -34,10 +40,12 @@ class Submission:
     Attributes:
         jobs: with the script of each.
         queued: ids of jobs in the queue, by stage.
+        waiting: stages of one job that is in the queue and has not begun.
     """
 
     jobs: list[tuple[Job, str]] = field(default_factory=list)
     queued: dict[str, list[str]] = field(default_factory=dict)
+    waiting: list[str] = field(default_factory=list)
 
     def stage_jobs(self, stage: str) -> list[Job]:
         """The jobs of a stage that are to be submitted."""
@@ -53,18 +61,43 @@ class Submission:
             job: one of these.
             ids: of the jobs before it, by stage and part, or what stands for them.
         """
+        conditions = self._after(job.stage.name, ids)
         if job.array and job.array.after is not None:
-            return f"afterany:{ids[job.stage.name, job.array.after]}"
-        conditions = []
-        for stage in reversed(STAGES[: STAGES.index(job.stage.name)]):
-            before = [ids[stage, other.part] for other in self.stage_jobs(stage)]
+            # Not instead: an array that was cancelled has ended as well.
+            conditions.append(f"afterany:{ids[job.stage.name, job.array.after]}")
+        return ",".join(conditions) or None
+
+    def changed_dependencies(self, ids: Mapping[tuple[str, int], str]) -> dict[str, str]:
+        """New values of ``--dependency`` of jobs in the queue, by their ids.
+
+        What waits for a stage has to wait for its new jobs too: of tasks that are submitted anew
+        the first ones failed, which would cancel it.
+
+        Args:
+            ids: see :meth:`dependency`.
+        """
+        changed = {}
+        for stage in self.waiting:
+            before = [s for s in STAGES[: STAGES.index(stage)] if self._has(s)]
+            if before and self.stage_jobs(before[-1]):
+                changed[self.queued[stage][0]] = ",".join(self._after(stage, ids))
+        return changed
+
+    def _has(self, stage: str) -> bool:
+        return bool(self.stage_jobs(stage) or self.queued.get(stage))
+
+    def _after(self, stage: str, ids: Mapping[tuple[str, int], str]) -> list[str]:
+        """Conditions on the stage before this one, of those that have jobs."""
+        for earlier in reversed(STAGES[: STAGES.index(stage)]):
+            conditions = []
+            before = [ids[earlier, other.part] for other in self.stage_jobs(earlier)]
             conditions += [":".join(["afterok", *before])] if before else []
-            there = self.queued.get(stage, [])
-            kind = "afterany" if stage == "preprocess" else "afterok"
+            there = self.queued.get(earlier, [])
+            kind = "afterany" if earlier == "preprocess" else "afterok"
             conditions += [":".join([kind, *there])] if there else []
             if conditions:
-                break
-        return ",".join(conditions) or None
+                return conditions
+        return []
 
 
 def names_of(run: RunFolder) -> dict[str, str]:
@@ -77,10 +110,17 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
     """Jobs of the run in the queue, each with its stage.
 
     Raises:
-        RequestError: Slurm does not answer.
+        RequestError: Slurm does not answer, or would not show them to this user.
     """
     names = names_of(run)
-    return [(names[job.name], job) for job in slurm_jobs.queued(list(names)) if job.active]
+    found = [(names[job.name], job) for job in slurm_jobs.queued(list(names)) if job.active]
+    mine = os.geteuid() in (0, run.info.stat().st_uid)
+    if not found and not mine and slurm.hides_jobs_of_others():
+        raise RequestError(
+            f"run {run.name} was submitted by somebody else, and this cluster shows nobody the "
+            f"jobs of others"
+        )
+    return found
 
 
 def record_pasted(run: RunFolder) -> None:
@@ -133,6 +173,8 @@ def prepare(
             # The ids of whole arrays: one dependency for all tasks.
             ids = dict.fromkeys(job.id.partition("_")[0] for job in here)
             found.queued[stage.name] = list(ids)
+            if stage.name != "preprocess" and len(here) == 1 and here[0].waits:
+                found.waiting.append(stage.name)
         if stage.name not in names:
             continue
         busy = {task for job in here for task in tasks_of(job, stage.tasks)}
@@ -209,6 +251,10 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         _record(run, job.stage.name, job_id)
         tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
         console.say(f"  {job.name:<11} job {job_id}{tasks}")
+    for job_id, dependency in submission.changed_dependencies(ids).items():
+        reason = slurm_jobs.depend(job_id, dependency)
+        told = f"could not be told: {reason}; retry when it has ended" if reason else "waits too"
+        console.say(f"  in the queue job {job_id} {told}")
 
 
 def _submit(job: Job, cluster: SlurmCluster, script: Path, flags: list[str]) -> str:
@@ -259,7 +305,42 @@ def cancel(run: RunFolder, now: bool = False) -> int:
         return 0
     files.write_atomic(run.stop_request, "")
     while left := [job for _, job in active_jobs(run)]:
-        # A job may have queued itself again before it saw the request.
-        slurm_jobs.cancel([job.id for job in left if now or job.waits])
+        # A job may have queued itself again before it saw the request. Whole arrays: each task
+        # that is named by itself becomes a job of its own to Slurm, which are limited.
+        chosen = dict.fromkeys(job.id.partition("_")[0] for job in left if now or job.waits)
+        slurm_jobs.cancel(list(chosen), only_waiting=not now)
         time.sleep(_POLL_SECONDS)
     return len(found)
+
+
+def check_queued(run: RunFolder, recipe: Recipe, cluster: Cluster, dry_run: bool) -> None:
+    """Refuse to change under jobs in the queue what they are going to read.
+
+    Args:
+        run: an existing run folder.
+        recipe, cluster: of the request.
+        dry_run: nothing is going to be started.
+
+    Raises:
+        RequestError: jobs of the run are in the queue, and the request is for another cluster or
+            other ranks than they have, or is a dry run of other settings; or Slurm does not answer.
+    """
+    old = read_cluster(run.cluster_file)
+    if not isinstance(old, SlurmCluster):
+        return
+    if not isinstance(cluster, SlurmCluster) and shutil.which("squeue") is None:
+        return  # a run that was moved here
+    stages = {stage for stage, _ in active_jobs(run)}
+    if not stages:
+        return
+    what = f"run {run.name} has jobs in the queue of cluster {old.name}"
+    then = f"wait for them, or cosmos-hpc cancel {run.name} first"
+    if not isinstance(cluster, SlurmCluster):
+        raise RequestError(f"{what}, and this request is for {cluster.name}; {then}")
+    before = flatten(run.recipe().model_dump(mode="json"))
+    after = flatten(recipe.model_dump(mode="json"))
+    differ = [key for key in after if before.get(key) != after[key]]
+    fixed = [key for key in differ if dry_run or (key == "train.gpus" and "train" in stages)]
+    if fixed:
+        key = fixed[0]
+        raise RequestError(f"{what}, with {key}={before.get(key)}, not {after[key]}; {then}")

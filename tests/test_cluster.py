@@ -1,8 +1,10 @@
 import pytest
 
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.cluster import SlurmCluster, load_cluster
+from cosmos_hpc.config import validate
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.gpus import gpu_type, visible_gpus
+from tests.test_jobs import PROFILE
 
 
 def test_local_is_built_in():
@@ -66,3 +68,10 @@ def test_gpus_by_type_or_memory():
 )
 def test_the_type_of_this_machine_s_gpu(line, expected):
     assert gpu_type(line) == expected
+
+
+@pytest.mark.parametrize("flag", ["--array=1-9", "--job-name=x", "--export=ALL", "--wait"])
+def test_flags_that_the_scripts_need_for_themselves_are_refused(flag):
+    name = flag.partition("=")[0]
+    with pytest.raises(RequestError, match=f"{name} is set by the scripts themselves"):
+        validate(SlurmCluster, {**PROFILE, "parallel": 1, "sbatch": [flag]}, "x")

@@ -1,7 +1,10 @@
 import json
+import os
 import platform
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +61,25 @@ def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
     with files.lock(path):
         assert files.is_locked(path)
         assert files.is_locked(path)  # asking does not give it up
+
+
+def test_who_may_only_read_sees_whether_a_lock_is_held():
+    if os.geteuid():
+        pytest.skip("needs root, to be somebody else")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder) / "lock"
+        with files.lock(path):
+            pass
+        path.chmod(0o644)
+        os.seteuid(65534)
+        try:
+            assert not files.is_locked(path)
+        finally:
+            os.seteuid(0)
+        with files.lock(path):
+            os.seteuid(65534)
+            try:
+                assert files.is_locked(path)
+            finally:
+                os.seteuid(0)

@@ -58,6 +58,16 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
             assert array.throttle <= arrays[array.after].throttle
 
 
+def test_scattered_shards_keep_to_what_slurm_takes_for_an_array():
+    """4096 characters; all of many in a row are one array all the same."""
+    missing = list(range(0, 9000, 2))
+    arrays = plan_arrays(missing, 9000, cluster(max_array_size=10001))
+    assert len(arrays) > 1
+    assert all(len(array.spec) < 4096 for array in arrays)
+    assert [array.first + i for array in arrays for i in array.indices] == missing
+    assert len(plan_arrays(range(9000), 9000, cluster(max_array_size=10001))) == 1
+
+
 def test_ranges_are_what_slurm_writes():
     assert ranges([0, 1, 2, 5, 7, 8]) == "0-2,5,7-8"
     assert ranges([4]) == "4"

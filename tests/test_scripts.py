@@ -12,7 +12,7 @@ from cosmos_hpc.config import validate
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.jobs import jobs_of
 from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.scripts import check_path, render
+from cosmos_hpc.scripts import check_path, read_array_comment, render
 from cosmos_hpc.stages import Stage
 from tests.conftest import REPOSITORY, SHELLCHECK
 from tests.test_jobs import PROFILE
@@ -163,3 +163,15 @@ def test_names_of_runs_that_are_no_plain_names_are_refused(tmp_path):
             assert outcome.code == 2
             assert "run name" in outcome.err
         assert outcome.err.count("\n") == 1
+
+
+def test_a_comment_of_the_profile_does_not_hide_which_shards_an_array_has():
+    settings = {"sbatch": ["--comment=metrics on"], "max_array_size": 2}
+    texts = [text for job, text in scripts(settings) if job.array]
+    lines = [line for text in texts for line in text.splitlines() if "--comment" in line]
+    last = [[line for line in text.splitlines() if "--comment" in line][-1] for text in texts]
+    assert len(last) == 3
+    assert len(lines) == 6  # the profile's own before it
+    read = [read_array_comment(line.partition("=")[2].strip('"')) for line in last]
+    assert read == [(0, 5), (2, 5), (4, 5)]
+    assert all('="metrics on shards' in line for line in last)

@@ -7,7 +7,7 @@
 #SBATCH --chdir=/shared/runs/ar5b_v2w_instruction
 #SBATCH --output=/shared/runs/ar5b_v2w_instruction/logs/train/%j.log
 #SBATCH --open-mode=append
-#SBATCH --requeue""
+#SBATCH --requeue
 #SBATCH --kill-on-invalid-dep=yes
 #SBATCH --signal=B:USR1@300
 #SBATCH --export=HOME,USER,LOGNAME,SHELL,PATH,LANG,HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE
@@ -48,8 +48,10 @@ note() {
 }
 
 # Slurm warns before the time limit (USR1) and some preemptions (TERM). The worker finds the file,
-# stops at the next safe point, and this job queues itself again.
-trap 'interrupted=yes; : >"$COSMOS_HPC_STOP"' USR1 TERM
+# stops at the next safe point, and this job queues itself again. Slurm warns once: a task that was
+# done all the same must not be followed by another.
+warned=
+trap 'interrupted=yes; warned=yes; : >"${COSMOS_HPC_STOP:-/dev/null}"' USR1 TERM
 
 give_up() {
     note end "$1"
@@ -70,8 +72,13 @@ go_on() {
     fi
     note end "$1"
     echo "$2; queueing the job again"
-    # Slurm ends this script when it takes the job back.
-    scontrol requeue "$job" && sleep 60
+    for _ in 1 2 3 4 5 6; do # Slurm may be busy
+        if scontrol requeue "$job"; then
+            sleep 60 # Slurm ends this script when it takes the job back
+            break
+        fi
+        sleep 10
+    done
     return 75
 }
 
@@ -81,6 +88,10 @@ do_task() {
     export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
     rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done"
     note start ""
+    if [ -n "$warned" ]; then
+        go_on stopped "the job was asked to stop"
+        return
+    fi
     work "$1" &
     interrupted=yes
     while [ "$interrupted" = yes ]; do

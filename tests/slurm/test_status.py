@@ -2,10 +2,16 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.slurm.login import Login
 from tests.slurm.test_interruptions import notes, worker
 
@@ -75,3 +81,50 @@ def test_logs_follow_a_run_to_its_end(login, scenes):
     assert login.command("logs", "followed", "preprocess.7").code == 2
     named = login.command("logs", "followed").out
     assert [f"==> preprocess.{n} " in named for n in range(4)] == [True] * 4
+
+
+def test_where_jobs_of_others_are_hidden_nothing_is_claimed(login, scenes):
+    """A colleague looks at the run on a cluster with ``PrivateData=jobs``."""
+    login.submit("private", f"data.input={scenes}", "cluster.sbatch=['--hold']")
+    conf = login.lab.folder / "etc" / "slurm.conf"
+    before = conf.read_text()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        # The folder of the tests is closed to others.
+        seen = Path(folder) / "private"
+        shutil.copytree(login.run("private"), seen)
+        words = ["-m", "cosmos_hpc", "status", str(seen), "--json"]
+        conf.chmod(0o644)
+        login.lab.folder.chmod(0o755)
+
+        def colleague():
+            return subprocess.run(
+                [sys.executable, *words],
+                env={**login.lab.environment, "PYTHONPATH": str(REPOSITORY)},
+                cwd=folder,
+                user=65534,
+                extra_groups=[],
+                capture_output=True,
+                text=True,
+            )
+
+        shown = colleague()
+        if "ermission" in shown.stderr or shown.returncode:
+            pytest.skip(f"nobody may not run this Python: {shown.stderr[-200:]}")
+        assert json.loads(shown.stdout)["state"] == "queued"
+        try:
+            conf.write_text(before + "PrivateData=jobs\n")
+            login.lab.run("scontrol", "reconfigure")
+            state = json.loads(login.until(lambda: hidden(colleague())))
+        finally:
+            conf.write_text(before)
+            login.lab.run("scontrol", "reconfigure")
+    assert state["state"] == "unknown"
+    assert "shows nobody the jobs of others" in state["note"]
+    assert login.status("private")["state"] == "queued"
+    login.command("cancel", "private")
+
+
+def hidden(outcome):
+    """The state that was shown, once it is not that of the queue any more."""
+    return "" if '"state": "queued"' in outcome.stdout else outcome.stdout
