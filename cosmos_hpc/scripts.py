@@ -249,6 +249,8 @@ def _work(
         "--ntasks-per-node=1",
         # srun does not take it from the job.
         *([f"--cpus-per-task={cpus * job.gpus}"] if cpus and job.gpus else []),
+        # One process starts all others of the node: it must not be bound to a core.
+        "--cpu-bind=none",
         "--kill-on-bad-exit=1",
         "--unbuffered",
         "--input=none",

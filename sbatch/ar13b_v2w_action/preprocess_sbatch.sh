@@ -34,8 +34,9 @@ unset PYTHONPATH
 export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
 
 work() {
-    srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=12 --kill-on-bad-exit=1 --unbuffered \
-        --input=none --container-image=/shared/images/cosmos-hpc.sqsh \
+    srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=12 --cpu-bind=none \
+        --kill-on-bad-exit=1 --unbuffered --input=none \
+        --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar13b_v2w_action:/shared/runs/ar13b_v2w_action \
         --container-workdir=/shared/runs/ar13b_v2w_action --no-container-mount-home \
         --container-writable \

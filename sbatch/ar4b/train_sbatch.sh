@@ -29,8 +29,9 @@ unset PYTHONPATH
 export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
 
 work() {
-    srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=24 --kill-on-bad-exit=1 --unbuffered \
-        --input=none --container-image=/shared/images/cosmos-hpc.sqsh \
+    srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=24 --cpu-bind=none \
+        --kill-on-bad-exit=1 --unbuffered --input=none \
+        --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar4b:/shared/runs/ar4b \
         --container-workdir=/shared/runs/ar4b --no-container-mount-home --container-writable \
         --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP \

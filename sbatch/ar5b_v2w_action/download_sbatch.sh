@@ -27,8 +27,8 @@ unset PYTHONPATH
 export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
 
 work() {
-    srun --nodes=1 --ntasks-per-node=1 --kill-on-bad-exit=1 --unbuffered --input=none \
-        --container-image=/shared/images/cosmos-hpc.sqsh \
+    srun --nodes=1 --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 --unbuffered \
+        --input=none --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar5b_v2w_action:/shared/runs/ar5b_v2w_action \
         --container-workdir=/shared/runs/ar5b_v2w_action --no-container-mount-home \
         --container-writable \
