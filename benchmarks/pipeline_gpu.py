@@ -1,12 +1,19 @@
 """How much of an encoder's speed is left when clips come from video files, on one GPU.
 
-    python benchmarks/pipeline_gpu.py [--videos N] [--seconds S] [--tiny]
+    python benchmarks/pipeline_gpu.py [--videos N] [--seconds S] [--tiny] [recipe overrides]
 
 Writes an encoder of 100 million random parameters (``random_tokenizer.py``), and videos of 60
-frames, 1024x640, H.264. Then (a) the encoder alone on clips that lie in the memory of the GPU, and
-(b) the package's preprocessing from the files to the journal, with as many decoders as there are
-cores less one. Prints both rates, their ratio and what limits. ``--tiny`` shrinks all for a try
-without a GPU.
+frames, 1024x640, H.264. Then, in clips a second:
+
+- the encoder alone, on clips that lie in the memory of the GPU as bf16, 1, 4, 8 and 16 a call;
+- the encoder alone, 1 a call, on as many streams as the package uses (``data.batch_size``);
+- the tokenizer alone: uint8 clips from pinned memory to ids on the CPU;
+- the decoders alone, as many as there are cores less one;
+- the package's preprocessing, from the files to the journal.
+
+Prints the ratio of the last to the encoder alone, and what limits. A
+video that is given several times must give the same ids each time (asserted). ``--tiny`` shrinks
+all for a try without a GPU.
 
 Needs torch, PyAV, pydantic and PyYAML; ids are not joined into a data set, which is another stage.
 """
@@ -14,14 +21,17 @@ Needs torch, PyAV, pydantic and PyYAML; ids are not joined into a data set, whic
 from __future__ import annotations
 
 import argparse
+import collections
+import itertools
 import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -56,31 +66,99 @@ def write_scene(path: Path, seed: int, height: int, width: int) -> None:
         container.mux(stream.encode())
 
 
-def encoder_rate(tokenizer: VideoTokenizer, recipe: Recipe, batch: int, seconds: float) -> float:
+def encoder_rate(
+    tokenizer: VideoTokenizer, recipe: Recipe, batch: int, streams: int, seconds: float
+) -> float:
     """Clips a second of the encoder on clips that are where it needs them."""
     import torch
 
     data, cuda = recipe.data, tokenizer.device.type == "cuda"
     shape = (batch, 3, data.frames, data.height, data.width)
     video = torch.rand(shape, device=tokenizer.device, dtype=torch.bfloat16) * 2 - 1
-    done, started = 0, 0.0
-    with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-        for call in range(100_000):
+    under_way: collections.deque[Any] = collections.deque()
+    places = itertools.cycle([torch.cuda.Stream() for _ in range(streams)] if cuda else [None])
+    finish = torch.cuda.synchronize if cuda else lambda: None
+    finish()
+
+    def call() -> None:
+        with torch.cuda.stream(next(places)):
             tokenizer._encoder(video)
-            if cuda and call % 4 == 0:
-                torch.cuda.synchronize()
-            if call == 8 or (not cuda and call == 1):  # warm
-                done, started = 0, time.perf_counter()
-            elif started:
-                done += batch
-                if time.perf_counter() - started > seconds:
-                    break
-        if cuda:
-            torch.cuda.synchronize()
+            if cuda:
+                # Always calls ahead, so that the GPU never waits for this loop.
+                under_way.append(torch.cuda.Event())
+                under_way[-1].record()
+        if len(under_way) > streams + 1:
+            under_way.popleft().synchronize()
+
+    with torch.inference_mode(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+        return batch * _rate(call, seconds, finish)
+
+
+def tokenizer_rate(
+    tokenizer: VideoTokenizer, recipe: Recipe, at_once: int, seconds: float
+) -> float:
+    """Clips a second of the package's tokenizer on uint8 clips in pinned memory."""
+    import torch
+
+    data = recipe.data
+    clips = np.random.default_rng(0).integers(
+        0, 256, (5, 3, data.frames, data.height, data.width), np.uint8
+    )
+    tokenizer.pin(clips)
+    under_way: collections.deque[Any] = collections.deque()
+    chosen = itertools.cycle(clips)
+
+    def call() -> None:
+        under_way.append(tokenizer.start(next(chosen)))
+        if len(under_way) == at_once:
+            under_way.popleft().ids()
+
+    cuda = tokenizer.device.type == "cuda"
+    try:
+        return _rate(call, seconds, torch.cuda.synchronize if cuda else lambda: None)
+    finally:
+        tokenizer.unpin()
+
+
+def _rate(call: Callable[[], None], seconds: float, finish: Callable[[], None]) -> float:
+    """Calls a second, after some that warm up."""
+    for _ in range(12):
+        call()
+    finish()
+    started, done = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        call()
+        done += 1
+    finish()
     return done / (time.perf_counter() - started)
 
 
-def pipeline(run: RunFolder, recipe: Recipe) -> tuple[dict[str, float], int]:
+def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, int]:
+    """Clips a second of the decoders when nobody makes them wait, and how many they are."""
+    from cosmos_hpc.runs import shard_videos
+    from cosmos_hpc.worker.decoders import Decoded, Decoders, Job
+    from cosmos_hpc.worker.in_hand import InHand
+    from cosmos_hpc.worker.preprocess import _decoders, _encodings_at_once, cut_of
+
+    root, _, videos = shard_videos(run, 0)
+    jobs = [Job(i, root / video) for i, video in enumerate(videos)]
+    count = _decoders(recipe.data, device)
+    slots = count + _encodings_at_once(recipe.data, device) + 2
+    note = InHand(run.path / "note.json", {})
+    started, done = 0.0, 0
+    with Decoders(jobs, cut_of(recipe.data), count, slots, note) as decoders:
+        while (event := decoders.get(wait=True)) is not None:
+            if isinstance(event, Decoded):
+                decoders.release(event.slot)
+                done += 1
+                if done == slots:  # all have started, and all slots have been touched
+                    started = time.perf_counter()
+        rate = (done - slots) / (time.perf_counter() - started)
+    note.close()
+    return rate, count
+
+
+def pipeline(run: RunFolder, recipe: Recipe, repeats: int) -> tuple[dict[str, float], int]:
     """Seconds of each activity of the package's way from files to the journal, and clips."""
     from cosmos_hpc.worker.journal import Journal
     from cosmos_hpc.worker.preprocess import Shard
@@ -89,10 +167,19 @@ def pipeline(run: RunFolder, recipe: Recipe) -> tuple[dict[str, float], int]:
         shard = Shard(run, recipe, 0, journal)
         shard.fill()
         clips = sum(row["clips"] for row in journal.rows)
+        first: dict[int, np.ndarray] = {}
+        lines = [row for row in journal.rows if row["clips"]]
+        for row, ids in zip(
+            sorted(lines, key=lambda row: row["index"]), journal.documents(), strict=True
+        ):
+            same = first.setdefault(row["index"] % repeats, ids)
+            assert np.array_equal(same, ids), f"video {row['index']} has other ids this time"
+        distinct = len(np.unique(np.stack(list(first.values()))))
+        print(f"{len(lines)} clips of {len(first)} videos, same ids each time, {distinct} distinct")
     return dict(shard.clock.seconds), clips
 
 
-def main(count: int, seconds: float, tiny: bool) -> None:
+def main(count: int, seconds: float, tiny: bool, overrides: list[str]) -> None:
     """Print the rates and their ratio."""
     import torch
     from random_tokenizer import write_random_tokenizer
@@ -100,6 +187,7 @@ def main(count: int, seconds: float, tiny: bool) -> None:
     from cosmos_hpc import files
     from cosmos_hpc.recipes import load_recipe
     from cosmos_hpc.runs import RunFolder, pin_videos
+    from cosmos_hpc.worker.preprocess import _encodings_at_once
     from cosmos_hpc.worker.tokenizer import VideoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -125,26 +213,52 @@ def main(count: int, seconds: float, tiny: bool) -> None:
         recipe = load_recipe(
             "ar4b",
             [f"data.tokenizer={run.tokenizer}"]
-            + [f"data.{k}={v}" for k, v in zip(("frames", "height", "width"), size, strict=True)],
+            + [f"data.{k}={v}" for k, v in zip(("frames", "height", "width"), size, strict=True)]
+            + overrides,
         )
         pin_videos(run, str(videos), sorted(p.name for p in videos.iterdir()), 1)
-        tokenizer = VideoTokenizer(run.tokenizer, recipe.data.latent_shape, device)
-        alone = {batch: encoder_rate(tokenizer, recipe, batch, seconds) for batch in (1, 4)}
-        del tokenizer
-        took, clips = pipeline(run, recipe)
+        streams = recipe.data.batch_size if device == "cuda" else 1
+        tokenizer = VideoTokenizer(run.tokenizer, recipe.data.latent_shape, device, streams)
+        name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+        print(f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
+        print(f"encoder of {parameters / 1e6:.0f} M parameters, clips of {size}")
+        alone = {}
+        for batch, beside in ((1, 1), (4, 1), (8, 1), (16, 1), (1, streams)):
+            if (batch, beside) in alone:
+                continue
+            rate = encoder_rate(tokenizer, recipe, batch, beside, seconds)
+            alone[batch, beside] = rate
+            print(
+                f"  encoder alone, {batch:2d} a call, {beside:2d} streams {rate:8.2f} clips/s",
+                end="",
+            )
+            print(f", {torch.cuda.max_memory_reserved() / 1e9:.1f} GB", flush=True)
+            if device == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+        at_once = _encodings_at_once(recipe.data, device)
+        pinned = tokenizer_rate(tokenizer, recipe, at_once, seconds)
+        print(f"  tokenizer alone                      {pinned:8.2f} clips/s", flush=True)
+        decoded, decoders = decoder_rate(run, recipe, device)
+        print(
+            f"  {decoders:2d} decoders alone                   {decoded:8.2f} clips/s", flush=True
+        )
+        took, clips = pipeline(run, recipe, len(names))
+        again = encoder_rate(tokenizer, recipe, 1, streams, seconds)
+        print(f"  encoder alone, {streams} streams, again     {again:8.2f} clips/s")
 
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    print(f"{name}, {len(os.sched_getaffinity(0))} cores, torch {torch.__version__}")
-    print(f"encoder of {parameters / 1e6:.0f} M parameters, clips of {size}, {clips} clips")
-    for batch, rate in alone.items():
-        print(f"  (a) encoder alone, {batch} clips a call   {rate:8.2f} clips/s")
     # What it takes to load the tokenizer is not counted, as it is not above.
     wall = took["wait"] + took["tokenize"] + took["write"]
     rate = clips / wall
-    print(f"  (b) from files to the journal      {rate:8.2f} clips/s")
-    print(f"  ratio {rate / alone[1]:.3f}, to 4 clips a call {rate / alone[4]:.3f}")
+    print(f"  from files to the journal            {rate:8.2f} clips/s")
+    best = max(again, alone[1, streams])
+    alone[1, streams] = best
+    for (batch, beside), other in alone.items():
+        print(f"  ratio to the encoder, {batch} a call, {beside} streams: {rate / other:.3f}")
+    limit = "the encoder" if pinned > 0.95 * best else "what goes to and from the GPU"
+    print(f"  the slowest stage by itself is {'decoding' if decoded < pinned else limit}")
     shares = ", ".join(f"{a} {took[a] / wall:.1%}" for a in ("tokenize", "wait", "write"))
-    print(f"  of its time: {shares}")
+    print(f"  of the time: {shares}; loading before that {took['load']:.1f} s")
     cores = {a: took[a] / clips * 1e3 for a in ("decode", "resize")}
     print("  decoders, a clip: " + ", ".join(f"{a} {ms:.0f} ms" for a, ms in cores.items()))
 
@@ -154,5 +268,6 @@ if __name__ == "__main__":
     parser.add_argument("--videos", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
-    main(arguments.videos, arguments.seconds, arguments.tiny)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_intermixed_args()
+    main(given.videos, given.seconds, given.tiny, given.overrides)

@@ -56,8 +56,8 @@ class Data(Section):
         tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
         compression: (time, height, width) factors of the tokenizer.
         frames, height, width: size of a clip, in frames and pixels.
-        batch_size: clips that are written to the disk at a time, and on a GPU given to the
-            tokenizer before the first one's ids are there.
+        batch_size: clips that are written to the disk at a time, and that a GPU encodes at the same
+            time; fewer need less of its memory.
         clips: ``first`` takes one clip of a video, ``all`` as many whole ones as it holds.
         start: seconds into a video at which its first clip begins.
         frame_rate: frames a second to which videos are resampled; None takes all their frames.
@@ -79,7 +79,7 @@ class Data(Section):
     frames: PositiveInt = 33
     height: PositiveInt = 640
     width: PositiveInt = 1024
-    batch_size: PositiveInt = 4
+    batch_size: PositiveInt = 8
     clips: Literal["first", "all"] = "first"
     start: NonNegativeFloat = 0.0
     frame_rate: PositiveFloat | None = None

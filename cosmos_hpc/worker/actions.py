@@ -68,7 +68,9 @@ def _fill(run: RunFolder, recipe: Recipe, shard: int, journal: Journal, clock: S
     if done:
         say(f"shard {shard}: {done} of {len(rows)} clips were finished before")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = VideoTokenizer(tokenizer_folder(run), recipe.data.latent_shape, device)
+    tokenizer = VideoTokenizer(
+        tokenizer_folder(run), recipe.data.latent_shape, device, recipe.data.batch_size
+    )
     clock.lap("load")
     progress = Progress(f"shard {shard}: clips", len(rows), done)
     failed = sum("error" in row for row in journal.rows)

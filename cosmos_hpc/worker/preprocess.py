@@ -115,7 +115,9 @@ class Shard:
             # They start while the tokenizer is loaded.
             with decoders:
                 shape = self.data.latent_shape
-                tokenizer = VideoTokenizer(tokenizer_folder(self.run), shape, device)
+                tokenizer = VideoTokenizer(
+                    tokenizer_folder(self.run), shape, device, self.data.batch_size
+                )
                 if isinstance(decoders, Decoders):
                     tokenizer.pin(decoders.slots.memory)
                 self.clock.lap("load")
@@ -277,7 +279,8 @@ def _decoders(data: Data, device: str) -> int:
 
 def _encodings_at_once(data: Data, device: str) -> int:
     """Clips that are given to the tokenizer before the first one's ids are asked for."""
-    return max(2, data.batch_size) if device == "cuda" else 1
+    # More than it has streams: when one has finished, the next clip is there.
+    return data.batch_size + 2 if device == "cuda" else 1
 
 
 def _published(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,18 @@ class VideoTokenizer:
         folder: holds ``encoder.jit`` and ``decoder.jit``.
         latent_shape: ``(T, H, W)`` that every clip must give.
         device: where the scripts run.
+        streams: of a GPU, on which clips are encoded at the same time.
 
     Raises:
         WorkError: a file is missing or is not TorchScript.
     """
 
     def __init__(
-        self, folder: Path, latent_shape: tuple[int, int, int], device: torch.device | str = "cpu"
+        self,
+        folder: Path,
+        latent_shape: tuple[int, int, int],
+        device: torch.device | str = "cpu",
+        streams: int = 1,
     ) -> None:
         self.folder, self.latent_shape = folder, tuple(latent_shape)
         self.device = torch.device(device)
@@ -35,7 +41,11 @@ class VideoTokenizer:
         self._decoder: torch.jit.ScriptModule | None = None
         self._pinned: list[np.ndarray] = []
         if self.device.type == "cuda":
-            self._copies = torch.cuda.Stream(self.device)
+            self._streams = itertools.cycle(
+                [torch.cuda.Stream(self.device) for _ in range(streams)]
+            )
+            # The weights are there before any of them starts.
+            torch.cuda.synchronize(self.device)
 
     def _load(self, name: str) -> torch.jit.ScriptModule:
         path = self.folder / name
@@ -60,18 +70,34 @@ class VideoTokenizer:
     def start(self, pixels: Tensor | np.ndarray) -> Encoding:
         """Begin to encode one clip, uint8 ``[3, T, H, W]``; on a GPU without waiting for it.
 
-        The encoder sees one clip at a time: how a convolution rounds may depend on the size of the
-        batch, and ids must not. The pixels have to stay as they are until the ids are asked for.
+        The encoder sees one clip at a time: how a convolution rounds depends on the size of the
+        batch and on the place in it, and ids must not. One clip leaves much of a GPU idle, so that
+        the next ones run beside it, each on a stream of its own. The pixels have to stay as they
+        are until the ids are asked for.
+
+        Raises:
+            WorkError: the GPU has not enough memory.
         """
         clip = torch.as_tensor(pixels)
         if self.device.type != "cuda":
             return Encoding(self, self._encode(self._scaled(clip)))
-        # From pinned memory beside what the GPU computes.
-        with torch.cuda.stream(self._copies):
-            clip = clip.to(self.device, non_blocking=True)
-        torch.cuda.current_stream(self.device).wait_stream(self._copies)
-        clip.record_stream(torch.cuda.current_stream(self.device))
-        ids = self._encode(clip.float().div_(127.5).sub_(1.0).to(torch.bfloat16))
+        try:
+            with torch.cuda.stream(next(self._streams)):
+                return self._start_on_gpu(clip)
+        except torch.cuda.OutOfMemoryError:
+            size = "x".join(map(str, clip.shape[1:]))
+            raise WorkError(
+                f"the GPU has not enough memory to encode clips of {size}; "
+                f"give it fewer at a time with a smaller data.batch_size"
+            ) from None
+
+    def _start_on_gpu(self, clip: Tensor) -> Encoding:
+        # From pinned memory beside what the other streams compute.
+        clip = clip.to(self.device, non_blocking=True)
+        video = torch.empty(clip.shape, dtype=torch.bfloat16, device=self.device)
+        # In float32; only what is stored is bf16.
+        torch.sub(torch.div(clip, 127.5), 1.0, out=video)
+        ids = self._encode(video)
         host = torch.empty(ids.shape, dtype=ids.dtype, pin_memory=True)
         host.copy_(ids, non_blocking=True)
         done = torch.cuda.Event()

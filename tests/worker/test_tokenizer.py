@@ -53,3 +53,25 @@ def test_clips_that_are_started_one_after_the_other(folder, clips):
 def test_another_latent_shape_is_refused(folder, clips):
     with pytest.raises(WorkError, match=r"gives ids of shape \[3, 4, 6\], the recipe expects"):
         VideoTokenizer(folder, (2, 4, 6)).start(clips[0]).ids()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ids_of_a_gpu_do_not_depend_on_what_runs_beside(folder, clips):
+    one = VideoTokenizer(folder, (3, 4, 6), "cuda")
+    alone = torch.stack([one.start(clip).ids() for clip in clips])
+    assert alone.unique().numel() > 50
+    several = VideoTokenizer(folder, (3, 4, 6), "cuda", streams=4)
+    several.pin(clips)
+    assert torch.equal(several.encode(clips), alone)
+    assert torch.equal(several.encode(clips[::-1].copy()), alone.flip(0))
+    for _ in range(20):
+        assert torch.equal(several.encode(clips), alone)
+    several.unpin()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_without_enough_memory_is_an_error(folder):
+    frame = torch.zeros((), dtype=torch.uint8).expand(3, 17, 100_000, 100_000)
+    tokenizer = VideoTokenizer(folder, (3, 4, 6), "cuda")
+    with pytest.raises(WorkError, match="not enough memory to encode clips of 17x100000x100000"):
+        tokenizer.start(frame)
