@@ -28,6 +28,8 @@ from cosmos_hpc.worker.video import Clip, Cut, VideoError
 
 #: Seconds after which finished clips are written to the disk, also when they are few.
 _WRITE_EVERY = 10.0
+#: Clips that are given to a GPU beyond those it encodes at the same time.
+_SPARE = 2
 
 
 def cut_of(data: Data) -> Cut:
@@ -170,6 +172,8 @@ class Shard:
             elif event is not None:
                 under_way.append((event, None))
             elif under_way:
+                # A GPU that could take more than there are waits too, though it is not idle.
+                lacks = more and encodings < at_once - _SPARE
                 event, encoding = under_way.popleft()
                 if isinstance(event, Decoded) and encoding is not None:
                     ids = encoding.ids().flatten().numpy()
@@ -178,7 +182,7 @@ class Shard:
                     self._keep(event.index, event.clip, ids)
                 elif not isinstance(event, Decoded):
                     self._end(event.index, event.error)
-                self.clock.lap("tokenize")
+                self.clock.lap("wait" if lacks else "tokenize")
                 self._write_when_due()
 
     def _count(self, seconds: dict[str, float]) -> None:
@@ -280,7 +284,7 @@ def _decoders(data: Data, device: str) -> int:
 def _encodings_at_once(data: Data, device: str) -> int:
     """Clips that are given to the tokenizer before the first one's ids are asked for."""
     # More than it has streams: when one has finished, the next clip is there.
-    return data.batch_size + 2 if device == "cuda" else 1
+    return data.batch_size + _SPARE if device == "cuda" else 1
 
 
 def _published(row: dict[str, Any]) -> dict[str, Any]:
