@@ -85,11 +85,11 @@ def _stop(number: int, _: Any) -> None:
     Path(stop).touch()
 
 
-def _tell_script() -> None:
-    """Have the script of a Slurm job know that its task is done."""
+def _tell_script(how: str) -> None:
+    """Have the script of a Slurm job know that its task is ``done``, or was ``stopped``."""
     stop = os.environ.get(STOP_VARIABLE)
     if stop:
-        Path(f"{stop}.done").touch()
+        Path(f"{stop}.{how}").touch()
 
 
 def _lost_a_peer(error: Exception) -> bool:
@@ -130,10 +130,11 @@ def main(arguments: list[str]) -> int:
     try:
         recipe = validate(Recipe, spec["recipe"], str(spec_path))
         _run_alone(stage, run, recipe, task)
-        _tell_script()
+        _tell_script("done")
         return 0
     except Stopped as e:
         say(str(e))
+        _tell_script("stopped")
         return e.exit_code
     except CosmosError as e:
         reason = str(e)

@@ -83,7 +83,7 @@ do_task() {
     attempts=$run/stages/attempts/$stage.$1
     reason=$run/stages/errors/$stage.$1.txt
     export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
-    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done"
+    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done" "$COSMOS_HPC_STOP.stopped"
     note start ""
     if [ -n "$warned" ]; then
         go_on stopped "the job was asked to stop"
@@ -105,7 +105,7 @@ do_task() {
     elif [ -e "$run/stages/stop" ]; then
         note end cancelled
         return 75
-    elif [ -e "$COSMOS_HPC_STOP" ]; then
+    elif [ -n "$warned" ] || [ -e "$COSMOS_HPC_STOP.stopped" ]; then
         go_on stopped "the job was asked to stop"
     elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
         give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
