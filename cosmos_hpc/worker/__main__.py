@@ -115,6 +115,9 @@ def _die_with_parent() -> None:
 def main(arguments: list[str]) -> int:
     """Run a task; the exit code is 0 when it is done, 1 when it failed, 75 when it was stopped."""
     warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
+    # Before torch is imported: threads that spin while they wait slow each other down many times
+    # where others work on the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     spec_path = Path(arguments[0])
     task = int(arguments[1]) if len(arguments) > 1 else 0
     spec = files.read_json(spec_path)
