@@ -14,6 +14,7 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.worker.children import end_with_a_killed_child
 from cosmos_hpc.worker.conditioned import (
     FramePairs,
     TextClips,
@@ -49,6 +50,7 @@ def train(run: RunFolder, recipe: Recipe) -> None:
     # A run that was killed between its last checkpoint and its marker has no step left to do.
     if latest is None or latest[0] < recipe.train.max_steps:
         prepare_device()
+        end_with_a_killed_child()
         metrics = MetricsFile(run.metrics, run.loss_curve, reference)
         data = nemo.ClipData(training, validation, recipe)
         nemo.fit(

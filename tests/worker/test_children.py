@@ -1,0 +1,88 @@
+"""A rank does not outlive a process that was killed under it."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import multiprocessing, os, signal, sys, time
+from cosmos_hpc.worker.children import end_with_a_killed_child
+
+def work(how):
+    if how == "error":
+        raise SystemExit(3)
+    if how != "done":
+        os.kill(os.getpid(), getattr(signal, how))
+
+if __name__ == "__main__":
+    end_with_a_killed_child()
+    context = multiprocessing.get_context("fork")
+    child = context.Process(target=work, args=(sys.argv[1],))
+    child.start()
+    if sys.argv[1].startswith("SIG"):
+        # As a library does that waits for a message which never comes.
+        time.sleep(float(sys.argv[2]))
+    child.join()
+    print("went on after", child.exitcode, flush=True)
+"""
+
+#: Megatron's writer of checkpoints, taken away by the kernel at the first tensor.
+SAVING = """
+import multiprocessing, os, signal, sys
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from cosmos_hpc.worker.children import end_with_a_killed_child
+
+class Tensor:
+    @property
+    def is_cpu(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    if sys.argv[1] == "watched":
+        end_with_a_killed_child()
+    print("saving", flush=True)
+    FileSystemWriterAsync.write_preloaded_data_multiproc(
+        [], False, 0, [("/dev/null", "key", ([], [(None, Tensor())]))], multiprocessing.Queue()
+    )
+"""
+
+
+def run(*arguments, program=PROGRAM):
+    command = [sys.executable, "-", *map(str, arguments)]
+    return subprocess.run(command, input=program, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSEGV", "SIGBUS"])
+def test_a_killed_child_takes_its_parent_with_it(how):
+    done = run(how, 50)
+    assert done.returncode == 1
+    assert how in done.stdout
+    assert ("memory" in done.stdout) == (how == "SIGKILL")
+    assert "went on" not in done.stdout
+
+
+@pytest.mark.parametrize(("how", "code"), [("done", 0), ("error", 3), ("SIGTERM", -15)])
+def test_the_parent_goes_on_after_other_ends(how, code):
+    done = run(how, 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"went on after {code}"
+
+
+def test_a_killed_writer_of_a_checkpoint_does_not_stop_the_rank_for_ever():
+    done = run("watched", program=SAVING)
+    assert done.returncode == 1
+    assert "SIGKILL" in done.stdout
+
+
+def test_megatron_still_waits_for_a_killed_writer():
+    """Where this fails, upstream has mended it, and the watch can go."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVING, "alone"], stdout=subprocess.PIPE, start_new_session=True
+    ) as waiting:
+        assert waiting.stdout.readline() == b"saving\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(timeout=5)
+        os.killpg(waiting.pid, signal.SIGKILL)
