@@ -48,6 +48,11 @@ class SlurmJob:
         return self.waits or self.state in RUNNING
 
     @property
+    def whole(self) -> str:
+        """Id of the array that a task belongs to; of a single job its own."""
+        return self.id.partition("_")[0]
+
+    @property
     def index(self) -> int:
         """Of an array task; 0 for a single job."""
         return int(self.id.rpartition("_")[2]) if "_" in self.id else 0

@@ -41,11 +41,13 @@ class Submission:
         jobs: with the script of each.
         queued: ids of jobs in the queue, by stage.
         waiting: stages of one job that is in the queue and has not begun.
+        stuck: ids of jobs in the queue that will never begin.
     """
 
     jobs: list[tuple[Job, str]] = field(default_factory=list)
     queued: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
+    stuck: list[str] = field(default_factory=list)
 
     def stage_jobs(self, stage: str) -> list[Job]:
         """The jobs of a stage that are to be submitted."""
@@ -126,8 +128,8 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
 def record_pasted(run: RunFolder) -> None:
     """Note jobs in the queue that came from the text of a dry run: the run has begun."""
     if not run.begun():
-        for stage, job in active_jobs(run):
-            _record(run, stage, job.id.partition("_")[0])
+        for stage, job_id in dict.fromkeys((stage, job.whole) for stage, job in active_jobs(run)):
+            _record(run, stage, job_id)
 
 
 def tasks_of(job: SlurmJob, total: int) -> range:
@@ -156,7 +158,8 @@ def prepare(
     Raises:
         RequestError: Slurm does not answer, or cannot take the run.
     """
-    active = [(stage, job) for stage, job in active_jobs(run) if job.reason not in _STUCK]
+    there = active_jobs(run)
+    active = [(stage, job) for stage, job in there if job.reason not in _STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
             f"run {run.name} is being cancelled: {len(active)} jobs are in the queue still; "
@@ -166,12 +169,12 @@ def prepare(
     _make_folders(run, names)
     folders = _folders(run, recipe) if cluster.container else []
     pyxis = slurm.container_options() if cluster.container else None
-    found = Submission()
+    found = Submission(stuck=[job.id for _, job in there if job.reason in _STUCK])
     for stage in stages_of(run, recipe):
         here = [job for name, job in active if name == stage.name]
         if here:
             # The ids of whole arrays: one dependency for all tasks.
-            ids = dict.fromkeys(job.id.partition("_")[0] for job in here)
+            ids = dict.fromkeys(job.whole for job in here)
             found.queued[stage.name] = list(ids)
             if stage.name != "preprocess" and len(here) == 1 and here[0].waits:
                 found.waiting.append(stage.name)
@@ -236,7 +239,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     scripts = write_scripts(run, submission)
     _ask_slurm(submission, scripts)
     run.stop_request.unlink(missing_ok=True)
-    slurm_jobs.cancel([job.id for _, job in active_jobs(run) if job.reason in _STUCK])
+    slurm_jobs.cancel(submission.stuck)
     ids: dict[tuple[str, int], str] = {}
     try:
         for job, _ in submission.jobs:
@@ -307,7 +310,7 @@ def cancel(run: RunFolder, now: bool = False) -> int:
     while left := [job for _, job in active_jobs(run)]:
         # A job may have queued itself again before it saw the request. Whole arrays: each task
         # that is named by itself becomes a job of its own to Slurm, which are limited.
-        chosen = dict.fromkeys(job.id.partition("_")[0] for job in left if now or job.waits)
+        chosen = dict.fromkeys(job.whole for job in left if now or job.waits)
         slurm_jobs.cancel(list(chosen), only_waiting=not now)
         time.sleep(_POLL_SECONDS)
     return len(found)
