@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
+from cosmos_hpc import files
+from cosmos_hpc.runs import RunFolder
 from tests.fake_hub import FakeHub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -20,6 +23,12 @@ SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")
 
 #: Planted where a secret would be; must turn up nowhere.
 CANARIES = {"HF_TOKEN": "hf_canary5e1f", "WANDB_API_KEY": "c0ffee" * 6 + "cafe"}
+
+
+def pytest_configure() -> None:
+    """Let commands be interrupted: what a shell starts in the background ignores Ctrl-C."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def real_data(name: str) -> Path | None:
@@ -122,12 +131,19 @@ def cosmos_hpc(
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+def steps_of(run: RunFolder) -> int:
+    """Training steps that a run has done."""
+    return sum("loss" in row for row in files.read_jsonl(run.metrics))
+
+
 #: The request of the runs that tests compare with each other.
 REQUEST = (
     "recipe=ar_tiny",
     "train.max_steps=40",
     "train.save_every=15",
     "train.validate_every=20",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
 )
 
 
@@ -142,16 +158,19 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> FinishedRun:
-    """A run from raw videos to a trained model, on the real videos where there are any."""
-    home = tmp_path_factory.mktemp("home")
-    videos = real_videos() or scenes
-    outcome = cosmos_hpc(
-        "submit",
-        *REQUEST,
-        f"data.input={videos}",
-        "--name",
-        "whole",
-        cwd=home,
-        env={**CANARIES, "WANDB_MODE": "offline"},
-    )
-    return FinishedRun(home / "runs" / "whole", home, outcome)
+    """A run from raw videos to a trained model, on the real videos where there are any.
+
+    Made once, also where several processes share the tests.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    home, printed = place / "finished", place / "finished.json"
+    with files.lock(place / "finished.lock", lambda holder: None):
+        if not printed.exists():
+            home.mkdir()
+            words = (*REQUEST, f"data.input={real_videos() or scenes}", "--name", "whole")
+            secrets = {**CANARIES, "WANDB_MODE": "offline"}
+            outcome = cosmos_hpc("submit", *words, cwd=home, env=secrets)
+            files.write_json(printed, asdict(outcome))
+    return FinishedRun(home / "runs" / "whole", home, Outcome(**files.read_json(printed)))

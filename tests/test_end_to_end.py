@@ -16,7 +16,7 @@ import pytest
 from cosmos_hpc import files
 from cosmos_hpc.api import Run
 from cosmos_hpc.runs import RunFolder
-from tests.conftest import CANARIES, REQUEST, cosmos_hpc
+from tests.conftest import CANARIES, REQUEST, cosmos_hpc, steps_of
 
 pytestmark = pytest.mark.slow
 
@@ -203,6 +203,13 @@ def descendants(pid):
     return found
 
 
+def is_task(pid):
+    try:
+        return b"/stages/" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it has ended meanwhile
+        return False
+
+
 def interrupt(submit, how):
     """Stop a submit as a person, a crash of the login node, or the out-of-memory killer would."""
     if how == "ctrl-c":
@@ -213,10 +220,13 @@ def interrupt(submit, how):
         submit.kill()
         submit.wait(timeout=60)
     else:
-        workers = descendants(submit.pid)
-        if workers:
-            os.kill(workers[-1], signal.SIGKILL)
-        submit.wait(timeout=120)
+        # There is none for a moment between two stages.
+        while not (tasks := [p for p in descendants(submit.pid) if is_task(p)]):
+            assert submit.poll() is None
+            time.sleep(0.05)
+        os.kill(tasks[0], signal.SIGKILL)
+        # 0 when it had marked its work as done.
+        assert submit.wait(timeout=120) in (1, 0)
 
 
 def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path):
@@ -225,23 +235,30 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
     command = [sys.executable, "-m", "cosmos_hpc", "submit", *REQUEST, f"data.input={source}"]
     command += ["data.batch_size=1", "--name", "broken"]
+    run, whole = RunFolder(tmp_path / "runs" / "broken"), RunFolder(finished.path)
     with open(tmp_path / "log", "w") as log:
-        for how, least, most in (
-            ("ctrl-c", 2, 12),
-            ("kill", 5, 15),
-            ("worker", 10, 20),
-            ("ctrl-c", 20, 45),
-            ("worker", 20, 45),
+        # By whom, and when: from a training step on, some seconds later.
+        for how, step, least, most in (
+            ("ctrl-c", 0, 2, 12),
+            ("worker", 0, 2, 8),
+            ("ctrl-c", 3, 0, 3),
+            ("worker", 12, 0, 4),
+            # Its workers go on by themselves: the next submit waits for them.
+            ("kill", 24, 0, 3),
         ):
             submit = subprocess.Popen(
                 command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
             )
+            while steps_of(run) < step:
+                assert submit.poll() is None
+                time.sleep(0.05)
             try:
                 submit.wait(timeout=moments.uniform(least, most))
             except subprocess.TimeoutExpired:
                 interrupt(submit, how)
         subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, check=True, timeout=300)
-    run, whole = RunFolder(tmp_path / "runs" / "broken"), RunFolder(finished.path)
+    # Training itself was interrupted at least three times.
+    assert (tmp_path / "log").read_text().count("  train       starting") >= 4
     for name in ("tokens.bin", "tokens.idx", "clips.jsonl"):
         assert (run.tokens / name).read_bytes() == (whole.tokens / name).read_bytes()
     losses = Run(run.path).losses()
@@ -304,7 +321,7 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
         return lambda: path.exists() and path.stat().st_size > 0
 
     def steps(count):
-        return lambda: sum("loss" in row for row in files.read_jsonl(run.metrics)) >= count
+        return lambda: steps_of(run) >= count
 
     with open(tmp_path / "log", "w") as log:
         for reached, killed in (

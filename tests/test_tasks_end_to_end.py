@@ -15,7 +15,7 @@ import pytest
 from cosmos_hpc import files
 from cosmos_hpc.api import Run
 from cosmos_hpc.runs import RunFolder
-from tests.conftest import cosmos_hpc, real_data
+from tests.conftest import cosmos_hpc, real_data, steps_of
 from tests.worker.preparing import samples
 from tests.worker.robots import write_bridge
 
@@ -45,15 +45,11 @@ def check_learning(path):
     return seen
 
 
-def _steps(run):
-    return sum("loss" in row for row in files.read_jsonl(run.metrics))
-
-
 def kill_and_submit_again(command, home, run):
     """The run's training is killed after a checkpoint; the same command ends it."""
     with open(home / "log", "w") as log:
         submit = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
-        while not list(run.checkpoints.glob("step=2-*")) or _steps(run) < 4:
+        while not list(run.checkpoints.glob("step=2-*")) or steps_of(run) < 4:
             assert submit.poll() is None, (home / "log").read_text()
             time.sleep(0.05)
         os.killpg(submit.pid, signal.SIGINT)
