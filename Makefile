@@ -22,7 +22,7 @@ demo: setup
 test: setup
 	./tests/slurm/install.sh
 	./tests/install-podman.sh
-	$(bin)/python -m pytest -n 2 --dist loadfile
+	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(bin)/ruff check .

@@ -237,7 +237,7 @@ def test_in_a_container(pyxis_lab, scenes, tmp_path):
     run = login.run("inside")
     # Other tests use the cluster as well.
     steps = [dict(step["options"]) for step in pyxis_lab.container_steps()]
-    steps = [options for options in steps if options["container-workdir"] == str(run)]
+    steps = [options for options in steps if options.get("container-workdir") == str(run)]
     assert len(steps) == 5
     for options in steps:
         assert options["container-image"] == str(image)
