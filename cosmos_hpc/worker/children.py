@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from multiprocessing.connection import wait
+import time
 from multiprocessing.process import BaseProcess
 
 from cosmos_hpc.progress import say
@@ -28,15 +28,27 @@ def end_with_a_killed_child() -> None:
 
 
 def _watch(child: BaseProcess) -> None:
-    wait([child.sentinel])
-    child.join()
-    code = child.exitcode or 0
+    number = _killed_by(child)
     # Libraries end children that they no longer need with SIGTERM.
-    if code < 0 and code != -signal.SIGTERM:
-        name = signal.Signals(-code).name
+    if number and number != signal.SIGTERM:
         say(
-            f"{child.name} (process {child.pid}) of this process was killed ({name}); "
-            + ("was the memory of the node used up? " if code == -signal.SIGKILL else "")
+            f"{child.name} (process {child.pid}) of this process was killed "
+            f"({signal.Signals(number).name}); "
+            + ("was the memory of the node used up? " if number == signal.SIGKILL else "")
             + "Ending this process with it"
         )
         os._exit(1)
+
+
+def _killed_by(child: BaseProcess) -> int:
+    """Wait for a child; returns the signal that it died of, 0 where it ended by itself."""
+    assert child.pid is not None
+    try:
+        # Its exit code is left there for who started it.
+        ended = os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        time.sleep(1)  # another thread was faster, and is noting the exit code
+        return max(0, -(child.exitcode or 0))
+    if ended is not None and ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED):
+        return ended.si_status
+    return 0
