@@ -109,11 +109,19 @@ result=0
 echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
 for ((shard = first + SLURM_ARRAY_TASK_ID; shard < shards; shard += stride)); do
     [ ! -e "$run/tokens/shards/$(printf %05d "$shard")/done.json" ] || continue
+    if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$shard"; then
+        echo "shard $shard has failed in this job before; cosmos-hpc retry tries it again"
+        result=1
+        continue
+    fi
     do_task "$shard" || result=$?
     [ "$result" != 75 ] || break
 done
 exit "$result"
 """
+
+#: Seconds that torchrun gives its ranks to end.
+_PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 
 def job_name(run: RunFolder, stage: str, run_id: str) -> str:
@@ -243,6 +251,8 @@ def _work(
 ) -> list[str]:
     """A shell function that runs one task on all nodes of the job."""
     cpus = cluster.cpus_per_gpu
+    # What is set here for what runs in a container.
+    passed_on = [STOP_VARIABLE, *([_PATIENCE] if job.processes > 1 else [])]
     srun = [
         "srun",
         f"--nodes={job.nodes}",
@@ -254,12 +264,14 @@ def _work(
         "--kill-on-bad-exit=1",
         "--unbuffered",
         "--input=none",
-        *containers.srun_flags(cluster, folders, pyxis, [STOP_VARIABLE]),
+        *containers.srun_flags(cluster, folders, pyxis, passed_on),
         *containers.apptainer_command(cluster, folders, gpus=bool(job.gpus)),
     ]
     words = [shlex.quote(word) for word in [*srun, cluster.python]]
-    before = containers.apptainer_exports(cluster, [STOP_VARIABLE])
+    before = containers.apptainer_exports(cluster, passed_on)
     if job.processes > 1:
+        # torchrun would kill ranks that still save their step half a minute after SIGTERM.
+        before += [f"export {_PATIENCE}={cluster.grace_seconds}"]
         words += ["-m", "torch.distributed.run", f"--nproc-per-node={job.processes}"]
     if job.nodes > 1:
         before += [

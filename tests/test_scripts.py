@@ -165,6 +165,46 @@ def test_names_of_runs_that_are_no_plain_names_are_refused(tmp_path):
         assert outcome.err.count("\n") == 1
 
 
+def test_torchrun_gives_its_ranks_as_much_time_as_the_job_has():
+    texts = {job.stage.name: text for job, text in scripts({"grace_seconds": 77})}
+    assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=77\n" in texts["train"]
+    assert "TORCH_ELASTIC" not in texts["preprocess"]
+
+
+def test_shards_that_failed_are_not_tried_again_in_the_same_job(tmp_path):
+    """An array task of three shards: the first failed before the job queued itself again."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "srun").write_text(
+        '#!/bin/bash\necho "${@: -1}" >>"$RECORD"\n: >"$COSMOS_HPC_STOP.done"\n'
+    )
+    (folder / "srun").chmod(0o755)
+    run = RunFolder(tmp_path / "run")
+    stage = Stage("preprocess", tasks=3)
+    ((_, text),) = scripts({"max_submit": 4}, run.path, [stage])
+    attempts = run.attempts("preprocess", 0)
+    for path in (attempts, run.task_stop("preprocess", 0), run.error("preprocess", 0)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    attempts.write_text('{"job": "7_0", "end": 1, "why": "failed"}\n')
+    variables = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "0", "SLURM_RESTART_COUNT": "1"}
+    done = subprocess.run(
+        ["bash"],
+        input=text,
+        env={
+            **os.environ,
+            **variables,
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "RECORD": str(tmp_path / "record"),
+        },
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "shard 0 has failed in this job before" in done.stdout
+    assert (tmp_path / "record").read_text().split() == ["1", "2"]
+
+
 def test_a_comment_of_the_profile_does_not_hide_which_shards_an_array_has():
     settings = {"sbatch": ["--comment=metrics on"], "max_array_size": 2}
     texts = [text for job, text in scripts(settings) if job.array]

@@ -126,6 +126,11 @@ result=0
 echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
 for ((shard = first + SLURM_ARRAY_TASK_ID; shard < shards; shard += stride)); do
     [ ! -e "$run/tokens/shards/$(printf %05d "$shard")/done.json" ] || continue
+    if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$shard"; then
+        echo "shard $shard has failed in this job before; cosmos-hpc retry tries it again"
+        result=1
+        continue
+    fi
     do_task "$shard" || result=$?
     [ "$result" != 75 ] || break
 done

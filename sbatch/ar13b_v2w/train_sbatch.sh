@@ -29,13 +29,14 @@ unset PYTHONPATH
 export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
 
 work() {
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
     srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=96 --cpu-bind=none \
         --kill-on-bad-exit=1 --unbuffered --input=none \
         --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar13b_v2w:/shared/runs/ar13b_v2w \
         --container-workdir=/shared/runs/ar13b_v2w --no-container-mount-home \
         --container-writable \
-        --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP \
+        --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP,TORCH_ELASTIC_SHUTDOWN_TIMEOUT \
         python3 -m torch.distributed.run --nproc-per-node=8 --standalone \
         /shared/runs/ar13b_v2w/code/0123456789ab/run_task.py \
         /shared/runs/ar13b_v2w/stages/train.json "$1"

@@ -29,13 +29,14 @@ unset PYTHONPATH
 export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
 
 work() {
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300
     srun --nodes=1 --ntasks-per-node=1 --cpus-per-task=24 --cpu-bind=none \
         --kill-on-bad-exit=1 --unbuffered --input=none \
         --container-image=/shared/images/cosmos-hpc.sqsh \
         --container-mounts=/shared/data:/shared/data,/shared/hf:/shared/hf,/shared/runs/ar4b_dv4x8x8:/shared/runs/ar4b_dv4x8x8 \
         --container-workdir=/shared/runs/ar4b_dv4x8x8 --no-container-mount-home \
         --container-writable \
-        --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP \
+        --container-env=HF_HOME,HF_HUB_CACHE,HF_HUB_OFFLINE,HF_TOKEN,WANDB_API_KEY,WANDB_MODE,COSMOS_HPC_STOP,TORCH_ELASTIC_SHUTDOWN_TIMEOUT \
         python3 -m torch.distributed.run --nproc-per-node=2 --standalone \
         /shared/runs/ar4b_dv4x8x8/code/0123456789ab/run_task.py \
         /shared/runs/ar4b_dv4x8x8/stages/train.json "$1"
