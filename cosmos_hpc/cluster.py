@@ -328,7 +328,7 @@ def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     data: dict[str, Any] = load_mapping(path) if path else {"kind": "local"}
     data["name"] = path.stem if path else name
     kind = data.get("kind", "local")
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise RequestError(f"cluster {data['name']}: kind={kind!r}: there are {', '.join(_KINDS)}")
     schema = _KINDS[kind]
     if issubclass(schema, MachineCluster):
@@ -336,5 +336,7 @@ def load_cluster(name: str = "local", overrides: Iterable[str] = ()) -> Cluster:
     data = apply_overrides(data, overrides, schema)
     if issubclass(schema, MachineCluster) and not data["gpus"] and data.get("gpu"):
         # Somebody on a login node asks what a node of such GPUs would do.
-        data.update(gpus=NODE_GPUS, parallel=min(int(data["parallel"]), NODE_GPUS))
+        data["gpus"] = NODE_GPUS
+        if isinstance(data["parallel"], int):
+            data["parallel"] = min(data["parallel"], NODE_GPUS)
     return validate(schema, data, f"cluster {data['name']}")

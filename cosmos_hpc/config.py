@@ -33,7 +33,7 @@ PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which reads ``5e-5`` as the number it is in YAML 1.2."""
+    """PyYAML's safe loader, which reads ``5e-5`` and ``24:00:00`` as YAML 1.2 does."""
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -53,6 +53,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+# ``24:00:00`` is a text, not a number to the base of 60 as in YAML 1.1.
+for _first in "0123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(
+        0, ("tag:yaml.org,2002:str", re.compile(r"^\d+(:\d+)+$"))
+    )
 
 
 def parse_yaml(text: str, where: str) -> Any:

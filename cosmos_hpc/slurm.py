@@ -152,6 +152,8 @@ def _partitions() -> list[Partition]:
         short = name.removesuffix("*")
         gpus = {kind: int(count) for kind, count in _GPU.findall(gres)}
         before = merged.get(short)
+        for kind, count in before.gpus.items() if before else ():
+            gpus[kind] = max(count, gpus.get(kind, 0))
         # A line for each kind of node.
         merged[short] = Partition(
             name=short,
@@ -159,7 +161,7 @@ def _partitions() -> list[Partition]:
             up=state == "up",
             limit=math.inf if limit in ("infinite", "n/a") else minutes(_whole(limit)),
             nodes=int(nodes) + (before.nodes if before else 0),
-            gpus={**(before.gpus if before else {}), **gpus},
+            gpus=gpus,
             cpus=min(int(cpus.rstrip("+")), before.cpus if before else sys.maxsize),
         )
     return list(merged.values())

@@ -101,13 +101,16 @@ def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
         since: time before which none of them was submitted, as ``2026-01-31T12:00:00``.
 
     Returns:
-        None where there is no accounting.
+        None where there is no accounting, or none that answers.
     """
     if shutil.which("sacct") is None:
         return None
     words = ["sacct", "-nPX", f"--name={','.join(names)}", f"--starttime={since}"]
     # As they are later reported: of a job that was requeued, the latest state.
-    done = slurm.command(*words, "--format=JobID,State")
+    try:
+        done = slurm.command(*words, "--format=JobID,State")
+    except RequestError:
+        return None
     if done.returncode:
         return None
     rows = (line.split("|") for line in done.stdout.splitlines())

@@ -1,5 +1,9 @@
+import os
+import re
+
 import pytest
 
+from cosmos_hpc import slurm
 from cosmos_hpc.cluster import SlurmCluster, load_cluster
 from cosmos_hpc.config import validate
 from cosmos_hpc.errors import RequestError
@@ -44,6 +48,45 @@ def test_a_wrong_key_in_a_profile(tmp_path):
     path.write_text("paralel: 3\n")
     with pytest.raises(RequestError, match="unknown setting 'paralel'; did you mean parallel"):
         load_cluster(str(path))
+
+
+def test_times_need_no_quotes(tmp_path):
+    profile = tmp_path / "c.yaml"
+    profile.write_text(
+        "kind: slurm\ngpu_partition: gpu\ncpu_partition: cpu\nparallel: 4\n"
+        "time: {train: 24:00:00, preprocess: 04:00:00}\n"
+    )
+    cluster = load_cluster(str(profile))
+    assert (cluster.time.train, cluster.time.preprocess) == ("24:00:00", "04:00:00")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kind: [slurm]", "kind=['slurm']: there are"),
+        ("gpu: H100-80\ngpus: 0\nparallel: many", "parallel='many'"),
+    ],
+)
+def test_values_of_a_wrong_type_are_an_error_not_a_traceback(tmp_path, text, message):
+    profile = tmp_path / "c.yaml"
+    profile.write_text(text + "\n")
+    with pytest.raises(RequestError, match=re.escape(message)):
+        load_cluster(str(profile))
+
+
+def test_of_several_kinds_of_nodes_the_largest_counts(tmp_path, monkeypatch):
+    """A partition has a line for each kind of node."""
+    program = tmp_path / "sinfo"
+    program.write_text(
+        "#!/bin/sh\n"
+        'echo "gpu*|up|1-00:00:00|2|64|gpu:a100:8"\n'
+        'echo "gpu*|up|1-00:00:00|3|32|gpu:a100:4,gpu:v100:2"\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (partition,) = slurm._partitions()
+    assert partition.gpus == {"a100": 8, "v100": 2}
+    assert (partition.nodes, partition.cpus) == (5, 32)
 
 
 def test_gpus_by_type_or_memory():
