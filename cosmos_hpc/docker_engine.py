@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_hpc import hub
 from cosmos_hpc.cluster import DockerCluster
-from cosmos_hpc.errors import RequestError, explain_os_error
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.videos import source_folder
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 #: Of the Docker SDK for an engine behind a socket of this machine.
 _LOCAL_SOCKET = "http+docker://localhost"
 #: Folders of the Hub's cache, which containers see as well.
-_HUB_FOLDERS = ("HF_HOME", "HF_HUB_CACHE")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
         image = _image_id(client, cluster.image)
         # There the engine is the user's own, and its root is that user.
         rootless = any("rootless" in o for o in client.info().get("SecurityOptions") or [])
-    hub_folders = _hub_folders(recipe)
+    hub_folders = hub.folders(recipe)
     names = [name for name in cluster.environment if name in os.environ and name not in hub_folders]
     # The user is not in the image's list of users: its home would be /, and its name unknown.
     person = {"HOME": "/tmp", "USER": os.environ.get("USER") or str(os.getuid())}  # noqa: S108
@@ -142,23 +141,6 @@ def docker_command(containers: Containers, gpus: list[str], command: Sequence[st
     return ["docker", "run", *flags, given.image, *command]
 
 
-def _hub_folders(recipe: Recipe) -> dict[str, str]:
-    """The Hub's folders that are set: absolute, and made where something is to be fetched."""
-    found = {}
-    for name in _HUB_FOLDERS:
-        if not (value := os.environ.get(name)):
-            continue
-        folder = Path(os.path.expandvars(value)).expanduser().absolute()
-        if hub.needs(recipe):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                raise RequestError(explain_os_error(e, f"making {name}")) from None
-        if folder.is_dir():
-            found[name] = str(folder)
-    return found
-
-
 def _volumes(
     run: RunFolder, recipe: Recipe, cluster: DockerCluster, hub_folders: list[str]
 ) -> list[str]:
@@ -167,7 +149,8 @@ def _volumes(
     videos = run.video_folders()
     if recipe.data.input and not videos:
         videos = [source_folder(recipe.data.input)]
-    for source in (*videos, recipe.data.tokenizer, recipe.train.init_from):
+    named = (recipe.data.tokenizer, recipe.data.text_encoder, recipe.train.init_from)
+    for source in (*videos, *named):
         if source and Path(source).is_absolute():
             modes.setdefault(source, "ro")
     mounts = {}

@@ -59,6 +59,30 @@ def is_hub_name(text: str) -> bool:
     return bool(named) and not text.endswith(".git") and not Path(text).exists()
 
 
+def folders(recipe: Recipe) -> dict[str, str]:
+    """The Hub's folders that are set: absolute, and made where something is to be fetched.
+
+    Returns:
+        The folder of each environment variable, those that are there.
+
+    Raises:
+        RequestError: one cannot be made.
+    """
+    found = {}
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        if not (value := os.environ.get(name)):
+            continue
+        folder = Path(os.path.expandvars(value)).expanduser().absolute()
+        if needs(recipe):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise RequestError(explain_os_error(e, f"making {name}")) from None
+        if folder.is_dir():
+            found[name] = str(folder)
+    return found
+
+
 def needs(recipe: Recipe) -> list[HubFiles]:
     """What a recipe takes from the Hub: tokenizer, text encoder, and weights to start from.
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cosmos_hpc import files, slurm, slurm_jobs
+from cosmos_hpc import files, hub, slurm, slurm_jobs
 from cosmos_hpc.cluster import Cluster, SlurmCluster, read_cluster
 from cosmos_hpc.cluster_check import problems
 from cosmos_hpc.config import flatten
@@ -193,12 +193,16 @@ def prepare(
 
 
 def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
-    """What the stages read outside the run folder, without links."""
+    """What the stages read outside the run folder, as it is named there and without links.
+
+    Raises:
+        RequestError: a folder of the Hub's files cannot be made.
+    """
     data, train = recipe.data, recipe.train
-    hub = [os.environ.get(name) for name in ("HF_HOME", "HF_HUB_CACHE")]
     sources = [str(data.input), data.tokenizer, data.text_encoder, train.init_from]
-    wanted = [*run.video_folders(), *sources, *hub]
-    there = [os.path.realpath(path) for path in wanted if path and Path(path).exists()]
+    wanted = [*run.video_folders(), *sources, *hub.folders(recipe).values()]
+    named = [os.path.abspath(path) for path in wanted if path and Path(path).exists()]
+    there = [*named, *map(os.path.realpath, named)]
     folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
     # The whole file system cannot be mounted; what is of it is up to the profile.
     return [folder for folder in dict.fromkeys(folders) if folder != "/"]
@@ -342,6 +346,12 @@ def check_queued(run: RunFolder, recipe: Recipe, cluster: Cluster, dry_run: bool
         raise RequestError(f"{what}, and this request is for {cluster.name}; {then}")
     before = flatten(run.recipe().model_dump(mode="json"))
     after = flatten(recipe.model_dump(mode="json"))
+    # The jobs run the package as it was then, which refuses settings that it does not know.
+    read = flatten((files.read_json(run.spec(min(stages))) or {"recipe": after})["recipe"])
+    if unknown := sorted(after.keys() - read.keys()):
+        raise RequestError(
+            f"{what}, of an older cosmos-hpc that does not know {unknown[0]}; {then}"
+        )
     differ = [key for key in after if before.get(key) != after[key]]
     fixed = [key for key in differ if dry_run or (key == "train.gpus" and "train" in stages)]
     if fixed:

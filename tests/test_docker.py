@@ -244,6 +244,8 @@ def test_folders_are_seen_at_their_own_paths(
         "ar_tiny", [f"data.input={tmp_path}", f"train.init_from={weights}", "data.tokenizer=me/it"]
     )
     own = [f"{run.path}:{run.path}:rw", f"{tmp_path}:{tmp_path}:ro", f"{weights}:{weights}:ro"]
+    texts = load_recipe("ar_tiny_v2w", [f"data.input={tmp_path}", "data.text_encoder=/models/t5"])
+    assert "/models/t5:/models/t5:ro" in containers_of(run, texts, cluster).volumes
     given = containers_of(run, recipe, cluster)
     assert given.volumes == [*own, f"{tmp_path}:/lists:ro"]
     assert given.names == []

@@ -231,7 +231,12 @@ def test_in_a_container(pyxis_lab, scenes, tmp_path):
     image = tmp_path / "image.sqsh"
     image.touch()
     words = (f"cluster.container={image}", f"cluster.python={sys.executable}")
-    login.submit("inside", f"data.input={scenes}", *words, "--stages", "download,preprocess")
+    # The folder of the Hub's files lies behind a link.
+    link, real = tmp_path / "link", tmp_path / "real"
+    real.mkdir()
+    link.symlink_to(real)
+    words += ("--stages", "download,preprocess")
+    login.submit("inside", f"data.input={scenes}", *words, HF_HOME=str(link))
     login.wait("inside", "preprocess", "done", "failed")
     assert login.stage("inside", "preprocess")["state"] == "done", login.explain("inside")
     run = login.run("inside")
@@ -242,7 +247,7 @@ def test_in_a_container(pyxis_lab, scenes, tmp_path):
     for options in steps:
         assert options["container-image"] == str(image)
         mounts = options["container-mounts"].split(",")
-        assert {f"{run}:{run}", f"{scenes}:{scenes}"} <= set(mounts)
+        assert {f"{path}:{path}" for path in (run, scenes, link, real)} <= set(mounts)
         assert "no-container-mount-home" in options
         assert "COSMOS_HPC_STOP" in options["container-env"].split(",")
 
