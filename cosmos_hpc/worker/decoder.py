@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import Stopwatch
 from cosmos_hpc.worker.video import Cut, VideoError, read_clips
 
@@ -105,7 +106,7 @@ def _portable(error: Exception | None) -> Exception | None:
     """An error that the other process can read: a video's, or the machine's."""
     if isinstance(error, OSError):
         return OSError(error.errno, error.strerror or str(error), error.filename)
-    if error is None or isinstance(error, VideoError):
+    if error is None or isinstance(error, VideoError | WorkError):
         return error
     return VideoError("unreadable", f"not a readable video: {type(error).__name__}: {error}")
 

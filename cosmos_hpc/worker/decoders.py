@@ -126,6 +126,7 @@ class Decoders:
 
     Attributes:
         slots: the shared memory.
+        over: whether all videos are finished, and nothing comes any more.
     """
 
     def __init__(
@@ -139,7 +140,7 @@ class Decoders:
         self._released: collections.deque[int] = collections.deque()
         self._events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
         self._near, self._far = _SPAWN.Pipe()
-        self._closing = self._over = False
+        self._closing = self.over = False
         self._bad_starts = 0
         self._thread = threading.Thread(target=self._run, name="decoders", daemon=True)
 
@@ -153,20 +154,23 @@ class Decoders:
         self._thread.join()
         self.slots.close()
 
-    def get(self, wait: bool) -> Event | None:
-        """The next event; None when all videos are finished, or when none is there to take.
+    def get(self, wait: bool, seconds: float | None = None) -> Event | None:
+        """The next event; None when all videos are finished (``over``), or when none is there.
+
+        Args:
+            wait: for one to come.
+            seconds: how long at most.
 
         Raises:
-            OSError: the machine cannot read a file now.
-            WorkError: decoders do not start.
+            WorkError: decoders do not start, or the machine cannot read a file now.
         """
-        if self._over:
+        if self.over:
             return None
         try:
-            event = self._events.get(block=wait)
+            event = self._events.get(block=wait, timeout=seconds)
         except queue.Empty:
             return None
-        self._over = event is None
+        self.over = event is None
         if isinstance(event, BaseException):
             raise event
         return event
@@ -182,6 +186,8 @@ class Decoders:
             self._decoders = [self._start(number) for number in range(self._count)]
             while not self._closing and (self._jobs or any(d.job for d in self._decoders)):
                 self._hand_out()
+                # The last videos of a shard are followed by none.
+                self._in_hand.flush()
                 ready = connection.wait([*(d.pipe for d in self._decoders), self._near], 1.0)
                 if self._near in ready:
                     self._near.recv()
@@ -191,6 +197,7 @@ class Decoders:
                     if decoder.stalls(int(self.slots.ticks[decoder.number])):
                         decoder.stalled = True
                         self._bury(decoder)
+            self._in_hand.flush()
             self._events.put(None)
         except BaseException as e:
             self._events.put(e)
@@ -287,7 +294,7 @@ class InThisProcess:
     """Decodes videos one after the other, when they are asked for; takes the place of Decoders."""
 
     def __init__(self, jobs: Iterable[Job], cut: Cut, in_hand: InHand) -> None:
-        self._events = self._run(jobs, cut, in_hand)
+        self._events, self.over = self._run(jobs, cut, in_hand), False
 
     def __enter__(self) -> InThisProcess:
         return self
@@ -295,9 +302,11 @@ class InThisProcess:
     def __exit__(self, *_: object) -> None:
         self._events.close()
 
-    def get(self, wait: bool) -> Event | None:
-        """The next event; None when all videos are finished, and where one would have to wait."""
-        return next(self._events, None) if wait else None
+    def get(self, wait: bool, seconds: float | None = None) -> Event | None:
+        """The next event, however long it takes; None as there, and without ``wait``."""
+        event = next(self._events, None) if wait else None
+        self.over = wait and event is None
+        return event
 
     def release(self, slot: int | None) -> None:
         """There are no slots."""
@@ -314,4 +323,5 @@ class InThisProcess:
             except VideoError as e:
                 error = e
             in_hand.end(job.index)
+            in_hand.flush()
             yield Finished(job.index, error)

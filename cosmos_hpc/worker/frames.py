@@ -13,9 +13,10 @@ from pathlib import Path
 
 import av
 
+from cosmos_hpc.errors import WorkError
+
 #: The machine's trouble: the task stops, and the next one tries the video again.
 _NOT_THE_VIDEO_S_FAULT = {
-    errno.EIO,
     errno.EMFILE,
     errno.ENFILE,
     errno.ENOMEM,
@@ -26,7 +27,7 @@ _NOT_THE_VIDEO_S_FAULT = {
 #: Pixels of a frame, twice those of 8K. A damaged header may promise more than the memory holds.
 MAX_PIXELS = 1 << 26
 #: Nothing but the file itself, whatever is written in it, and no playlists.
-_OPTIONS = {
+OPTIONS = {
     "max_pixels": str(MAX_PIXELS),
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,ivf,m4v,h264,hevc,mpegvideo",
@@ -55,13 +56,28 @@ class VideoError(Exception):
         return VideoError, (self.kind, str(self))
 
 
+def _cannot_read(path: Path, error: BaseException) -> bool:
+    """Whether it is the machine that cannot read a file now, whatever the file holds."""
+    code = getattr(error, "errno", None)
+    if code != errno.EIO:
+        return code in _NOT_THE_VIDEO_S_FAULT
+    # FFmpeg says so of some files that end too early as well. Those can be read.
+    try:
+        with open(path, "rb") as f:
+            while f.read(1 << 20):
+                pass
+    except OSError:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a file into a :class:`VideoError`.
 
     Raises:
         VideoError: the file is not a video that can be used; the message says why.
-        OSError: the machine cannot read now, whatever the file holds.
+        WorkError: the machine cannot read now, whatever the file holds.
     """
     try:
         status = path.stat()
@@ -75,9 +91,12 @@ def reading(path: Path) -> Iterator[None]:
     except PermissionError:
         raise VideoError("unreadable", "no permission to read the file") from None
     except (av.error.FFmpegError, OSError, ValueError, OverflowError) as e:
-        if getattr(e, "errno", None) in _NOT_THE_VIDEO_S_FAULT:
-            raise
         reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
+        if _cannot_read(path, e):
+            raise WorkError(
+                f"this machine cannot read {path}: {reason}; try again, and where it stays so, "
+                "move the file away: it is then listed as missing"
+            ) from None
         raise VideoError("unreadable", f"not a readable video: {reason}") from None
 
 
@@ -119,7 +138,7 @@ class Video:
         self._open()
 
     def _open(self) -> None:
-        self._container = av.open(str(self._path), metadata_errors="replace", options=_OPTIONS)
+        self._container = av.open(str(self._path), metadata_errors="replace", options=OPTIONS)
         if not self._container.streams.video:
             self._container.close()
             raise VideoError("unreadable", "the file has no video stream")
@@ -243,6 +262,9 @@ class Video:
                         return
                     yield frame
         except av.error.FFmpegError as e:
+            # A damaged packet may ask for any amount of memory.
+            if e.errno != errno.ENOMEM and _cannot_read(self._path, e):
+                raise
             self.problems.append(e.strerror or str(e))
             # The good frames before it that the decoder still holds back.
             with contextlib.suppress(av.error.FFmpegError):
@@ -267,7 +289,7 @@ def _without_size(path: Path) -> VideoError:
     av.logging.set_level(av.logging.ERROR)
     try:
         with av.logging.Capture() as log:
-            av.open(str(path), metadata_errors="replace", options=_OPTIONS).close()
+            av.open(str(path), metadata_errors="replace", options=OPTIONS).close()
     finally:
         av.logging.set_level(None)
     for _, _, message in log:

@@ -52,8 +52,14 @@ class InHand:
             self._write()
 
     def end(self, index: int) -> None:
-        """The video is no longer in hand."""
+        """The video is no longer in hand; noted with the next that is begun, or at ``flush``."""
         del self._in_hand[index]
+        self._stale = True
+
+    def flush(self) -> None:
+        """Note which videos have ended, where no other was begun since."""
+        if self._stale:
+            self._write()
 
     def close(self) -> None:
         """Nothing is in hand: this worker ends as it should."""
@@ -65,6 +71,7 @@ class InHand:
         self._path.unlink(missing_ok=True)
 
     def _write(self) -> None:
+        self._stale = False
         # Not flushed to the disk: it is to outlive this process, not the machine.
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps({"deaths": self.deaths, "in_hand": self._in_hand}))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import stat
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import av
+
+from cosmos_hpc.worker.frames import OPTIONS
 
 #: Reading a header is mostly waiting for the disk.
 _THREADS = 16
@@ -19,7 +23,9 @@ def declared_frames(paths: list[str]) -> list[int]:
 
 def _of_file(path: str) -> int:
     try:
-        with av.open(path, metadata_errors="replace") as container:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return 0  # a pipe would be waited for
+        with av.open(path, metadata_errors="replace", options=OPTIONS) as container:
             video = container.streams.video
             return max(0, _of_stream(container, video[0])) if video else 0
     except (av.error.FFmpegError, OSError, ValueError):

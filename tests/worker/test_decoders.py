@@ -180,17 +180,45 @@ def test_decoders_that_cannot_start_are_an_error(tmp_path, folder, monkeypatch, 
         decoders.get(wait=True)
 
 
-def test_a_machine_that_cannot_read_is_no_fault_of_the_video(tmp_path, folder, monkeypatch):
+#: FFmpeg fails to open a file with an input/output error.
+FAILS = "import av\ndef fails(*a, **k): raise OSError(5, 'Input/output error')\nav.open = fails\n"
+#: So does everybody else.
+ALL_FAIL = FAILS + (
+    "import builtins\nopens = open\n"
+    "builtins.open = lambda p, *a, **k: fails() if str(p).endswith('.mp4') else opens(p, *a, **k)\n"
+)
+
+
+def first_event(code, tmp_path, folder, monkeypatch):
     (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(
-        "import av\ndef fails(*a, **k): raise OSError(5, 'Input/output error')\nav.open = fails\n"
-    )
+    (tmp_path / "site" / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{REPOSITORY}")
-    with (
-        Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InHand(tmp_path / "n", {})) as decoders,
-        pytest.raises(OSError, match="Input/output error"),
-    ):
-        decoders.get(wait=True)
+    note = InHand(tmp_path / "n", {})
+    with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, note) as decoders:
+        return decoders.get(wait=True)
+
+
+def test_a_machine_that_cannot_read_is_no_fault_of_the_video(tmp_path, folder, monkeypatch):
+    with pytest.raises(WorkError, match=r"cannot read .*0\.mp4: Input/output error; try again"):
+        first_event(ALL_FAIL, tmp_path, folder, monkeypatch)
+
+
+def test_a_file_that_can_be_read_is_its_own_fault(tmp_path, folder, monkeypatch):
+    event = first_event(FAILS, tmp_path, folder, monkeypatch)
+    assert (event.index, event.error.kind) == (0, "unreadable")
+
+
+def test_waiting_for_an_event_has_an_end(tmp_path, folder, monkeypatch):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text("import time; time.sleep(2)")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{REPOSITORY}")
+    with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InHand(tmp_path / "n", {})) as decoders:
+        assert decoders.get(wait=True, seconds=0.2) is None
+        assert not decoders.over
+        while event := decoders.get(wait=True):
+            if isinstance(event, Decoded):
+                decoders.release(event.slot)
+        assert decoders.over
 
 
 def test_finished_is_all_that_comes_of_no_video(tmp_path):
