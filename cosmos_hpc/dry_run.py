@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from cosmos_hpc import files
@@ -51,15 +52,20 @@ def write_slurm(plan: Plan, run: RunFolder, submission: Submission, folder: Path
 
 
 def machine_text(
-    plan: Plan, run: RunFolder, recipe: Recipe, cluster: MachineCluster, names: list[str]
+    plan: Plan,
+    run: RunFolder,
+    recipe: Recipe,
+    cluster: MachineCluster,
+    names: Sequence[str],
+    only: Sequence[int] | None = None,
 ) -> str:
-    """The plan as comments, and the commands of the tasks that are not done."""
+    """The plan as comments, and commands of the tasks that are missing, of all or ``only`` some."""
     lines = _head(plan, run)
     containers = containers_of(run, recipe, cluster) if isinstance(cluster, DockerCluster) else None
     gpus = visible_gpus()[: cluster.gpus]
     for stage in stages_of(run, recipe):
         if stage.name in names:
-            tasks = missing_tasks(run, recipe, stage)
+            tasks = missing_tasks(run, recipe, stage, only)
             commands = [_local_command(run, stage, task, containers) for task in tasks]
             if containers:
                 used = gpus[: stage.ranks]

@@ -25,9 +25,17 @@ _POLL_SECONDS = 0.3
 
 
 def run_stages(
-    run: RunFolder, recipe: Recipe, cluster: MachineCluster, names: Sequence[str], console: Console
+    run: RunFolder,
+    recipe: Recipe,
+    cluster: MachineCluster,
+    names: Sequence[str],
+    console: Console,
+    only: Sequence[int] | None = None,
 ) -> None:
     """Run those of the named stages that are not done, in processes or in containers.
+
+    Args:
+        only: tasks to run of those; None: all that are missing.
 
     Raises:
         RequestError: containers cannot be had; nothing was started.
@@ -40,7 +48,7 @@ def run_stages(
     for stage in stages_of(run, recipe):
         if stage.name not in names:
             continue
-        missing = missing_tasks(run, recipe, stage)
+        missing = missing_tasks(run, recipe, stage, only)
         if not missing:
             console.say(
                 f"  {stage.name:<11} done before, {stage_progress(run, stage)}".rstrip(", ")
@@ -55,7 +63,7 @@ def run_stages(
             _run_array(run, stage, missing, cluster.parallel, gpus, containers, console)
         else:
             _run_job(run, stage, gpus[: stage.ranks], containers, console)
-        still = missing_tasks(run, recipe, stage)
+        still = missing_tasks(run, recipe, stage, only)
         if still and run.stop_request.exists():
             console.end(stage.name, "stopped", stage_progress(run, stage))
             raise WorkError("stopped on request; the same command goes on from here")

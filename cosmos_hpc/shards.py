@@ -78,6 +78,20 @@ class ShardMarker(BaseModel):
     seconds: dict[str, float]
 
 
+def publish_shard(temporary: Path, shard: Path, marker: dict[str, Any], finalized: Path) -> None:
+    """Give a finished shard its marker and its place.
+
+    Args:
+        temporary: its folder until now, beside its place.
+        shard: its place.
+        marker: what :class:`ShardMarker` says.
+        finalized: marker of the finalize stage, which knew nothing of this shard.
+    """
+    write_marker(temporary, marker)
+    finalized.unlink(missing_ok=True)
+    files.publish(temporary, shard)
+
+
 def write_marker(shard: Path, marker: dict[str, Any]) -> None:
     """Write the marker of a shard, with a digest of itself."""
     ShardMarker.model_validate(marker)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +85,12 @@ def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int) -> bool:
     return True
 
 
-def missing_tasks(run: RunFolder, recipe: Recipe, stage: Stage) -> list[int]:
-    """Tasks of a stage that are not done."""
-    return [task for task in range(stage.tasks) if not is_done(run, recipe, stage.name, task)]
+def missing_tasks(
+    run: RunFolder, recipe: Recipe, stage: Stage, only: Sequence[int] | None = None
+) -> list[int]:
+    """Tasks of a stage that are not done, of all or of ``only`` some."""
+    if stage.name == "finalize" and not all(run.shard(n).is_dir() for n in range(run.num_shards())):
+        # A shard that was taken away is prepared anew, and joined with the others then.
+        return [0]
+    tasks = range(stage.tasks) if only is None else only
+    return [task for task in tasks if not is_done(run, recipe, stage.name, task)]

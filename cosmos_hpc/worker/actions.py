@@ -26,7 +26,7 @@ from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_rows
-from cosmos_hpc.shards import write_marker
+from cosmos_hpc.shards import publish_shard
 from cosmos_hpc.worker.dataset import FOLDERS, split_documents
 from cosmos_hpc.worker.documents import open_documents
 from cosmos_hpc.worker.download import tokenizer_folder
@@ -177,8 +177,7 @@ def _publish(
         "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
         "seconds": {k: round(v, 3) for k, v in clock.seconds.items()},
     }
-    write_marker(temporary, marker)
-    files.publish(temporary, final)
+    publish_shard(temporary, final, marker, run.marker("finalize"))
     say(f"shard {shard} is whole: {len(good)} clips of {len(ids)} frames, {len(failed)} failed")
 
 

@@ -18,7 +18,7 @@ from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
 from cosmos_hpc.runs import RunFolder, shard_rows, shard_videos
-from cosmos_hpc.shards import write_marker
+from cosmos_hpc.shards import publish_shard
 from cosmos_hpc.worker.decoders import MAX_DEATHS, Decoded, Decoders, Event, InThisProcess, Job
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.in_hand import InHand
@@ -28,6 +28,8 @@ from cosmos_hpc.worker.video import Clip, Cut, VideoError
 
 #: Seconds after which finished clips are written to the disk, also when they are few.
 _WRITE_EVERY = 10.0
+#: Seconds between looks for a request to stop, at least.
+_LOOK_EVERY = 1.0
 #: Clips that are given to a GPU beyond those it encodes at the same time.
 _SPARE = 2
 
@@ -83,7 +85,7 @@ class Shard:
         note = run.journal(shard).with_suffix(".in_hand.json")
         self.in_hand = InHand(note, {index: clips for index, (clips, _) in begun.items()})
         self._rows: list[tuple[dict[str, Any], np.ndarray]] = []
-        self._written = time.monotonic()
+        self._written = self._looked = time.monotonic()
         ended = journal.ended()
         self._progress = Progress(f"shard {shard}: videos", len(self.videos), len(ended))
         self._failed = sum("error" in row for row in journal.rows)
@@ -139,7 +141,7 @@ class Shard:
         for job in self._jobs:
             job.suspect = job.index in deaths
             if deaths.get(job.index, 0) >= MAX_DEATHS:
-                reason = f"{deaths[job.index]} workers died with nothing else in hand"
+                reason = f"{deaths[job.index]} workers died with it in hand, the last with it alone"
                 self._end(job.index, VideoError("killed_worker", reason))
             elif job.index in self._refused:
                 # Already when the input was listed, for what goes with the video.
@@ -161,8 +163,8 @@ class Shard:
         while more or under_way:
             event = None
             if more and encodings < at_once:
-                event = decoders.get(wait=not under_way)
-                more = event is not None or bool(under_way)
+                event = decoders.get(wait=not under_way, seconds=_LOOK_EVERY)
+                more = not decoders.over
                 # While others are encoded, what the next one takes is no time lost.
                 self.clock.lap("tokenize" if under_way else "wait")
             if isinstance(event, Decoded):
@@ -183,7 +185,7 @@ class Shard:
                 elif not isinstance(event, Decoded):
                     self._end(event.index, event.error)
                 self.clock.lap("wait" if lacks else "tokenize")
-                self._write_when_due()
+            self._write_when_due()
 
     def _count(self, seconds: dict[str, float]) -> None:
         for activity in ("decode", "resize"):
@@ -214,12 +216,17 @@ class Shard:
         return {"index": index, "video": self.videos[index - self.first]}
 
     def _write_when_due(self) -> None:
-        late = time.monotonic() - self._written > _WRITE_EVERY
+        now = time.monotonic()
+        late = now - self._written > _WRITE_EVERY
         if len(self._rows) >= self.data.batch_size or (self._rows and late):
             self._write()
-            if self.run.stop_requested():
-                done, total = self._progress.done, self._progress.total
-                raise Stopped(f"stopped after {done} of {total} videos")
+        elif now - self._looked < _LOOK_EVERY:
+            return
+        self._looked = now
+        if self.run.stop_requested():
+            self._write()
+            done, total = self._progress.done, self._progress.total
+            raise Stopped(f"stopped after {done} of {total} videos")
 
     def _write(self) -> None:
         self.journal.append(self._rows)
@@ -264,8 +271,7 @@ class Shard:
             "sha256": {p.name: files.sha256(p) for p in sorted(temporary.iterdir())},
             "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
         }
-        write_marker(temporary, marker)
-        files.publish(temporary, final)
+        publish_shard(temporary, final, marker, self.run.marker("finalize"))
         say(f"shard {self.shard} is whole: {len(clips)} clips, {len(failed)} videos failed")
 
 
@@ -274,10 +280,12 @@ def _decoders(data: Data, device: str) -> int:
     if data.decoders is not None:
         return data.decoders
     cores = len(os.sched_getaffinity(0))
-    # Says how many threads a task may have where several share the cores.
-    threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdecimal() and int(threads):
-        cores = min(cores, int(threads))
+    # How many threads a task may have where several share the cores, and how many cores of the node
+    # a job was given: not every cluster confines it to them.
+    for name in ("OMP_NUM_THREADS", "SLURM_CPUS_ON_NODE"):
+        number = os.environ.get(name, "")
+        if number.isdecimal() and int(number):
+            cores = min(cores, int(number))
     return max(1, cores - 1) if device == "cuda" else cores
 
 

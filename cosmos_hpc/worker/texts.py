@@ -173,7 +173,8 @@ def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
 
 def _is_whole(path: Path, known: dict[str, str]) -> bool:
     """Whether an embedding is there; where a marker tells its checksum, as it says."""
-    return path.is_file() and known.get(path.name) in (None, files.sha256(path))
+    expected = known.get(path.name)
+    return path.is_file() and (expected is None or expected == files.sha256(path))
 
 
 def _encode(

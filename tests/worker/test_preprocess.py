@@ -20,7 +20,7 @@ from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.plans import make_plan
 from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import RunFolder, open_run, pin_videos
-from cosmos_hpc.stages import stages_of, task_command, write_specs
+from cosmos_hpc.stages import missing_tasks, stages_of, task_command, write_specs
 from cosmos_hpc.videos import list_videos
 from cosmos_hpc.worker.download import download
 from cosmos_hpc.worker.finalize import finalize
@@ -52,6 +52,21 @@ def prepared(path, videos, *overrides, shards=2):
         preprocess(run, recipe, shard)
     finalize(run, recipe)
     return run
+
+
+def test_a_shard_that_is_made_anew_is_joined_anew(tmp_path, long_videos):
+    run = prepared(tmp_path / "run", long_videos)
+    recipe, before = run.recipe(), content(run)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "finalize"]
+    assert missing_tasks(run, recipe, stage) == []
+    shutil.rmtree(run.shard(1))
+    # Before the shard is there as well: the stage is to be submitted with it.
+    assert missing_tasks(run, recipe, stage) == [0]
+    preprocess(run, recipe, 1)
+    assert missing_tasks(run, recipe, stage) == [0]
+    finalize(run, recipe)
+    assert missing_tasks(run, recipe, stage) == []
+    assert content(run) == before
 
 
 def content(run):
@@ -245,7 +260,7 @@ def test_a_video_that_kills_the_worker_itself_is_listed_at_the_third_try(tmp_pat
     finalize(run, recipe)
     (failed,) = files.read_jsonl(run.failed)
     assert (failed["video"], failed["error"]) == ("kills.mp4", "killed_worker")
-    assert failed["reason"] == "2 workers died with nothing else in hand"
+    assert failed["reason"] == "2 workers died with it in hand, the last with it alone"
     assert [row["video"] for row in files.read_jsonl(run.clips)] == ["a.mp4", "z.mp4"]
 
 
