@@ -125,6 +125,12 @@ class Run:
         stages = STAGES[STAGES.index(stage) if stage else 0 :]
         chosen = None if task is None else [task]
         stages = stages[:1] if chosen else stages
+        tasks = folder.num_shards() if stages[0] == "preprocess" else 1
+        if task is not None and not 0 <= task < tasks:
+            raise RequestError(
+                f"there is no {stages[0]}.{task} in run {folder.name}: it has {tasks} "
+                f"task{'s' * (tasks > 1)}, counted from 0"
+            )
         cluster = read_cluster(folder.cluster_file)
         start(Request(folder, folder.recipe(), cluster, stages, chosen), console or Console())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def start(request: Request, console: Console) -> None:
             folder.path.rmdir()  # if it is new, and so empty
         raise
     try:
-        with files.lock(folder.lock):
+        with _alone(folder):
             continued = open_run(folder, recipe, cluster, what, request.dry_run)
             pin_videos(folder, root, videos, what.shards or 1, costs)
             write_specs(folder, recipe)
@@ -95,10 +95,19 @@ def start(request: Request, console: Console) -> None:
                 console.say(what.render())
                 console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
             _run(replace(request, recipe=recipe), what, console)
-    except BlockingIOError as e:
-        raise RequestError(f"run {folder.name} is being worked on by {e}") from None
     except OSError as e:
         raise WorkError(explain_os_error(e, "submit")) from e
+
+
+@contextlib.contextmanager
+def _alone(run: RunFolder) -> Iterator[None]:
+    """Hold the run's lock."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.lock(run.lock))
+        except BlockingIOError as e:
+            raise RequestError(f"run {run.name} is being worked on by {e}") from None
+        yield
 
 
 def _run(request: Request, what: Plan, console: Console) -> None:
@@ -119,9 +128,9 @@ def _run(request: Request, what: Plan, console: Console) -> None:
         return
     assert isinstance(cluster, MachineCluster)
     if request.dry_run:
-        print(dry_run.machine_text(what, folder, recipe, cluster, list(request.stages)))
+        print(dry_run.machine_text(what, folder, recipe, cluster, request.stages, request.tasks))
     else:
-        local.run_stages(folder, recipe, cluster, request.stages, console)
+        local.run_stages(folder, recipe, cluster, request.stages, console, request.tasks)
 
 
 def _uses_this_python(cluster: Cluster) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -254,6 +256,18 @@ def check_installed(stages: Sequence[str]) -> None:
             )
 
 
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files below a folder, in which jobs may be working."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(parent, name))
+                # Links to one file are one file.
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
 def check_disk(plan: Plan, folder: Path) -> None:
     """Refuse a folder whose file system will not hold the run, beside what is of it already.
 
@@ -262,7 +276,7 @@ def check_disk(plan: Plan, folder: Path) -> None:
     """
     existing = files.nearest_existing(folder)
     free = shutil.disk_usage(existing).free
-    there = sum(p.lstat().st_size for p in folder.rglob("*"))
+    there = _bytes_in(folder)
     if free < plan.disk_bytes - there:
         raise RequestError(
             f"the run needs up to {gigabytes(plan.disk_bytes - there)} in {existing}, which has "

@@ -144,7 +144,9 @@ class RunFolder:
         info = files.read_json(self.info)
         if info is None or not info.get("dry_run"):
             return True
-        return self.jobs.exists() or any(self.attempts("x", 0).parent.glob("*"))
+        # Scripts note their attempts, and every worker takes the lock of its task.
+        traces = (self.attempts("x", 0).parent, self.task_lock("x", 0).parent)
+        return self.jobs.exists() or any(any(folder.glob("*")) for folder in traces)
 
     def forget_plan(self) -> None:
         """Unpin what a dry run has pinned: the request may be another one now."""

@@ -292,6 +292,18 @@ def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
     assert "x: stopped" in cosmos_hpc("status", "x", cwd=tmp_path).out
 
 
+def test_retry_of_one_task_does_no_other(scenes, tmp_path):
+    request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "data.videos_per_shard=3"]
+    begun = cosmos_hpc(*request, "--name", "x", "--stages", "download", cwd=tmp_path)
+    assert begun.code == 0, begun.err
+    wrong = cosmos_hpc("retry", "x", "preprocess.3", cwd=tmp_path)
+    assert (wrong.code, "there is no preprocess.3 in run x" in wrong.err) == (2, True), wrong.err
+    again = cosmos_hpc("retry", "x", "preprocess.1", cwd=tmp_path)
+    assert again.code == 0, again.err
+    run = RunFolder(tmp_path / "runs" / "x")
+    assert [run.shard(n).exists() for n in range(3)] == [False, True, False]
+
+
 def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
     request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x"]
     first = subprocess.Popen(

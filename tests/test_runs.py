@@ -7,6 +7,7 @@ from cosmos_hpc.plans import make_plan
 from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.runs import (
     RunFolder,
+    check_folder,
     check_name,
     default_name,
     find_run,
@@ -42,6 +43,18 @@ def test_continuing_keeps_the_request_but_may_go_further(tmp_path):
     assert folder.recipe().train.max_steps == 9
     with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25; choose"):
         open_with(tmp_path / "a", "data.frames=25")
+
+
+def test_the_text_of_a_dry_run_counts_as_begun_once_a_task_of_it_ran(tmp_path):
+    recipe, cluster = load_recipe("ar_tiny"), load_cluster()
+    folder = RunFolder(tmp_path / "a")
+    open_run(folder, recipe, cluster, make_plan(recipe, cluster, 8), dry_run=True)
+    assert not folder.begun()
+    with files.lock(folder.task_lock("preprocess", 3)):
+        pass
+    assert folder.begun()
+    with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25"):
+        check_folder(folder, load_recipe("ar_tiny", ["data.frames=25"]))
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
