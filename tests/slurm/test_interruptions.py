@@ -127,6 +127,8 @@ def test_a_time_limit_is_survived(login, videos, undisturbed):
 def test_preempted_by_a_partition_of_higher_priority(login, videos, undisturbed):
     start(login, "preempted", videos)
     working(login, "preempted", 0)
+    # It must not be done before it is preempted; Slurm lets it go on with its signal.
+    os.kill(worker(login, "preempted", "preprocess", 0), signal.SIGSTOP)
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive"]
     job = login.lab.run(*urgent, "--wrap", "sleep 8").strip()
     login.until(lambda: login.queue("%T", f"--jobs={job}") == ["RUNNING"])
