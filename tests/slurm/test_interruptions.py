@@ -16,7 +16,7 @@ from tests.slurm.login import Login
 
 PREPARE = ("--stages", "download,preprocess,finalize")
 #: One clip at a time, so that there are many moments to be interrupted at.
-SLOWLY = ("data.batch_size=1", "data.videos_per_shard=60", "cluster.parallel=2")
+SLOWLY = ("data.batch_size=1", "data.decoders=2", "data.videos_per_shard=60", "cluster.parallel=2")
 TOKENS = ("tokens.bin", "tokens.idx")
 
 
