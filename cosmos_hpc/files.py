@@ -11,10 +11,14 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from cosmos_hpc.errors import WorkError
+
+#: Small files that are read or flushed at a time.
+THREADS = 8
 
 
 def fsync_path(path: Path) -> None:
@@ -86,21 +90,25 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
         f.write(json.dumps(row).encode() + b"\n")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line, up to the first line that is not whole.
+def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """One JSON object a line, up to the first line that is not whole; none where there is no file.
 
     A journal whose writer was killed may end in half a line, which counts as not written.
     """
-    rows: list[dict[str, Any]] = []
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as f:
         for line in f:
             if not line.endswith(b"\n"):
-                break
+                return
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except ValueError:
-                break
-    return rows
+                return
+            yield row
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """All of :func:`iterate_jsonl`."""
+    return list(iterate_jsonl(path))
 
 
 def sha256(path: Path) -> str:
@@ -122,8 +130,10 @@ def publish(temporary: Path, final: Path) -> None:
 
     Replaces a folder that an earlier attempt left at ``final`` without its completion marker.
     """
-    for path in (*temporary.rglob("*"), temporary):
-        fsync_path(path)
+    # Several at a time: each waits for a network file system.
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(fsync_path, [*temporary.rglob("*"), temporary]):
+            pass
     if final.is_dir():
         shutil.rmtree(final)
     temporary.rename(final)

@@ -241,6 +241,10 @@ class Recipe(Section):
             raise ValueError(
                 f"data.frames={self.data.frames}: task=action takes frames one at a time, set 1"
             )
+        if self.task == "action" and (key := self._set_of_cut()):
+            raise ValueError(
+                f"data.{key} does not go with task=action, whose actions go with every frame"
+            )
         sequence = self.model_for_clips().sequence_length
         if self.train.sequence_parallel and self.train.tensor_parallel == 1:
             raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")
@@ -250,6 +254,12 @@ class Recipe(Section):
                 f"{sequence} inputs of a sample"
             )
         return self
+
+    def _set_of_cut(self) -> str | None:
+        """A setting that chooses frames of a video, and is not as it is by default."""
+        keys = ("clips", "start", "frame_rate", "stride")
+        default = Data.model_fields
+        return next((k for k in keys if getattr(self.data, k) != default[k].default), None)
 
     def model_for_clips(self) -> ModelConfig:
         """The architecture with the latent shape that follows from the data.

@@ -136,6 +136,8 @@ def test_clips_of_a_video():
     assert (data.clips, data.stride, data.frame_rate, data.start) == ("all", 5, 10.0, 0.0)
     with pytest.raises(RequestError, match="stride=5 goes with clips=all"):
         load_recipe("ar_tiny", ["data.stride=5"])
+    with pytest.raises(RequestError, match="data.start does not go with task=action"):
+        load_recipe("ar_tiny_action", ["data.start=1"])
     for wrong in ("data.start=-1", "data.frame_rate=0", "data.decoders=-1", "data.clips=some"):
         with pytest.raises(RequestError):
             load_recipe("ar_tiny", [wrong])

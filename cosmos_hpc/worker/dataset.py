@@ -28,15 +28,18 @@ def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, 
     weight gets at least one video when there are three or more. Clips that name their ``part``
     keep it.
     """
-    clips = list(clips)
-    if any("part" in clip for clip in clips):
-        return {
-            part: sorted(clip["document"] for clip in clips if clip["part"] == part)
-            for part in FOLDERS
-        }
+    # Passed through once: every rank does so, and there may be millions.
+    parts: dict[str, list[int]] = {part: [] for part in FOLDERS}
     by_video: dict[str, list[int]] = {}
     for clip in clips:
-        by_video.setdefault(clip["video"], []).append(clip["document"])
+        chosen = parts[clip["part"]] if "part" in clip else by_video.setdefault(clip["video"], [])
+        chosen.append(clip["document"])
+    _deal_out(by_video, split, parts)
+    return {part: sorted(documents) for part, documents in parts.items()}
+
+
+def _deal_out(by_video: dict[str, list[int]], split: Split, parts: dict[str, list[int]]) -> None:
+    """Add the documents of each video to a part."""
 
     def key(video: str) -> bytes:
         return hashlib.sha256(f"{split.seed}:{video}".encode("utf-8", "surrogateescape")).digest()
@@ -48,15 +51,11 @@ def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, 
         weight = getattr(split, part)
         least = int(weight > 0 and len(videos) >= 3)
         sizes[part] = max(least, int(len(videos) * weight / total))
-    parts, start = {}, 0
-    for part, size in sizes.items():
-        parts[part] = videos[start : start + size]
+    start = 0
+    for part, size in {**sizes, "train": len(videos) - sum(sizes.values())}.items():
+        for video in videos[start : start + size]:
+            parts[part].extend(by_video[video])
         start += size
-    parts["train"] = videos[start:]
-    return {
-        part: sorted(document for video in chosen for document in by_video[video])
-        for part, chosen in parts.items()
-    }
 
 
 #: What training reads: ``tokens`` and ``labels`` int64 ``[S]``, ``loss_mask`` float32 ``[S]``, and

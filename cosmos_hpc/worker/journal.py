@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import zlib
@@ -18,14 +19,19 @@ from cosmos_hpc import files
 ID_DTYPE = np.uint16
 
 
+def in_order(row: dict[str, Any]) -> tuple[int, int]:
+    """Sorts lines as a single worker that takes one video after the other would write them."""
+    return row["index"], row.get("clip", 0)
+
+
 class Journal:
     """A line a finished clip with its ids beside it, and a line for the end of each video.
 
     A line says which video (``index``) and which of its clips (``clip``), or that there are no more
-    (``last``) and why (``error``, ``reason``). Videos that are worked on at the same time take
-    turns; the lines of each are in order. Ids reach the disk before their line does, so a line is a
-    promise: what is read back after any interruption is finished clips, each whole. Open within a
-    lock.
+    (``last``) and why (``error``, ``reason``); the last one may hold clips as well. Videos that are
+    worked on at the same time take turns; the lines of each are in order. Ids reach the disk before
+    their line does, so a line is a promise: what is read back after any interruption is finished
+    clips, each whole. Open within a lock.
 
     Args:
         path: of the lines; the ids lie beside it.
@@ -86,13 +92,14 @@ class Journal:
 
     def documents(self) -> Iterator[np.ndarray]:
         """Ids uint16 ``[ids_per_clip]`` of all clips in the order of videos and their clips."""
-        clips = [row for row in self.rows if row["clips"]]
-        order = sorted(range(len(clips)), key=lambda i: (clips[i]["index"], clips[i]["clip"]))
-        size = self.ids_per_clip * ID_DTYPE().itemsize
+        begins = itertools.accumulate((row["clips"] for row in self.rows), initial=0)
+        placed = zip(self.rows, begins, strict=False)
+        order = sorted(placed, key=lambda item: in_order(item[0]))
         with open(self.ids_path, "rb") as f:
-            for place in order:
-                f.seek(place * size)
-                yield np.frombuffer(f.read(size), ID_DTYPE)
+            for row, begin in order:
+                f.seek(begin * self.ids_per_clip * ID_DTYPE().itemsize)
+                for _ in range(row["clips"]):
+                    yield np.fromfile(f, ID_DTYPE, self.ids_per_clip)
 
     def remove(self) -> None:
         """Delete the journal, after its content has been published."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from cosmos_hpc import files
+from cosmos_hpc.bridge import AnnotationError
 from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.progress import Progress, Stopwatch, say
 from cosmos_hpc.recipes import Data, Recipe
@@ -22,7 +23,7 @@ from cosmos_hpc.shards import publish_shard
 from cosmos_hpc.worker.decoders import MAX_DEATHS, Decoded, Decoders, Event, InThisProcess, Job
 from cosmos_hpc.worker.download import tokenizer_folder
 from cosmos_hpc.worker.in_hand import InHand
-from cosmos_hpc.worker.journal import ID_DTYPE, Journal
+from cosmos_hpc.worker.journal import ID_DTYPE, Journal, in_order
 from cosmos_hpc.worker.tokenizer import Encoding, VideoTokenizer
 from cosmos_hpc.worker.video import Clip, Cut, VideoError
 
@@ -55,17 +56,18 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
         WorkError: the input is gone, or the tokenizer is or does not fit the recipe.
         Stopped: on request, after what is finished has been written.
     """
+    kind = Shard
     if recipe.task == "action":
-        from cosmos_hpc.worker.actions import preprocess_actions
+        from cosmos_hpc.worker.actions import RobotShard
 
-        return preprocess_actions(run, recipe, shard)
+        kind = RobotShard
     if recipe.task == "video2world":
         from cosmos_hpc.worker.texts import encode_prompts
 
         # First, and its model gone from memory before the tokenizer comes.
         encode_prompts(run, recipe, shard)
     with Journal(run.journal(shard), recipe.data.ids_per_clip) as journal:
-        work = Shard(run, recipe, shard, journal)
+        work = kind(run, recipe, shard, journal)
         work.fill()
         work.publish()
     journal.remove()
@@ -73,14 +75,21 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
 
 
 class Shard:
-    """One shard on its way from videos to ids."""
+    """One shard on its way from videos to ids.
+
+    Attributes:
+        documents: what its documents hold, in words.
+        cut: which clips of its videos are wanted.
+    """
+
+    documents = "clips"
 
     def __init__(self, run: RunFolder, recipe: Recipe, shard: int, journal: Journal) -> None:
         self.run, self.data, self.shard, self.journal = run, recipe.data, shard, journal
+        self.cut = cut_of(recipe.data)
         self.clock = Stopwatch()
         self.root, self.first, self.videos = shard_videos(run, shard)
-        rows = enumerate(shard_rows(run, shard), self.first)
-        self._refused = {index: row for index, row in rows if "error" in row}
+        self._pinned = dict(enumerate(shard_rows(run, shard), self.first))
         begun = journal.finished()
         note = run.journal(shard).with_suffix(".in_hand.json")
         self.in_hand = InHand(note, {index: clips for index, (clips, _) in begun.items()})
@@ -93,7 +102,7 @@ class Shard:
             clips = sum(row["clips"] for row in journal.rows)
             say(
                 f"shard {shard}: {len(ended)} of {len(self.videos)} videos were finished before, "
-                f"and {clips} clips in all"
+                f"and {clips} {self.documents} in all"
             )
         self._clips = collections.Counter({index: clips for index, (clips, _) in begun.items()})
         self._jobs = [
@@ -109,12 +118,12 @@ class Shard:
             raise WorkError(f"data.input={self.root} is not there; is its file system mounted?")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         at_once, jobs = _encodings_at_once(self.data, device), self._not_given_up()
-        cut, count = cut_of(self.data), _decoders(self.data, device)
+        count = _decoders(self.data, device)
         decoders: Decoders | InThisProcess
         if count and jobs:
-            decoders = Decoders(jobs, cut, count, count + at_once + 2, self.in_hand)
+            decoders = Decoders(jobs, self.cut, count, count + at_once + 2, self.in_hand)
         else:
-            decoders = InThisProcess(jobs, cut, self.in_hand)
+            decoders = InThisProcess(jobs, self.cut, self.in_hand)
         try:
             # They start while the tokenizer is loaded.
             with decoders:
@@ -138,20 +147,18 @@ class Shard:
     def _not_given_up(self) -> list[Job]:
         """What is to be decoded, suspects first; those that killed workers are listed as failed."""
         deaths = self.in_hand.deaths
+        left = []
         for job in self._jobs:
+            pinned = self._pinned[job.index]
             job.suspect = job.index in deaths
             if deaths.get(job.index, 0) >= MAX_DEATHS:
                 reason = f"{deaths[job.index]} workers died with it in hand, the last with it alone"
                 self._end(job.index, VideoError("killed_worker", reason))
-            elif job.index in self._refused:
-                # Already when the input was listed, for what goes with the video.
-                row = self._refused[job.index]
-                self._end(job.index, VideoError(row["error"], row["reason"]))
-        left = [
-            job
-            for job in self._jobs
-            if deaths.get(job.index, 0) < MAX_DEATHS and job.index not in self._refused
-        ]
+            elif "error" in pinned:
+                # Refused before it is opened, for what goes with it.
+                self._end(job.index, VideoError(pinned["error"], pinned["reason"]))
+            else:
+                left.append(job)
         return sorted(left, key=lambda job: (not job.suspect, job.index))
 
     def _drain(
@@ -204,7 +211,7 @@ class Shard:
         }
         self._rows.append((row, ids[None]))
 
-    def _end(self, index: int, error: VideoError | None) -> None:
+    def _end(self, index: int, error: VideoError | AnnotationError | None) -> None:
         row = {**self._row(index), "last": True}
         if error is not None:
             row |= {"error": error.kind, "reason": str(error), "kept": self._clips[index]}
@@ -254,17 +261,18 @@ class Shard:
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        rows = sorted(self.journal.rows, key=lambda row: (row["index"], row.get("clip", 0)))
+        rows = sorted(self.journal.rows, key=in_order)
         clips = [_published(row) for row in rows if row["clips"]]
         failed = [_published(row) for row in rows if "error" in row]
         write_documents(temporary / "tokens", self.journal.documents())
         files.write_jsonl(temporary / "clips.jsonl", clips)
         files.write_jsonl(temporary / "failed.jsonl", failed)
         self.clock.lap("write")
+        documents = sum(row["clips"] for row in clips)
         marker = {
             "shard": self.shard,
             "videos": len(self.videos),
-            "clips": len(clips),
+            "clips": documents,
             "failed": len(failed),
             "padded": sum(bool(row["padded"]) for row in clips),
             "ids_per_clip": self.journal.ids_per_clip,
@@ -272,7 +280,10 @@ class Shard:
             "seconds": {k: round(v, 3) for k, v in self.clock.seconds.items()},
         }
         publish_shard(temporary, final, marker, self.run.marker("finalize"))
-        say(f"shard {self.shard} is whole: {len(clips)} clips, {len(failed)} videos failed")
+        say(
+            f"shard {self.shard} is whole: {documents} {self.documents}, "
+            f"{len(failed)} videos failed"
+        )
 
 
 def _decoders(data: Data, device: str) -> int:

@@ -96,7 +96,7 @@ _Make = Callable[..., Epochs]
 
 def _videos(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
     sequence = recipe.model_for_clips().sequence_length
-    documents = split_documents(files.read_jsonl(run.clips), recipe.data.split)
+    documents = split_documents(files.iterate_jsonl(run.clips), recipe.data.split)
 
     def make(part: str, **settings: Any) -> Epochs:
         prefix = str(run.token_prefix)

@@ -3,12 +3,15 @@
 import json
 import math
 import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import Stopped, WorkError
+from cosmos_hpc.stages import stages_of, task_command
 from cosmos_hpc.worker.actions import FILES
 from cosmos_hpc.worker.conditioned import FramePairs
 from cosmos_hpc.worker.finalize import finalize
@@ -120,9 +123,10 @@ def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, small):
 
 
 def test_stopped_on_request_between_clips(tmp_path, small):
-    run, recipe = planned(tmp_path / "run", "ar_tiny_action", f"data.input={small}", shards=1)
+    how = (f"data.input={small}", "data.batch_size=1")
+    run, recipe = planned(tmp_path / "run", "ar_tiny_action", *how, shards=1)
     files.write_atomic(run.stop_request, "")
-    with pytest.raises(Stopped, match="stopped after 1 of 8 clips"):
+    with pytest.raises(Stopped, match="stopped after 1 of 8 videos"):
         preprocess(run, recipe, 0)
     assert len(files.read_jsonl(run.journal(0))) == 1
 
@@ -187,6 +191,22 @@ def test_clips_that_cannot_be_used_are_listed_and_do_not_stop_the_rest(tmp_path)
     assert len(files.read_jsonl(run.samples / "clips.jsonl")) == 7
     with pytest.raises(WorkError, match=r"10 of 17 .*6? ?actions.*does not allow so many"):
         prepared(tmp_path / "strict", *settings)
+
+
+def test_a_clip_that_kills_its_decoder_is_listed_and_the_rest_goes_on(tmp_path):
+    folder = write_bridge(tmp_path / "bridge", {"train": 3})
+    video = folder / "videos" / "train" / "14" / "rgb.mp4"
+    video.rename(video.with_name("kills.mp4"))
+    video.symlink_to("kills.mp4")
+    run, recipe = planned(tmp_path / "run", "ar_tiny_action", f"data.input={folder}", shards=1)
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
+    # run_task.py comes first on the path, so that what it finds there is the run's snapshot.
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "hostile_site")}
+    assert subprocess.run(task_command(run, stage), env=environment, check=False).returncode == 0
+    finalize(run, recipe)
+    (failed,) = files.read_jsonl(run.failed)
+    assert (failed["video"], failed["error"]) == ("videos/train/14/rgb.mp4", "killed_worker")
+    assert len(files.read_jsonl(run.samples / "clips.jsonl")) == 2
 
 
 def test_a_folder_that_is_not_divided_is_split_by_weight(tmp_path):

@@ -11,7 +11,8 @@ _open = av.open
 
 
 def _hostile_open(file, *arguments, **options):
-    name = Path(str(file)).name
+    # A link to a file of such a name is as bad.
+    name = Path(str(file)).resolve().name
     if name.startswith("kills"):
         os.kill(os.getpid(), signal.SIGSEGV)
     if name.startswith("hangs"):
