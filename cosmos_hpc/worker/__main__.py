@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -23,6 +24,11 @@ from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import STOP_VARIABLE, RunFolder
 from cosmos_hpc.stages import is_done
+
+#: Stages that are left when that is asked for, not at a safe point: everywhere is one.
+_LEFT_AT_ONCE = ("download", "finalize")
+#: Seconds between looks for such a request.
+_LOOK_EVERY = 1.0
 
 
 def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
@@ -72,7 +78,25 @@ def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
         elif run.stop_requested():
             raise Stopped("stopped before it began")
         else:
+            if stage in _LEFT_AT_ONCE:
+                _leave_when_asked(run)
             _run(stage, run, recipe, task)
+
+
+def _leave_when_asked(run: RunFolder) -> None:
+    """End this process when the run is cancelled or the job nears its end.
+
+    For stages that keep what they have done as after a kill, and may wait long in a library.
+    """
+
+    def watch() -> None:
+        while not run.stop_requested():
+            time.sleep(_LOOK_EVERY)
+        say("stopped; what is done so far is kept")
+        _tell_script("stopped")
+        os._exit(Stopped.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stop(number: int, _: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from cosmos_hpc.worker.frames import OPTIONS
 _THREADS = 16
 
 
-def declared_frames(paths: list[str]) -> list[int]:
+def declared_frames(paths: list[str]) -> Iterator[int]:
     """Frames that the header of each file promises; 0 where it does not say or cannot be read."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(_of_file, paths))
+        yield from pool.map(_of_file, paths)
 
 
 def _of_file(path: str) -> int:

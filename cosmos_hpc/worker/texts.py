@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,15 +227,23 @@ def checked_prompts(run: RunFolder, recipe: Recipe) -> dict[str, Path]:
         WorkError: one is missing, or is not what the marker says.
     """
     prompts, shards = distinct_prompts(run), run.num_shards()
-    found = {}
-    for shard in range(shards):
-        marker = files.read_json(_marker(run, shard)) or {"sha256": {}}
-        for prompt in _owned(prompts, shard, shards, recipe.data.prompts_per_shard):
-            path = prompt_file(run, prompt)
-            if not path.is_file() or files.sha256(path) != marker["sha256"].get(path.name):
-                raise WorkError(
-                    f"{path} is not there or not what its shard's marker says; delete "
-                    f"{run.shard(shard)} and submit again"
-                )
-            found[prompt] = path
+    found: dict[str, Path] = {}
+    progress = Progress("prompts checked", len(prompts))
+    with ThreadPoolExecutor(files.THREADS) as pool:
+        for shard in range(shards):
+            own = _owned(prompts, shard, shards, recipe.data.prompts_per_shard)
+            paths = [prompt_file(run, prompt) for prompt in own]
+            known = (files.read_json(_marker(run, shard)) or {"sha256": {}})["sha256"]
+            for prompt, path, digest in zip(own, paths, pool.map(_digest, paths), strict=True):
+                if digest is None or digest != known.get(path.name):
+                    raise WorkError(
+                        f"{path} is not there or not what its shard's marker says; delete "
+                        f"{run.shard(shard)} and submit again"
+                    )
+                found[prompt] = path
+                progress.update(len(found))
     return found
+
+
+def _digest(path: Path) -> str | None:
+    return files.sha256(path) if path.is_file() else None

@@ -20,8 +20,8 @@ from cosmos_hpc.worker.finalize import finalize
 from cosmos_hpc.worker.preprocess import preprocess
 
 
-def planned(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[RunFolder, Recipe]:
-    """A run folder with pinned rows, a tokenizer, and a text encoder where it needs one."""
+def opened(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[RunFolder, Recipe]:
+    """A run folder with pinned rows."""
     recipe = load_recipe(name, overrides)
     cluster = load_cluster()
     run = RunFolder(path)
@@ -29,6 +29,12 @@ def planned(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[Ru
     open_run(run, recipe, cluster, make_plan(recipe, cluster, len(rows)))
     pin_videos(run, root, rows, shards)
     write_specs(run, recipe)
+    return run, recipe
+
+
+def planned(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[RunFolder, Recipe]:
+    """A run folder with pinned rows, a tokenizer, and a text encoder where it needs one."""
+    run, recipe = opened(path, name, *overrides, shards=shards)
     download(run, recipe)
     return run, recipe
 

@@ -1,20 +1,25 @@
 """What the workers read: written, in a folder, fetched, or in the Hub's cache without a network."""
 
+import random
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from cosmos_hpc import files
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.models.checkpoint_writer import Job, write_nemo_weights
 from cosmos_hpc.models.published_files import PublishedWeights
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.recipes import Recipe, load_recipe
 from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.stages import stages_of, task_command
 from cosmos_hpc.worker.download import download, initial_weights, tokenizer_folder
 from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
 from cosmos_hpc.worker.tokenizer import VideoTokenizer
+from tests.worker.preparing import opened
 
 HUB = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"
 WEIGHTS = "nvidia/Cosmos-1.0-Autoregressive-4B"
@@ -84,6 +89,29 @@ def test_hf_home_must_be_set(tmp_path, monkeypatch):
     run, recipe = run_and_recipe(tmp_path, HUB)
     with pytest.raises(WorkError, match="HF_HOME is not set: set it to a folder on the shared"):
         download(run, recipe)
+
+
+def test_a_stop_leaves_a_half_file_to_go_on_with(hub, tmp_path, scenes):
+    content = random.Random(0).randbytes(40_000_000)
+    hub.repositories[HUB] = {"encoder.jit": content, "decoder.jit": b"4"}
+    how = (f"data.tokenizer={HUB}", f"data.input={scenes}")
+    run, recipe = opened(tmp_path / "run", "ar_tiny", *how)
+    hub.bytes_a_second = 10_000_000
+    (stage,) = [s for s in stages_of(run, recipe) if s.name == "download"]
+    worker = subprocess.Popen(task_command(run, stage), stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not any(p.stat().st_size for p in tmp_path.rglob("*.incomplete")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    files.write_atomic(run.stop_request, "")
+    said, _ = worker.communicate(timeout=5)
+    assert worker.returncode == Stopped.exit_code
+    assert said.endswith("stopped; what is done so far is kept\n")
+    run.stop_request.unlink()
+    hub.bytes_a_second = None
+    download(run, recipe)
+    assert any(asked for _, asked in hub.transfers())
+    assert (tokenizer_folder(run) / "encoder.jit").read_bytes() == content
 
 
 #: Of a model whose weights are a few megabytes.

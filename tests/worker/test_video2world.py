@@ -140,6 +140,27 @@ def test_finalize_again_gives_the_same_split(tmp_path, source, reference):
         assert samples(run) == samples(reference)
 
 
+def test_finalize_goes_on_with_the_samples_of_an_attempt_that_was_stopped(
+    tmp_path, source, reference
+):
+    run, recipe = planned(tmp_path / "run", "ar_tiny_v2w", *source, shards=1)
+    preprocess(run, recipe, 0)
+    finalize(run, recipe)
+    begun = run.samples.with_name(".samples.tmp")
+    run.samples.rename(begun)
+    kept = {p.name: p.stat().st_ino for p in begun.glob("train_*.pt")}
+    changed = begun / "train_video_1.pt"
+    changed.write_bytes(changed.read_bytes()[:-1])
+    for name in ("train_prompt_2.pt", "val_video_0.pt"):
+        (begun / name).unlink()
+    (begun / "train_prompt_2.pt").write_bytes(b"half")
+    (begun / "train_video_99.pt").write_bytes(b"of more videos")
+    run.marker("finalize").unlink()
+    finalize(run, recipe)
+    assert samples(run) == samples(reference)
+    assert kept.items() <= {p.name: p.stat().st_ino for p in run.samples.iterdir()}.items()
+
+
 def test_a_damaged_embedding_is_found_and_made_again(tmp_path, source, reference):
     run, recipe = planned(tmp_path / "run", "ar_tiny_v2w", *source, shards=1)
     preprocess(run, recipe, 0)
