@@ -182,8 +182,8 @@ class SlurmCluster(Cluster):
         requeues: how often a job may be started again, by itself or by Slurm.
         retries: how often a task that was killed without leaving a reason is tried again.
         max_array_size: the cluster's MaxArraySize; larger arrays are split.
-        max_submit: jobs that you may have in the queue, array tasks counted one by one; with fewer
-            than there are shards an array task prepares several. None: no limit.
+        max_submit: jobs that you may have in the queue, array tasks counted one by one; where
+            fewer are left than there are shards, an array task prepares several. None: no limit.
         container: image, a local file or a registry's name; None: the host's Python.
         container_runtime: what runs it, ``pyxis`` or ``apptainer``.
         mounts: folders inside the container, ``/from:/to``.

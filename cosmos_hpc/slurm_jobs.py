@@ -93,6 +93,18 @@ def queued(names: Sequence[str]) -> list[SlurmJob]:
     return jobs
 
 
+def mine() -> int:
+    """How many jobs this user has in the queue, of this run or not, array tasks one by one.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    done = slurm.command("squeue", "-h", "-r", "--me", "-o", "%i")
+    if done.returncode:
+        raise RequestError(f"squeue failed: {slurm.last_line(done.stderr)}")
+    return len(done.stdout.splitlines())
+
+
 def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
     """States of jobs that accounting knows, by id: ``{"123_4": "TIMEOUT"}``.
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmos_hpc import files, hub, slurm, slurm_jobs
-from cosmos_hpc.cluster import Cluster, SlurmCluster, read_cluster
+from cosmos_hpc.cluster import MAX_SINGLE_JOBS, Cluster, SlurmCluster, read_cluster
 from cosmos_hpc.cluster_check import problems
 from cosmos_hpc.config import flatten
 from cosmos_hpc.console import Console
@@ -169,6 +169,7 @@ def prepare(
     _make_folders(run, names)
     folders = _folders(run, recipe) if cluster.container else []
     pyxis = slurm.container_options() if cluster.container else None
+    room = _room(cluster)
     found = Submission(stuck=[job.id for _, job in there if job.reason in _STUCK])
     for stage in stages_of(run, recipe):
         here = [job for name, job in active if name == stage.name]
@@ -186,10 +187,32 @@ def prepare(
             for task in missing_tasks(run, recipe, stage)
             if task not in busy and (only is None or task in only)
         ]
-        for job in jobs_of(stage, missing, cluster) if missing else []:
+        for job in jobs_of(stage, missing, room) if missing else []:
             script = render(job, run, cluster, run_id, run.code(), folders, pyxis)
             found.jobs.append((job, script))
     return found
+
+
+def _room(cluster: SlurmCluster) -> SlurmCluster:
+    """The cluster with a limit of jobs that leaves out those in the queue already."""
+    if cluster.max_submit is None:
+        return cluster
+    # One array task at least: what Slurm then does not take, it refuses whole.
+    left = max(cluster.max_submit - slurm_jobs.mine(), MAX_SINGLE_JOBS + 1)
+    return cluster.model_copy(update={"max_submit": left})
+
+
+def _check_room(cluster: SlurmCluster, submission: Submission) -> None:
+    """Refuse more jobs than the limit leaves room for, before Slurm does so halfway."""
+    if cluster.max_submit is None:
+        return
+    needed = sum(len(job.array.indices) if job.array else 1 for job, _ in submission.jobs)
+    there = slurm_jobs.mine() - len(submission.stuck)
+    if there + needed > cluster.max_submit:
+        raise RequestError(
+            f"you have {there} jobs in the queue, and max_submit={cluster.max_submit} leaves no "
+            f"room for {needed} more; submit again when some have ended. Nothing was submitted"
+        )
 
 
 def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
@@ -240,6 +263,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         return
     for problem in problems(cluster):
         raise RequestError(f"cluster {cluster.name}: {problem}. Nothing was submitted")
+    _check_room(cluster, submission)
     scripts = write_scripts(run, submission)
     _ask_slurm(submission, scripts)
     run.stop_request.unlink(missing_ok=True)

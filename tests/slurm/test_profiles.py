@@ -125,8 +125,16 @@ def test_a_limit_of_jobs_in_the_queue(any_lab, profile, scenes):
         taken = run(any_lab, *words, "cluster.max_submit=6", cwd=profile)
         assert taken.code == 0, taken.err
         assert "3 array tasks" in taken.err
+        # What is in the queue already counts.
+        more = [word if word != "--name=x" else "--name=y" for word in words]
+        refused = run(any_lab, *more, "cluster.max_submit=6", cwd=profile)
+        assert refused.code == 2
+        assert "you have 6 jobs in the queue, and max_submit=6 leaves no room for 4" in refused.err
+        any_lab.run("sacctmgr", "-i", "modify", "user", "root", "set", "maxsubmit=11")
+        assert "2 array tasks" in run(any_lab, *more, "cluster.max_submit=11", cwd=profile).err
         again = run(any_lab, "cluster", "init", "other", cwd=profile)
-        assert "max_submit: 6" in again.out
-        assert run(any_lab, "cancel", "x", cwd=profile).code == 0
+        assert "max_submit: 11" in again.out
+        for name in ("x", "y"):
+            assert run(any_lab, "cancel", name, cwd=profile).code == 0
     finally:
         any_lab.run("sacctmgr", "-i", "modify", "user", "root", "set", "maxsubmit=-1")
