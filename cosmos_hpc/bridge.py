@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc import files
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.progress import counted
 
 #: Names of the folders, and of the parts that training knows.
 PARTS = {"train": "train", "val": "validation", "test": "test"}
@@ -87,21 +91,30 @@ def _clips(root: Path, part: str) -> set[str]:
     return annotated | {p.name for p in (root / "videos" / part).glob("*") if p.is_dir()}
 
 
-def list_instructions(folder: str) -> list[dict[str, Any]]:
+def list_instructions(folder: str, note: Callable[[str], None]) -> list[dict[str, Any]]:
     """Clips as :func:`list_clips` lists them, with their instruction as ``prompt``.
 
     A clip whose annotation gives none has ``error`` and ``reason`` instead.
+
+    Args:
+        folder: in the Bridge layout.
+        note: is told now and then how far it is.
 
     Raises:
         RequestError: as :func:`list_clips`.
     """
     rows = list_clips(folder)
-    for row in rows:
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            row["prompt"] = _instruction(read_annotation(Path(folder) / row["annotation"]))
+            return {"prompt": _instruction(read_annotation(Path(folder) / row["annotation"]))}
         except AnnotationError as e:
-            row.update(error=e.kind, reason=str(e))
-    return rows
+            return {"error": e.kind, "reason": str(e)}
+
+    # Several at a time: each waits for a network file system.
+    with ThreadPoolExecutor(files.THREADS) as pool:
+        found = counted(pool.map(read, rows), len(rows), "annotations read", note)
+        return [{**row, **said} for row, said in zip(rows, found, strict=True)]
 
 
 def _instruction(annotation: dict[str, Any]) -> str:

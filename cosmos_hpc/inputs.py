@@ -10,7 +10,7 @@ from cosmos_hpc.lists import Row
 from cosmos_hpc.recipes import Recipe
 
 
-def list_rows(recipe: Recipe, note: Callable[[str], None] | None = None) -> tuple[str, list[Row]]:
+def list_rows(recipe: Recipe, note: Callable[[str], None] = videos.ignore) -> tuple[str, list[Row]]:
     """The folder that paths are relative to, and a row a video: ``path`` and what goes with it.
 
     Rows of task ``video2world`` have a ``prompt``, those of task ``action`` an ``annotation``;
@@ -27,8 +27,8 @@ def list_rows(recipe: Recipe, note: Callable[[str], None] | None = None) -> tupl
     if recipe.task == "action":
         return source, bridge.list_clips(source)
     if recipe.task == "video2world" and bridge.is_bridge(source):
-        return source, bridge.list_instructions(source)
-    root, rows = videos.list_rows(source, note) if note else videos.list_rows(source)
+        return source, bridge.list_instructions(source, note)
+    root, rows = videos.list_rows(source, note)
     if recipe.task == "video2world":
         _check_prompts(source, rows)
     return root, rows

@@ -71,7 +71,7 @@ def start(request: Request, console: Console) -> None:
     # An existing run keeps its videos.
     pinned = folder.num_videos()
     root, videos = ("", []) if pinned else list_rows(recipe, console.say)
-    costs = video_costs(root, videos, recipe.data) if videos else None
+    costs = video_costs(root, videos, recipe.data, console.say) if videos else None
     what = make_plan(recipe, cluster, pinned or len(videos), folder.num_shards())
     recipe = with_layout(recipe, what.layout)
     if folder.info.exists():

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def say(message: str) -> None:
@@ -48,6 +52,18 @@ class ByteProgress(Progress):
 
     def _counts(self, rate: float) -> str:
         return f"{self.done / 1e9:.2f}/{self.total / 1e9:.2f} GB, {rate / 1e6:.1f} MB/s"
+
+
+def counted(
+    items: Iterable[T], total: int, what: str, note: Callable[[str], None], every: float = 15.0
+) -> Iterator[T]:
+    """The items as they come; every so many seconds ``note`` is told how many there were."""
+    said = time.monotonic()
+    for number, item in enumerate(items):
+        if (now := time.monotonic()) - said >= every:
+            said = now
+            note(f"{number} of {total} {what}")
+        yield item
 
 
 class Stopwatch:

@@ -14,14 +14,15 @@ from pathlib import Path
 
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.lists import EXTENSIONS, JSONL, PATHS, Row, read_list
+from cosmos_hpc.progress import counted
 from cosmos_hpc.recipes import Data
 
 #: What opening a file costs, in bytes of video and in frames decoded.
 _OPENING_BYTES, _OPENING_FRAMES = 1 << 16, 8
 
 
-def _ignore(_: str) -> None:
-    pass
+def ignore(_: str) -> None:
+    """Takes notes for those who do not want any."""
 
 
 def list_videos(source: str) -> list[str]:
@@ -29,7 +30,7 @@ def list_videos(source: str) -> list[str]:
     return [row["path"] for row in list_rows(source)[1]]
 
 
-def list_rows(source: str, note: Callable[[str], None] = _ignore) -> tuple[str, list[Row]]:
+def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, list[Row]]:
     """The videos of ``data.input``: sorted by path, those of a list in its order.
 
     Args:
@@ -179,11 +180,19 @@ def _files_below(root: str, enter: Callable[[str], bool]) -> Iterator[str]:
                     yield name
 
 
-def video_costs(root: str, rows: list[Row], data: Data) -> tuple[str, list[int]]:
+def video_costs(
+    root: str, rows: list[Row], data: Data, note: Callable[[str], None] = ignore
+) -> tuple[str, list[int]]:
     """What preparing each video costs, for shards of equal cost, and in which unit.
 
     The first clip of a video costs the same whatever its length. For all clips it is the file's
     size, which needs no file to be opened, or with ``data.probe`` the frames of its header.
+
+    Args:
+        root: that the rows' paths are relative to.
+        rows: of the videos.
+        data: which clips are wanted.
+        note: is told now and then how many headers have been read.
 
     Raises:
         RequestError: ``data.probe`` is set and PyAV is not installed.
@@ -192,14 +201,14 @@ def video_costs(root: str, rows: list[Row], data: Data) -> tuple[str, list[int]]
         return "videos", [1] * len(rows)
     paths = [os.path.join(root, row["path"]) for row in rows]
     if data.probe:
-        frames = _declared_frames(paths)
+        frames = _declared_frames(paths, note)
         if data.clips == "first":
             frames = [min(count, data.frames) for count in frames]
         return "frames", [_OPENING_FRAMES + count for count in frames]
     return "bytes", [_OPENING_BYTES + size for size in file_sizes(paths)]
 
 
-def _declared_frames(paths: list[str]) -> list[int]:
+def _declared_frames(paths: list[str], note: Callable[[str], None]) -> list[int]:
     try:
         from cosmos_hpc.worker.probe import declared_frames
     except ModuleNotFoundError as e:
@@ -207,7 +216,7 @@ def _declared_frames(paths: list[str]) -> list[int]:
             f"data.probe=true reads the headers of the videos here, and {e.name} is not installed; "
             f"pip install -c constraints.txt '.[worker]', or leave data.probe out"
         ) from None
-    return declared_frames(paths)
+    return list(counted(declared_frames(paths), len(paths), "headers read", note))
 
 
 def file_sizes(paths: list[str], threads: int = 16) -> list[int]:

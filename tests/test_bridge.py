@@ -57,7 +57,7 @@ def test_instructions_and_what_has_none(tmp_path):
     annotated(tmp_path, "train", "3", "{")
     annotated(tmp_path, "train", "4", "[]")
     (tmp_path / "videos" / "train" / "5").mkdir()
-    rows = list_instructions(str(tmp_path))
+    rows = list_instructions(str(tmp_path), print)
     assert rows[0]["prompt"] == "put the pot away"
     assert [row.get("error") for row in rows] == [None] + ["annotation"] * 4
     reasons = [row["reason"] for row in rows[1:]]
