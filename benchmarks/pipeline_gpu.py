@@ -1,9 +1,9 @@
 """How much of an encoder's speed is left when clips come from video files, on one GPU.
 
-    python benchmarks/pipeline_gpu.py [--videos N] [--seconds S] [--tiny] [recipe overrides]
+    python benchmarks/pipeline_gpu.py [--videos N] [--seconds S] [--size T,H,W] [overrides]
 
 Writes an encoder of 100 million random parameters (``random_tokenizer.py``), and videos of 60
-frames, 1024x640, H.264. Then, in clips a second:
+frames, H.264, as large as the clips. Then, in clips a second:
 
 - the encoder alone, on clips that lie in the memory of the GPU as bf16, 1, 4, 8 and 16 a call;
 - the encoder alone, 1 a call, on as many streams as the package uses (``data.batch_size``);
@@ -12,8 +12,9 @@ frames, 1024x640, H.264. Then, in clips a second:
 - the package's preprocessing, from the files to the journal.
 
 Prints the ratio of the last to the encoder alone, and what limits. A
-video that is given several times must give the same ids each time (asserted). ``--tiny`` shrinks
-all for a try without a GPU.
+video that is given several times must give the same ids each time (asserted). ``--size`` is that of
+a clip, 33,640,1024; 1,480,640 with ``data.clips=all`` is the way of frames of robots. ``--tiny``
+takes a small encoder for a try without a GPU.
 
 Needs torch, PyAV, pydantic and PyYAML; ids are not joined into a data set, which is another stage.
 """
@@ -160,26 +161,26 @@ def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, in
 
 def pipeline(run: RunFolder, recipe: Recipe, repeats: int) -> tuple[dict[str, float], int]:
     """Seconds of each activity of the package's way from files to the journal, and clips."""
-    from cosmos_hpc.worker.journal import Journal
+    from cosmos_hpc.worker.journal import Journal, in_order
     from cosmos_hpc.worker.preprocess import Shard
 
     with Journal(run.journal(0), recipe.data.ids_per_clip) as journal:
         shard = Shard(run, recipe, 0, journal)
         shard.fill()
         clips = sum(row["clips"] for row in journal.rows)
-        first: dict[int, np.ndarray] = {}
-        lines = [row for row in journal.rows if row["clips"]]
-        for row, ids in zip(
-            sorted(lines, key=lambda row: row["index"]), journal.documents(), strict=True
-        ):
-            same = first.setdefault(row["index"] % repeats, ids)
+        first: dict[tuple[int, int], np.ndarray] = {}
+        lines = sorted((row for row in journal.rows if row["clips"]), key=in_order)
+        for row, ids in zip(lines, journal.documents(), strict=True):
+            same = first.setdefault((row["index"] % repeats, row["clip"]), ids)
             assert np.array_equal(same, ids), f"video {row['index']} has other ids this time"
         distinct = len(np.unique(np.stack(list(first.values()))))
-        print(f"{len(lines)} clips of {len(first)} videos, same ids each time, {distinct} distinct")
+        print(f"{len(lines)} clips of {len(first)}, same ids each time, {distinct} distinct")
     return dict(shard.clock.seconds), clips
 
 
-def main(count: int, seconds: float, tiny: bool, overrides: list[str]) -> None:
+def main(
+    count: int, seconds: float, size: tuple[int, int, int], tiny: bool, overrides: list[str]
+) -> None:
     """Print the rates and their ratio."""
     import torch
     from random_tokenizer import write_random_tokenizer
@@ -191,7 +192,7 @@ def main(count: int, seconds: float, tiny: bool, overrides: list[str]) -> None:
     from cosmos_hpc.worker.tokenizer import VideoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    height, width = (64, 96) if tiny else (640, 1024)
+    _, height, width = size
     with tempfile.TemporaryDirectory() as folder:
         made, videos = Path(folder, "made"), Path(folder, "videos")
         made.mkdir()
@@ -205,7 +206,6 @@ def main(count: int, seconds: float, tiny: bool, overrides: list[str]) -> None:
         print(f"made {len(names)} videos in {time.perf_counter() - started:.0f} s", flush=True)
 
         run = RunFolder(Path(folder, "run"))
-        size = (17, height, width) if tiny else (33, height, width)
         parameters = write_random_tokenizer(
             run.tokenizer, size, 8 if tiny else 160, 1 if tiny else 2, device
         )
@@ -267,7 +267,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--videos", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--size", default="33,640,1024")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_intermixed_args()
-    main(given.videos, given.seconds, given.tiny, given.overrides)
+    frames, height, width = map(int, given.size.split(","))
+    main(given.videos, given.seconds, (frames, height, width), given.tiny, given.overrides)
