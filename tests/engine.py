@@ -6,6 +6,7 @@ mounted, so that a container starts in a fraction of a second and no registry is
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -19,6 +20,8 @@ from typing import Any
 
 import docker
 import yaml
+from docker.errors import NotFound
+from docker.models.containers import Container
 
 IMAGE = "cosmos-test"
 _CONF = """\
@@ -114,12 +117,17 @@ class Engine:
 
     def remove_all(self) -> None:
         """Remove all containers, the running ones too."""
-        for container in self.client.containers.list(all=True):
-            container.remove(force=True)
+        for container in self._all():
+            with contextlib.suppress(NotFound):
+                container.remove(force=True)
 
     def containers(self) -> list[str]:
         """Names of all containers, ended ones included."""
-        return [str(container.name) for container in self.client.containers.list(all=True)]
+        return [str(container.name) for container in self._all()]
+
+    def _all(self) -> list[Container]:
+        # Those that have just ended are removed by the engine, at any moment of the listing.
+        return self.client.containers.list(all=True, ignore_removed=True)
 
 
 def _root_file_system() -> bytes:
