@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from pathlib import Path
 
 from cosmos_hpc.errors import WorkError
@@ -30,7 +30,8 @@ from cosmos_hpc.worker.video import Clip, Cut, VideoError, read_clips
 STALL_SECONDS = 300.0
 #: Deaths on the same video, without a clip between them, after which it counts as failed.
 MAX_DEATHS = 2
-#: Decoders that end before they ask for work, in a row, after which there is no use in more.
+#: Decoders that end before they ask for work, without a clip from any other between them, after
+#: which there is no use in more.
 _MAX_BAD_STARTS = 3
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -182,6 +183,10 @@ class Decoders:
             self._far.send(None)
 
     def _run(self) -> None:
+        # Slurm sends TERM to all processes of a step, a terminal INT. Decoders inherit the mask:
+        # they must not die of either before they ignore them. The tracker's start would lift it.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         try:
             self._decoders = [self._start(number) for number in range(self._count)]
             while not self._closing and (self._jobs or any(d.job for d in self._decoders)):
@@ -243,7 +248,7 @@ class Decoders:
             decoder.waits = True
         elif kind == "clip" and job:
             slot, clip, seconds = said
-            decoder.slot = None
+            decoder.slot, self._bad_starts = None, 0
             self._in_hand.gave(job.index)
             job.gave(clip)
             clip = dataclasses.replace(clip, pixels=self.slots.clips[slot])

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -96,8 +97,12 @@ def test_decoders_do_without_torch_and_wait_for_slots(tmp_path, folder):
         time.sleep(1.0)
         assert decoders.get(wait=False) is None  # all slots are taken
         for child in children():
+            score = Path(f"/proc/{child.pid}/oom_score_adj")
+            until = time.monotonic() + 30
+            while score.read_text().strip() != "1000":
+                assert time.monotonic() < until
+                time.sleep(0.1)
             assert "torch" not in Path(f"/proc/{child.pid}/maps").read_text()
-            assert Path(f"/proc/{child.pid}/oom_score_adj").read_text().strip() == "1000"
         decoders.release(events[0].slot)
         assert isinstance(decoders.get(wait=True), Decoded)
 
@@ -116,6 +121,30 @@ def test_a_killed_decoder_is_replaced_and_no_one_is_blamed(tmp_path, folder):
     assert len(killed) == 3
     assert same(clips, expected(paths))
     assert ends == dict.fromkeys(range(5))
+
+
+def test_a_signal_to_all_processes_ends_no_decoder(tmp_path, folder):
+    """Slurm sends one to each process of a step, also to those that are just starting."""
+    paths = sorted(folder.iterdir())
+    warned = set()
+
+    def warn_new_ones():
+        while not over.is_set():
+            for child in children():
+                if child.pid not in warned:
+                    warned.add(child.pid)
+                    os.kill(child.pid, signal.SIGTERM)
+            time.sleep(0.001)
+
+    over = threading.Event()
+    threading.Thread(target=warn_new_ones).start()
+    try:
+        with Decoders(jobs(paths), CUT, 3, 4, InHand(tmp_path / "n", {})) as decoders:
+            clips, _ = collect(decoders)
+    finally:
+        over.set()
+    assert len(warned) == 3
+    assert same(clips, expected(paths))
 
 
 def test_a_video_that_kills_its_decoder_is_found_and_the_others_go_on(
