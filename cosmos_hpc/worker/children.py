@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
 import time
+from multiprocessing.managers import BaseManager
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 from cosmos_hpc.progress import say
 
@@ -25,6 +28,34 @@ def end_with_a_killed_child() -> None:
         threading.Thread(target=_watch, args=(self,), daemon=True).start()
 
     BaseProcess.start = start_watched  # type: ignore[method-assign]
+
+
+def let_managers_end_with_this_process() -> None:
+    """From now on, managers that this process starts end with it, also where it is killed.
+
+    Megatron-Core 0.15.3 starts one at the first checkpoint. Left behind it would stay for ever,
+    and hold the log open, for which Slurm waits a minute where it does not find it.
+    """
+    start = BaseManager.start
+
+    def start_bound(self: BaseManager, initializer: Any = None, initargs: Any = ()) -> None:
+        start(self, _bound_to_parent, (initializer, initargs))
+
+    BaseManager.start = start_bound  # type: ignore[method-assign]
+
+
+def _bound_to_parent(initializer: Any, initargs: Any) -> None:
+    """What a manager's process does first."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    if initializer is not None:
+        initializer(*initargs)
 
 
 def _watch(child: BaseProcess) -> None:

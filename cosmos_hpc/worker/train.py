@@ -14,7 +14,7 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.worker.children import end_with_a_killed_child
+from cosmos_hpc.worker.children import end_with_a_killed_child, let_managers_end_with_this_process
 from cosmos_hpc.worker.conditioned import (
     FramePairs,
     TextClips,
@@ -51,6 +51,7 @@ def train(run: RunFolder, recipe: Recipe) -> None:
     if latest is None or latest[0] < recipe.train.max_steps:
         prepare_device()
         end_with_a_killed_child()
+        let_managers_end_with_this_process()
         metrics = MetricsFile(run.metrics, run.loss_curve, reference)
         data = nemo.ClipData(training, validation, recipe)
         nemo.fit(

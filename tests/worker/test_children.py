@@ -1,6 +1,8 @@
 """A rank does not outlive a process that was killed under it."""
 
+import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -86,3 +88,34 @@ def test_megatron_still_waits_for_a_killed_writer():
         with pytest.raises(subprocess.TimeoutExpired):
             waiting.wait(timeout=5)
         os.killpg(waiting.pid, signal.SIGKILL)
+
+
+#: A rank with a manager as Megatron starts it, killed; the manager says which process it is.
+MANAGER = """
+import multiprocessing, os, signal, sys
+from cosmos_hpc.worker.children import let_managers_end_with_this_process
+
+if __name__ == "__main__":
+    if sys.argv[1] == "bound":
+        let_managers_end_with_this_process()
+    manager = multiprocessing.get_context("spawn").Manager()
+    manager.Queue().put(1)
+    print(manager._process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("how", ["bound", "alone"])
+def test_a_manager_ends_with_its_process(tmp_path, how):
+    program = tmp_path / "program.py"
+    program.write_text(MANAGER)
+    with subprocess.Popen([sys.executable, str(program), how], stdout=subprocess.PIPE) as rank:
+        manager = int(rank.stdout.readline())
+        try:
+            # What it holds is closed only when both are gone.
+            ended = bool(select.select([rank.stdout], [], [], 30 if how == "bound" else 2)[0])
+            # Where it ends by itself as well, Python has mended it, and what binds it can go.
+            assert ended == (how == "bound")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(manager, signal.SIGKILL)
