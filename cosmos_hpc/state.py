@@ -159,9 +159,9 @@ def _overall(stages: list[StageState]) -> str:
 def _errors(run: RunFolder, stage: Stage, missing: list[int]) -> dict[int, str]:
     errors = {}
     for task in missing:
-        path = run.error(stage.name, task)
-        if path.exists():
-            errors[task] = path.read_text().strip()
+        # A job that begins removes what its last attempt has left.
+        with contextlib.suppress(FileNotFoundError):
+            errors[task] = run.error(stage.name, task).read_text().strip()
     return errors
 
 

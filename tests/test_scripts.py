@@ -1,5 +1,6 @@
 """Scripts of jobs as real bash and shellcheck read them."""
 
+import json
 import os
 import random
 import subprocess
@@ -75,7 +76,6 @@ def test_the_rendered_examples_are_true():
     folder = REPOSITORY / "sbatch"
     command = "import sys, json; sys.path.insert(0, sys.argv[1]); import render; "
     command += "print(json.dumps(dict(render.scripts())))"
-    import json
     import sys
 
     done = subprocess.run(
@@ -215,3 +215,40 @@ def test_a_comment_of_the_profile_does_not_hide_which_shards_an_array_has():
     read = [read_array_comment(line.partition("=")[2].strip('"')) for line in last]
     assert read == [(0, 5), (2, 5), (4, 5)]
     assert all('="metrics on shards' in line for line in last)
+
+
+@pytest.mark.parametrize(
+    ("squeue", "requeued", "why", "reason"),
+    [
+        ("echo RUNNING", True, "killed", None),
+        ("echo PENDING", False, "killed", None),
+        ("echo CANCELLED", False, "cancelled", None),
+        ("exit 1", False, "killed", "Slurm did not say whether it is to be queued again"),
+    ],
+)
+def test_a_killed_worker_is_queued_again_only_where_slurm_says_nothing_else(
+    tmp_path, squeue, requeued, why, reason
+):
+    run = tmp_path / "run"
+    ((_, text),) = scripts({}, run, [Stage("download")])
+    for folder in ("stages/attempts", "stages/errors", "stages/stops"):
+        (run / folder).mkdir(parents=True)
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    record = tmp_path / "record"
+    for name, what in {
+        "srun": "kill -9 $$",
+        "squeue": squeue,
+        "scontrol": f'echo "$@" >>{record}',
+        "sleep": "",
+    }.items():
+        (commands / name).write_text(f"#!/bin/bash\n{what}\n")
+        (commands / name).chmod(0o755)
+    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash"], input=text.encode(), env=environment, capture_output=True)
+    assert done.returncode == (1 if reason else 75)
+    assert (record.read_text() if record.exists() else "") == "requeue 7\n" * requeued
+    last = (run / "stages/attempts/download.0").read_text().splitlines()[-1]
+    assert json.loads(last)["why"] == why
+    left = run / "stages/errors/download.0.txt"
+    assert (reason in left.read_text()) if reason else not left.exists()

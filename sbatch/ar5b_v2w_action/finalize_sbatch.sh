@@ -56,11 +56,28 @@ give_up() {
     return 1
 }
 
+# How Slurm sees this job; it may be too busy to say so at once.
+state_in_queue() {
+    for _ in 1 2 3 4; do
+        squeue --noheader --jobs="$job" --format=%T && return
+        sleep 5
+    done
+    echo UNKNOWN
+}
+
 go_on() {
-    case "$(squeue --noheader --jobs="$job" --format=%T 2>&1)" in
+    case "$(state_in_queue)" in
         COMPLETING | CANCELLED) # by scancel: not to come back
             note end cancelled
             return 75
+            ;;
+        PENDING) # Slurm has queued it again already
+            note end "$1"
+            return 75
+            ;;
+        UNKNOWN) # perhaps cancelled
+            give_up "$1" "$2, and Slurm did not say whether it is to be queued again"
+            return
             ;;
     esac
     if [ "${SLURM_RESTART_COUNT:-0}" -ge "$requeues" ]; then
