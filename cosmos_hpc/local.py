@@ -114,7 +114,17 @@ def _run_array(
             if console.due():
                 console.progress(stage.name, stage_progress(run, stage))
     finally:
+        stopped = array.running
         array.cancel()
+        _absolve(run, stopped)
+
+
+def _absolve(run: RunFolder, shards: list[int]) -> None:
+    """Their workers were stopped by us: no video is to blame that one had to be killed."""
+    from cosmos_hpc.worker.in_hand import absolve
+
+    for shard in shards:
+        absolve(run.in_hand(shard))
 
 
 def _run_job(

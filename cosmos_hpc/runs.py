@@ -123,6 +123,10 @@ class RunFolder:
         """Progress of a shard that is not published yet, one line a clip and one a video."""
         return self.tokens / "partial" / f"{index:05d}.jsonl"
 
+    def in_hand(self, index: int) -> Path:
+        """Which videos of a shard are being decoded."""
+        return self.journal(index).with_suffix(".in_hand.json")
+
     def marker(self, stage: str, task: int = 0) -> Path:
         """The file whose presence says that a task of a stage is done."""
         if stage == "preprocess":

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from cosmos_hpc.stages import Stage, task_command
 
 #: Longer than any stage: submitit's local executor wants a limit.
 _NO_TIMEOUT_MINUTES = 60 * 24 * 365
+#: Seconds that controllers have to end by themselves.
+_PATIENCE_SECONDS = 3.0
 
 
 @contextlib.contextmanager
@@ -67,10 +70,11 @@ class LocalArray:
         values = {**self._environment, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
         environment = [f"{key}={value}" for key, value in values.items()]
         command = ["env", *environment, *task_command(self._run, self._stage, task)]
-        # A command and a spec instead of live objects. Not submitit's CommandFunction: that keeps
-        # all output in memory and fails on bytes that are not UTF-8.
+        # A command and a spec instead of live objects, in the place of submitit's own process: at
+        # Ctrl-C that would leave it a quarter of a second. Not submitit's CommandFunction: that
+        # keeps all output in memory and fails on bytes that are not UTF-8.
         with _stderr_to(self._run.logs / self._stage.name / "submitit.log"):
-            job = executor.submit(subprocess.check_call, command)
+            job = executor.submit(os.execvp, command[0], command)
         self._jobs[task] = (job, gpus)
         return Path(job.paths.stdout)
 
@@ -88,8 +92,15 @@ class LocalArray:
 
     def cancel(self) -> None:
         """Stop all running tasks, and wait until they are gone."""
+        # Ctrl-C has reached submitit's controllers as well. They give their tasks a second; asked
+        # again meanwhile, they would go and leave them behind.
+        patience = time.monotonic() + _PATIENCE_SECONDS
         for job, _ in self._jobs.values():
-            job.cancel()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                job._process.wait(max(0.0, patience - time.monotonic()))
+        for job, _ in self._jobs.values():
+            if not job.done():
+                job.cancel()
         for job, _ in self._jobs.values():
             job._process.wait()
         self._jobs.clear()

@@ -272,6 +272,28 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     assert steps[0] == steps[1]
 
 
+def test_ctrl_c_blames_no_video(scenes, tmp_path):
+    """Also where the worker is busy, so that it has to be killed."""
+    command = [sys.executable, "-m", "cosmos_hpc", "submit", "recipe=ar_tiny", "--name", "x"]
+    command += [f"data.input={scenes}", "cluster.parallel=1", "--stages", "download,preprocess"]
+    run = RunFolder(tmp_path / "runs" / "x")
+    for _ in range(2):
+        with open(tmp_path / "log", "a") as log:
+            submit = subprocess.Popen(
+                command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
+            )
+        while not (files.read_json(run.in_hand(0)) or {}).get("in_hand"):
+            assert submit.poll() is None
+            time.sleep(0.01)
+        (worker,) = (p for p in descendants(submit.pid) if is_task(p))
+        os.kill(worker, signal.SIGSTOP)
+        interrupt(submit, "ctrl-c")
+        assert files.read_json(run.in_hand(0)) == {"deaths": {}, "in_hand": {}}
+    done = cosmos_hpc(*command[3:], cwd=tmp_path)
+    assert done.code == 0, done.err
+    assert "8/8 videos" in done.err and "failed" not in done.err
+
+
 def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
     request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x"]
     tokenizer = tmp_path / "mine"

@@ -78,6 +78,13 @@ class InHand:
         os.replace(temporary, self._path)
 
 
+def absolve(path: Path) -> None:
+    """Have a note, whose worker was stopped on purpose and is gone, blame no video for that."""
+    left = _read(path)
+    if left["in_hand"]:
+        files.write_json(path, {**left, "in_hand": {}})
+
+
 def _read(path: Path) -> dict[str, dict[str, int]]:
     left = None
     # Of a machine that went down as well it may be half a note.

@@ -91,8 +91,9 @@ class Shard:
         self.root, self.first, self.videos = shard_videos(run, shard)
         self._pinned = dict(enumerate(shard_rows(run, shard), self.first))
         begun = journal.finished()
-        note = run.journal(shard).with_suffix(".in_hand.json")
-        self.in_hand = InHand(note, {index: clips for index, (clips, _) in begun.items()})
+        self.in_hand = InHand(
+            run.in_hand(shard), {index: clips for index, (clips, _) in begun.items()}
+        )
         self._rows: list[tuple[dict[str, Any], np.ndarray]] = []
         self._written = self._looked = time.monotonic()
         ended = journal.ended()
