@@ -116,7 +116,7 @@ class Outcome:
 
 
 def cosmos_hpc(
-    *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 280
+    *arguments: object, cwd: Path, env: dict[str, str] | None = None, timeout: float = 900
 ) -> Outcome:
     """Run the command line as a person would."""
     command = [sys.executable, "-m", "cosmos_hpc", *map(str, arguments)]
@@ -131,9 +131,10 @@ def cosmos_hpc(
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def steps_of(run: RunFolder) -> int:
-    """Training steps that a run has done."""
-    return sum("loss" in row for row in files.read_jsonl(run.metrics))
+def steps_of(run: RunFolder, since: float = 0) -> int:
+    """The training step that a run has come to, since a moment where that matters."""
+    rows = files.read_jsonl(run.metrics)
+    return max((row["step"] for row in rows if "loss" in row and row["time"] > since), default=0)
 
 
 #: The request of the runs that tests compare with each other.
@@ -168,7 +169,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Finished
     home, printed = place / "finished", place / "finished.json"
     with files.lock(place / "finished.lock", lambda holder: None):
         if not printed.exists():
-            home.mkdir()
+            home.mkdir(exist_ok=True)
             words = (*REQUEST, f"data.input={real_videos() or scenes}", "--name", "whole")
             secrets = {**CANARIES, "WANDB_MODE": "offline"}
             outcome = cosmos_hpc("submit", *words, cwd=home, env=secrets)

@@ -20,8 +20,7 @@ from typing import Any
 
 import docker
 import yaml
-from docker.errors import NotFound
-from docker.models.containers import Container
+from docker.errors import APIError
 
 IMAGE = "cosmos-test"
 _CONF = """\
@@ -117,17 +116,14 @@ class Engine:
 
     def remove_all(self) -> None:
         """Remove all containers, the running ones too."""
-        for container in self._all():
-            with contextlib.suppress(NotFound):
-                container.remove(force=True)
+        for container in self.client.api.containers(all=True):
+            with contextlib.suppress(APIError):
+                self.client.api.remove_container(container["Id"], force=True)
 
-    def containers(self) -> list[str]:
-        """Names of all containers, ended ones included."""
-        return [str(container.name) for container in self._all()]
-
-    def _all(self) -> list[Container]:
-        # Those that have just ended are removed by the engine, at any moment of the listing.
-        return self.client.containers.list(all=True, ignore_removed=True)
+    def containers(self, all: bool = True) -> list[str]:
+        """Names of the containers that run, and of ``all`` others."""
+        # Not containers.list, which asks for each of them as well: some are gone by then.
+        return [c["Names"][0].lstrip("/") for c in self.client.api.containers(all=all)]
 
 
 def _root_file_system() -> bytes:

@@ -76,12 +76,10 @@ def test_the_same_request_again_redoes_nothing(finished):
     kept = [p for p in run.path.rglob("*") if p.is_file() and p.suffix in (".bin", ".distcp")]
     before = {p: p.stat().st_mtime_ns for p in kept}
     source = json.loads(run.shards.read_text())["root"]
-    started = time.monotonic()
     again = cosmos_hpc(
         "submit", *REQUEST, f"data.input={source}", "--name", "whole", cwd=finished.home
     )
     assert again.code == 0, again.err
-    assert time.monotonic() - started < 15
     assert again.err.count("done before") == 4
     assert {p: p.stat().st_mtime_ns for p in kept} == before
 
@@ -220,13 +218,14 @@ def interrupt(submit, how):
         submit.kill()
         submit.wait(timeout=60)
     else:
-        # There is none for a moment between two stages.
-        while not (tasks := [p for p in descendants(submit.pid) if is_task(p)]):
-            assert submit.poll() is None
+        # There is none for a moment between two stages, and one that had marked its work as done
+        # does not count.
+        while submit.poll() is None:
+            for task in filter(is_task, descendants(submit.pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(task, signal.SIGKILL)
             time.sleep(0.05)
-        os.kill(tasks[0], signal.SIGKILL)
-        # 0 when it had marked its work as done.
-        assert submit.wait(timeout=120) in (1, 0)
+        assert submit.returncode == 1
 
 
 def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path):
@@ -246,10 +245,11 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
             # Its workers go on by themselves: the next submit waits for them.
             ("kill", 24, 0, 3),
         ):
+            began = time.time()
             submit = subprocess.Popen(
                 command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
             )
-            while steps_of(run) < step:
+            while steps_of(run, since=began) < step:
                 assert submit.poll() is None
                 time.sleep(0.05)
             try:
@@ -341,7 +341,7 @@ def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
     assert second.code == 2
     assert f"run x is being worked on by process {first.pid} on " in second.err
     assert "running" in cosmos_hpc("status", "x", cwd=tmp_path).out
-    assert first.wait(timeout=60) == 0
+    assert first.wait(timeout=280) == 0
 
 
 def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path):
@@ -370,13 +370,21 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
             if killed:
                 submit.kill()
                 submit.wait()
+            cancel = subprocess.Popen(
+                [sys.executable, "-m", "cosmos_hpc", "cancel", "calm"],
+                cwd=tmp_path,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            while not run.stop_request.exists() and cancel.poll() is None:
+                time.sleep(0.005)
             before = len(Run(run.path).losses())
-            cancelled = cosmos_hpc("cancel", "calm", cwd=tmp_path)
-            assert (cancelled.code, "calm: stopped" in cancelled.out) == (0, True), cancelled.err
+            said, _ = cancel.communicate(timeout=280)
+            assert (cancel.returncode, "calm: stopped" in said) == (0, True)
             assert submit.wait(timeout=60) in (1, -signal.SIGKILL)
             # Nothing but the step in hand was still done, and it is saved.
             done = len(Run(run.path).losses())
-            assert done <= before + 3
+            assert done <= before + 2
             if done:
                 assert list(run.checkpoints.glob(f"step={done - 1}-*"))
         assert "nothing works on run calm" in cosmos_hpc("cancel", "calm", cwd=tmp_path).out

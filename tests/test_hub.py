@@ -401,8 +401,9 @@ def test_progress_within_one_large_file(published, capfd):
     assert err == ""
     lines = [line[9:] for line in out.splitlines()]
     assert lines[0] == f"{AR4B}: 3 files, 0.025 GB to fetch"
-    pattern = r"fetched 0.0\d/0.03 GB, \d+\.\d MB/s, \d s left"
-    assert 2 <= len(lines[1:-1]) <= 10
+    pattern = r"fetched 0.0\d/0.03 GB, \d+\.\d MB/s(, .+ left)?"
+    assert len(lines[1:-1]) >= 2
+    assert any(line.endswith(" s left") for line in lines)
     assert all(re.fullmatch(pattern, line) for line in lines[1:-1]), lines
     assert re.fullmatch(r"fetched 0.03/0.03 GB, \d+\.\d MB/s", lines[-1])
 

@@ -55,7 +55,7 @@ class Login:
         """What ``status --json`` says of a stage."""
         return next(s for s in self.status(name)["stages"] if s["name"] == stage)
 
-    def wait(self, name: str, stage: str, *states: str, seconds: float = 200) -> dict[str, Any]:
+    def wait(self, name: str, stage: str, *states: str, seconds: float = 900) -> dict[str, Any]:
         """Wait until a stage is in one of these states."""
         deadline = time.monotonic() + seconds
         while (found := self.stage(name, stage))["state"] not in (states or ("done",)):
@@ -87,7 +87,7 @@ class Login:
         lines = (self.run(name) / "stages" / "jobs.jsonl").read_text().splitlines()
         return [json.loads(line)["job"] for line in lines]
 
-    def until(self, condition: Any, seconds: float = 60) -> Any:
+    def until(self, condition: Any, seconds: float = 300) -> Any:
         """Wait until a condition holds; returns what it returned."""
         deadline = time.monotonic() + seconds
         while not (found := condition()):

@@ -1,5 +1,6 @@
 """Jobs that are warned, preempted, killed or lose their node, on a real Slurm."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -54,17 +55,6 @@ def notes(login, name, stage, task=0):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def working(login, name, *shards):
-    """Wait until each of the shards has finished a video, but not all."""
-    partial = login.run(name) / "tokens" / "partial"
-
-    def begun():
-        journals = [partial / f"{shard:05d}.jsonl" for shard in shards]
-        return all(path.exists() and path.stat().st_size for path in journals)
-
-    login.until(begun, 120)
-
-
 def worker(login, name, stage, task=0):
     """Process of the worker of a task."""
     spec = str(login.run(name) / "stages" / f"{stage}.json")
@@ -78,6 +68,24 @@ def worker(login, name, stage, task=0):
     return None
 
 
+def hold(login, name, *shards):
+    """Stop the workers of shards, each in the midst of its own; returns their processes.
+
+    They would be done soon; to what is sent to them meanwhile they listen when they go on.
+    """
+    held = {}
+    deadline = time.monotonic() + 300
+    while len(held) < len(shards):
+        assert time.monotonic() < deadline, login.explain(name)
+        time.sleep(0.01)
+        for shard in {*shards} - {*held}:
+            journal = login.run(name) / "tokens" / "partial" / f"{shard:05d}.jsonl"
+            if journal.exists() and journal.stat().st_size:
+                held[shard] = worker(login, name, "preprocess", shard)
+                os.kill(held[shard], signal.SIGSTOP)
+    return [held[shard] for shard in shards]
+
+
 def start(login, name, videos, *words):
     login.submit(name, f"data.input={videos}", *SLOWLY, *PREPARE, *words)
 
@@ -85,50 +93,45 @@ def start(login, name, videos, *words):
 @pytest.mark.slow
 def test_a_warning_stops_a_shard_after_its_clip_and_it_goes_on(login, videos, undisturbed):
     start(login, "warned", videos)
-    working(login, "warned", 0, 1)
-    for job in login.jobs("warned", "preprocess")[:2]:
+    workers = hold(login, "warned", 0, 1)
+    for job in login.jobs("warned", "preprocess"):
         login.lab.run("scancel", "--signal=USR1", "--batch", job)
+    stops = [login.run("warned") / "stages" / "stops" / f"preprocess.{task}" for task in range(2)]
+    login.until(lambda: all(stop.exists() for stop in stops))
+    for pid in workers:
+        os.kill(pid, signal.SIGCONT)
     login.wait("warned", "finalize", "done", "failed")
     assert digests(login, "warned") == undisturbed
-    stopped = [
-        t
-        for t in range(2)
-        if any(n["why"] == "stopped" for n in notes(login, "warned", "preprocess", t))
-    ]
-    assert stopped
-    task = stopped[0]
-    whys = [note["why"] for note in notes(login, "warned", "preprocess", task)]
-    assert whys == ["", "stopped", "", "done"]
-    log = login.command("logs", "warned", f"preprocess.{task}").out
-    # One file across the requeue; the second attempt keeps what the first has done.
-    assert "stopped after" in log
-    assert "of 60 videos were finished before" in log
+    for task in range(2):
+        whys = [note["why"] for note in notes(login, "warned", "preprocess", task)]
+        assert whys == ["", "stopped", "", "done"]
+        log = login.command("logs", "warned", f"preprocess.{task}").out
+        # One file across the requeue; the second attempt keeps what the first has done.
+        assert "stopped after" in log
+        assert "of 60 videos were finished before" in log
 
 
 @pytest.mark.slow
 def test_a_time_limit_is_survived(login, videos, undisturbed):
     """A real one: Slurm warns 30 to 90 seconds before the two minutes are over."""
     start(login, "limited", videos, "cluster.time.preprocess=00:02:00", "cluster.grace_seconds=45")
-    working(login, "limited", 0)
-    job = login.jobs("limited", "preprocess")[0]
-    pid = worker(login, "limited", "preprocess", int(job.rpartition("_")[2]))
     # A worker that would be done within a minute is made slow.
-    os.kill(pid, signal.SIGSTOP)
-    stop = login.run("limited") / "stages" / "stops" / f"preprocess.{job.rpartition('_')[2]}"
-    login.until(stop.exists, 130)
+    (pid,) = hold(login, "limited", 0)
+    stop = login.run("limited") / "stages" / "stops" / "preprocess.0"
+    login.until(stop.exists)
     os.kill(pid, signal.SIGCONT)
     login.wait("limited", "finalize", "done", "failed")
     assert digests(login, "limited") == undisturbed
-    whys = [n["why"] for n in notes(login, "limited", "preprocess", int(job.rpartition("_")[2]))]
-    assert whys == ["", "stopped", "", "done"]
+    whys = [n["why"] for n in notes(login, "limited", "preprocess", 0)]
+    assert whys[:2] == ["", "stopped"]
+    # Where it is slow it is warned again.
+    assert whys[-1] == "done" and {*whys[2:-1]} <= {"", "stopped"}
 
 
 @pytest.mark.slow
 def test_preempted_by_a_partition_of_higher_priority(login, videos, undisturbed):
     start(login, "preempted", videos)
-    working(login, "preempted", 0)
-    # It must not be done before it is preempted; Slurm lets it go on with its signal.
-    os.kill(worker(login, "preempted", "preprocess", 0), signal.SIGSTOP)
+    hold(login, "preempted", 0)  # Slurm lets it go on with its signal
     urgent = ["sbatch", "--parsable", "--partition=urgent", "--nodes=3", "--exclusive"]
     job = login.lab.run(*urgent, "--wrap", "sleep 8").strip()
     login.until(lambda: login.queue("%T", f"--jobs={job}") == ["RUNNING"])
@@ -143,7 +146,7 @@ def test_preempted_by_a_partition_of_higher_priority(login, videos, undisturbed)
 @pytest.mark.slow
 def test_a_node_goes_down(login, videos, undisturbed):
     start(login, "node-down", videos)
-    working(login, "node-down", 0)
+    hold(login, "node-down", 0)
     login.lab.run("scontrol", "update", "nodename=n1", "state=down", "reason=test")
     try:
         login.wait("node-down", "finalize", "done", "failed")
@@ -159,7 +162,7 @@ def test_a_node_goes_down(login, videos, undisturbed):
 def test_killed_workers_are_tried_again_and_not_for_ever(login, videos, undisturbed):
     start(login, "killed", videos, "cluster.retries=1")
     for _ in range(2):
-        pid = login.until(lambda: worker(login, "killed", "preprocess", 0), 90)
+        pid = login.until(lambda: worker(login, "killed", "preprocess", 0))
         os.kill(pid, signal.SIGKILL)
         login.until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
     state = login.wait("killed", "preprocess", "failed")
@@ -184,7 +187,7 @@ def test_killed_workers_are_tried_again_and_not_for_ever(login, videos, undistur
 @pytest.mark.slow
 def test_scancel_is_not_undone_and_retry_goes_on(login, videos, undisturbed):
     start(login, "scancelled", videos)
-    working(login, "scancelled", 0)
+    hold(login, "scancelled", 0)
     login.lab.run("scancel", "--user=root")
     login.until(lambda: login.queue() == [])
     state = login.wait("scancelled", "preprocess", "stopped", "failed")
@@ -192,13 +195,7 @@ def test_scancel_is_not_undone_and_retry_goes_on(login, videos, undisturbed):
     assert login.queue() == []
     assert state["done_tasks"] < 2
     assert login.command("retry", "scancelled", "preprocess.0").code == 0
-    assert (
-        len(
-            login.jobs("scancelled", "preprocess", "PENDING")
-            + login.jobs("scancelled", "preprocess")
-        )
-        == 1
-    )
+    assert len([job for job in login.queued("scancelled") if job.startswith("preprocess.")]) == 1
     assert login.command("retry", "scancelled").code == 0
     login.wait("scancelled", "finalize", "done", "failed")
     assert digests(login, "scancelled") == undisturbed
@@ -208,7 +205,8 @@ def test_scancel_is_not_undone_and_retry_goes_on(login, videos, undisturbed):
 @pytest.mark.slow
 def test_cancel_stops_at_a_safe_point_and_submit_goes_on(login, videos, undisturbed):
     start(login, "cancelled", videos)
-    working(login, "cancelled", 0)
+    journal = login.run("cancelled") / "tokens" / "partial" / "00000.jsonl"
+    login.until(lambda: journal.exists() and journal.stat().st_size)
     outcome = login.command("cancel", "cancelled")
     assert outcome.code == 0, outcome.err
     assert login.queue() == []
@@ -229,7 +227,7 @@ def test_cancel_stops_at_a_safe_point_and_submit_goes_on(login, videos, undistur
 def test_anything_at_random_moments(login, videos, undisturbed):
     chance = random.Random(11)
     start(login, "chaos", videos, "cluster.retries=50", "cluster.requeues=50")
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     happened = []
     while login.stage("chaos", "finalize")["state"] not in ("done", "failed"):
         assert time.monotonic() < deadline, login.explain("chaos")
@@ -243,16 +241,25 @@ def test_anything_at_random_moments(login, videos, undisturbed):
             continue
         what = chance.choice(["kill", "term", "warn", "requeue"])
         happened.append(what)
-        if what == "kill":
-            os.kill(pid, signal.SIGKILL)
-        elif what == "term":
-            os.kill(pid, signal.SIGTERM)
+        if what in ("kill", "term"):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(pid, signal.SIGKILL if what == "kill" else signal.SIGTERM)
         elif what == "warn":
             login.lab.run("scancel", "--signal=USR1", "--batch", running[0], check=False)
         else:
             login.lab.run("scontrol", "requeue", running[0], check=False)
     assert happened
     assert digests(login, "chaos") == undisturbed
+
+
+def kill_a_rank(login, name):
+    """Whether a rank, or a process under it, could be killed without a reason."""
+    command = ["pgrep", "-f", f"{login.run(name)}/stages/train.json 0$"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    with contextlib.suppress(ProcessLookupError, IndexError):
+        os.kill(int(found[-1]), signal.SIGKILL)
+        return True
+    return False
 
 
 @pytest.mark.slow
@@ -267,27 +274,21 @@ def test_a_training_goes_on_after_each_kind_of_interruption(login, scenes):
         lines = metrics.read_text().splitlines() if metrics.exists() else []
         return [row for row in map(json.loads, lines) if "loss" in row]
 
-    login.until(lambda: len(steps()) >= 5, 200)
+    login.until(lambda: len(steps()) >= 5, 600)
     job = login.jobs("training", "train")[0]
     login.lab.run("scancel", "--signal=USR1", "--batch", job)  # as before the time limit
     login.until(
         lambda: (
             [n["why"] for n in notes(login, "training", "train")][-1:] == [""]
             and len(notes(login, "training", "train")) == 3
-        ),
-        90,
+        )
     )
     begun = len(steps())
     assert begun >= 5
-    login.until(lambda: len(steps()) > begun + 5, 120)
-    found = subprocess.run(
-        ["pgrep", "-f", f"{login.run('training')}/stages/train.json 0$"],
-        capture_output=True,
-        text=True,
-    )
-    os.kill(int(found.stdout.split()[-1]), signal.SIGKILL)  # a rank, without a reason
-    assert login.wait("training", "train", "done", "failed", seconds=300)["state"] == "done", (
-        login.explain("training")
+    login.until(lambda: len(steps()) > begun + 5)
+    login.until(lambda: kill_a_rank(login, "training"))
+    assert login.wait("training", "train", "done", "failed")["state"] == "done", login.explain(
+        "training"
     )
     assert [row["step"] for row in steps()] == list(range(1, 21))
     assert all(0 < row["loss"] < 20 for row in steps())

@@ -540,7 +540,7 @@ def start(source, target, *settings):
     command = [sys.executable, "-m", "cosmos_hpc", "convert", str(source), str(target), *settings]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     temporary = target.with_name(f".{target.name}.tmp")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 280
     while not temporary.exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.001)

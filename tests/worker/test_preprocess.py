@@ -147,7 +147,7 @@ def test_two_workers_on_one_shard_wait_for_each_other(tmp_path, reference, scene
         subprocess.Popen(task_command(run, stage), stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = [worker.communicate(timeout=60)[0] for worker in workers]
+    said = [worker.communicate(timeout=280)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert sum("shard 0 is whole: 8 clips" in text for text in said) == 1
     finalize(run, recipe)
@@ -195,8 +195,10 @@ def test_ids_do_not_depend_on_decoders(tmp_path, all_clips, long_videos, decoder
 
 @pytest.mark.parametrize("decoders", [0, 2])
 def test_a_stop_keeps_finished_clips_also_within_a_video(
-    tmp_path, all_clips, long_videos, decoders
+    tmp_path, all_clips, long_videos, decoders, monkeypatch
 ):
+    # Only when clips are written, not while the first one is waited for.
+    monkeypatch.setattr("cosmos_hpc.worker.preprocess._LOOK_EVERY", 60)
     overrides = ["data.clips=all", "data.batch_size=2", f"data.decoders={decoders}"]
     run, recipe = planned(tmp_path / "run", long_videos, *overrides, shards=1)
     run.stop_request.touch()
