@@ -34,7 +34,7 @@ from cosmos_hpc.runs import (
     default_name,
     find_run,
 )
-from cosmos_hpc.stages import STAGES
+from cosmos_hpc.stages import STAGES, asked_for
 from cosmos_hpc.state import RunState, read_state
 
 
@@ -108,10 +108,11 @@ class Run:
     def retry(
         self, stage: str | None = None, task: int | None = None, console: Console | None = None
     ) -> None:
-        """Go on with what is neither done nor queued, as the run was submitted.
+        """Go on with what is neither done nor queued of the stages that were asked for.
 
         Args:
-            stage: begin with this stage; None: the first that is not done.
+            stage: begin with this stage; one that was not asked for before is from now on, and
+                those after it. None: the first that is not done.
             task: only this task of the stage, and nothing after it.
             console: where to show progress.
 
@@ -122,7 +123,10 @@ class Run:
         if stage is not None:
             _check_stages([stage])
         folder = self.folder
+        asked = asked_for(folder)
         stages = STAGES[STAGES.index(stage) if stage else 0 :]
+        if stage is None or stage in asked:
+            stages = tuple(name for name in stages if name in asked)
         chosen = None if task is None else [task]
         stages = stages[:1] if chosen else stages
         tasks = folder.num_shards() if stages[0] == "preprocess" else 1

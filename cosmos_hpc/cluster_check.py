@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from cosmos_hpc import containers, slurm
 from cosmos_hpc.cluster import SlurmCluster, minutes
 from cosmos_hpc.config import nearest
 from cosmos_hpc.errors import explain_os_error
+from cosmos_hpc.plans import NEEDS, PYTHON_OF_JOBS
 from cosmos_hpc.slurm import Facts, Partition
 
 
@@ -44,6 +46,7 @@ def check(cluster: SlurmCluster) -> list[Finding]:
         Finding("ok", f"Slurm {facts.version} of {facts.cluster} answers"),
         *_compared(cluster, facts),
         *_accepted(cluster),
+        *_python(cluster),
         *_folders(cluster),
         *_environment(cluster),
     ]
@@ -121,6 +124,7 @@ def _charged_to(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
     accounts = sorted(facts.associations)
     if cluster.account and cluster.account not in accounts:
         yield Finding("problem", f"account={cluster.account}; yours are {', '.join(accounts)}")
+        return
     allowed = set().union(
         *(qos for name, qos in facts.associations.items() if cluster.account in (None, name))
     )
@@ -164,6 +168,32 @@ def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
     if cluster.container and not reasons:
         yield Finding("ok", f"container: {cluster.container_runtime}, {cluster.container}")
     yield from (Finding("note", note) for note in containers.notes(cluster, facts))
+
+
+def _python(cluster: SlurmCluster) -> Iterator[Finding]:
+    """Whether the Python of jobs that need no container has their libraries."""
+    if cluster.container:
+        return
+    libraries = dict(NEEDS.values())
+    code = (
+        "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))"
+    )
+    try:
+        words = [cluster.python, "-c", code, *libraries]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as e:
+        yield Finding("note", f"python={cluster.python} does not run here: {e}")
+        return
+    missing = done.stdout.split()
+    if not missing:
+        yield Finding("ok", f"python: {cluster.python} has {', '.join(libraries)}")
+        return
+    # What is loaded in setup lines may bring them.
+    yield Finding(
+        "note" if cluster.setup else "problem",
+        f"python={cluster.python} has no {', '.join(missing)}; "
+        f"pip install -c constraints.txt '.[{libraries[missing[-1]]}]'{PYTHON_OF_JOBS}",
+    )
 
 
 def _folders(cluster: SlurmCluster) -> Iterator[Finding]:

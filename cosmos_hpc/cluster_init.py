@@ -49,12 +49,13 @@ def propose(facts: Facts) -> str:
     assert gpu is not None and cpu is not None
     kind, count = max(gpu.gpus.items(), key=lambda item: item[1], default=("", 0))
     known, note = _memory(kind)
-    accounts = sorted(facts.associations)
+    accounts = list(facts.associations)  # the default one first
+    yours = "yours, the default first" if len(accounts) > 1 else "yours"
     lines = [
         f"# Proposed for {facts.cluster} (Slurm {facts.version}); change what does not fit, then",
         "# run cosmos-hpc cluster check.",
         _setting("kind", "slurm"),
-        _setting("account", accounts[0] if accounts else None, _choice("yours", accounts)),
+        _setting("account", accounts[0] if accounts else None, _choice(yours, accounts)),
         _setting("qos", None, _choice("yours", sorted(set().union(*facts.associations.values())))),
         _setting("gpu_partition", gpu.name, _choice("up", [p.name for p in up])),
         _setting("cpu_partition", cpu.name),

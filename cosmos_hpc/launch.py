@@ -16,11 +16,18 @@ from cosmos_hpc.docker_engine import containers_of
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.gpus import visible_gpus
 from cosmos_hpc.inputs import list_rows
-from cosmos_hpc.plans import Plan, check_disk, check_installed, make_plan, with_layout
+from cosmos_hpc.plans import (
+    PYTHON_OF_JOBS,
+    Plan,
+    check_disk,
+    check_installed,
+    make_plan,
+    with_layout,
+)
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder, check_folder, open_run, pin_videos
 from cosmos_hpc.scripts import check_path
-from cosmos_hpc.stages import is_done, write_specs
+from cosmos_hpc.stages import ask_for, is_done, write_specs
 from cosmos_hpc.videos import resolve_source, video_costs
 
 
@@ -57,9 +64,12 @@ def start(request: Request, console: Console) -> None:
             f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
         )
     if _uses_this_python(cluster):
-        check_installed(request.stages)
+        slurm = isinstance(cluster, SlurmCluster)
+        check_installed(request.stages, PYTHON_OF_JOBS if slurm else "")
     if isinstance(cluster, SlurmCluster):
         check_path(folder.path)
+        if not request.dry_run:
+            slurm_submit.check_cluster(cluster)
         if folder.info.exists():
             slurm_submit.record_pasted(folder)
     check_folder(folder, recipe)
@@ -88,10 +98,13 @@ def start(request: Request, console: Console) -> None:
         raise
     try:
         with _alone(folder):
-            continued = open_run(folder, recipe, cluster, what, request.dry_run)
+            # Slurm may still refuse; jobs in its queue are what begins a run.
+            only_prepared = request.dry_run or isinstance(cluster, SlurmCluster)
+            continued = open_run(folder, recipe, cluster, what, only_prepared)
             pin_videos(folder, root, videos, what.shards or 1, costs)
             write_specs(folder, recipe)
             if not request.dry_run:
+                ask_for(folder, request.stages)
                 console.say(what.render())
                 console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
             _run(replace(request, recipe=recipe), what, console)

@@ -144,5 +144,5 @@ def _does_not_fit(
     needs = training_memory(model, best).total / 1e9
     return (
         f"recipe {recipe.name} needs {needs:.0f} GB a GPU with {best.gpus} of them ({best}), and "
-        f"they have {cluster.gpu_bytes / 1e9:.0f} GB; {enough}"
+        f"they have {cluster.gpu_bytes / 1e9:.0f} GB, of which {POSSIBLE:.0%} can be used; {enough}"
     )

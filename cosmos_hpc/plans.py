@@ -232,8 +232,11 @@ def check_sources(recipe: Recipe) -> None:
         )
 
 
+#: What helps where the Python of a login node has not all that jobs need.
+PYTHON_OF_JOBS = ", or say python: or container: in the profile, where jobs find it"
+
 #: What each stage imports, and the extra of this package that brings it.
-_NEEDS = {
+NEEDS = {
     "download": ("torch", "worker"),
     "preprocess": ("av", "worker"),
     "finalize": ("megatron", "worker"),
@@ -241,18 +244,22 @@ _NEEDS = {
 }
 
 
-def check_installed(stages: Sequence[str]) -> None:
+def check_installed(stages: Sequence[str], otherwise: str = "") -> None:
     """Refuse stages whose libraries are not installed on this machine, where they would run.
+
+    Args:
+        stages: names of them.
+        otherwise: what else to do than to install them.
 
     Raises:
         RequestError: names the library and how to install it.
     """
     for stage in stages:
-        library, extra = _NEEDS[stage]
+        library, extra = NEEDS[stage]
         if importlib.util.find_spec(library) is None:
             raise RequestError(
                 f"stage {stage} needs {library}, which is not installed; "
-                f"pip install -c constraints.txt '.[{extra}]'"
+                f"pip install -c constraints.txt '.[{extra}]'{otherwise}"
             )
 
 

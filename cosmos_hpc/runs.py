@@ -76,6 +76,7 @@ class RunFolder:
         self.scripts = self.path / "scripts"
         #: One line a submitted job.
         self.jobs = self.path / "stages" / "jobs.jsonl"
+        self.asked = self.path / "stages" / "asked.json"
         self.logs = self.path / "logs"
         self.log_index = self.logs / "index.jsonl"
         self.videos = self.path / "data" / "videos.jsonl"
@@ -210,8 +211,10 @@ def find_run(name: str, runs: str = "runs") -> RunFolder:
         if (path / "run.json").is_file():
             return RunFolder(path)
     known = sorted(p.parent.name for p in Path(runs).glob("*/run.json"))
-    listed = f"; runs in {runs}: {', '.join(known)}" if known else f"; {runs} holds no run"
-    raise RequestError(f"no run {name!r}{listed}")
+    listed = f"there are {', '.join(known)}" if known else "there is none"
+    raise RequestError(
+        f"no run {name!r} in {os.path.abspath(runs)}, where {listed}; elsewhere give its path"
+    )
 
 
 def open_run(

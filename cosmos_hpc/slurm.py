@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -177,7 +178,12 @@ def _whole(limit: str) -> str:
 
 
 def _associations() -> tuple[dict[str, set[str]], int | None]:
-    user = os.environ.get("USER") or str(os.getuid())
+    """Accounts with their qos, the default one first, and the limit of jobs in the queue."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
+    default = command("sacctmgr", "-nP", "show", "user", user, "format=defaultaccount").stdout
     words = ["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos,maxsubmit"]
     done = command(*words)
     accounts: dict[str, set[str]] = {}
@@ -186,7 +192,8 @@ def _associations() -> tuple[dict[str, set[str]], int | None]:
         account, qos, limit = line.split("|")
         accounts.setdefault(account, set()).update(filter(None, qos.split(",")))
         limits += [int(limit)] if limit.isdigit() else []
-    return accounts, min(limits, default=None)
+    names = sorted(accounts, key=lambda name: (name != default.strip(), name))
+    return {name: accounts[name] for name in names}, min(limits, default=None)
 
 
 def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:

@@ -11,7 +11,7 @@ from cosmos_hpc.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.slurm_jobs import SlurmJob
-from cosmos_hpc.slurm_submit import active_jobs, names_of, tasks_of
+from cosmos_hpc.slurm_submit import STUCK, active_jobs, names_of, tasks_of
 from cosmos_hpc.stages import Stage
 
 
@@ -71,6 +71,11 @@ class SlurmView:
     def queue_is_empty(self) -> bool:
         """Whether nothing of the run is queued, for all that is known."""
         return not self.problem and not self._stages
+
+    @property
+    def stuck(self) -> bool:
+        """Whether a job is in the queue that will never begin."""
+        return any(job.reason in STUCK for stage in self._stages.values() for job in stage.jobs)
 
     def silent_deaths(self, stage: Stage, missing: list[int]) -> dict[int, str]:
         """What is known of tasks that began, are not done, and left neither a reason nor the queue.

@@ -26,7 +26,7 @@ from cosmos_hpc.stages import STAGES, missing_tasks, stages_of
 _POLL_SECONDS = 1.0
 #: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
 #: did not take them, after which Slurm holds them.
-_STUCK = (
+STUCK = (
     "DependencyNeverSatisfied",
     "launch failed requeued held",
     "user env retrieval failed requeued held",
@@ -125,6 +125,16 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
     return found
 
 
+def check_cluster(cluster: SlurmCluster) -> None:
+    """Refuse what a cluster cannot do, as far as that is known without asking about a job.
+
+    Raises:
+        RequestError: names what the profile asks for in vain; or Slurm does not answer.
+    """
+    for problem in problems(cluster):
+        raise RequestError(f"cluster {cluster.name}: {problem}. Nothing was submitted")
+
+
 def record_pasted(run: RunFolder) -> None:
     """Note jobs in the queue that came from the text of a dry run: the run has begun."""
     if not run.begun():
@@ -159,7 +169,7 @@ def prepare(
         RequestError: Slurm does not answer, or cannot take the run.
     """
     there = active_jobs(run)
-    active = [(stage, job) for stage, job in there if job.reason not in _STUCK]
+    active = [(stage, job) for stage, job in there if job.reason not in STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
             f"run {run.name} is being cancelled: {len(active)} jobs are in the queue still; "
@@ -170,7 +180,7 @@ def prepare(
     folders = _folders(run, recipe) if cluster.container else []
     pyxis = slurm.container_options() if cluster.container else None
     room = _room(cluster)
-    found = Submission(stuck=[job.id for _, job in there if job.reason in _STUCK])
+    found = Submission(stuck=[job.id for _, job in there if job.reason in STUCK])
     for stage in stages_of(run, recipe):
         here = [job for name, job in active if name == stage.name]
         if here:
@@ -261,8 +271,6 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     if not submission.jobs:
         console.say("  nothing is missing that is not in the queue")
         return
-    for problem in problems(cluster):
-        raise RequestError(f"cluster {cluster.name}: {problem}. Nothing was submitted")
     _check_room(cluster, submission)
     scripts = write_scripts(run, submission)
     _ask_slurm(submission, scripts)

@@ -47,6 +47,17 @@ def list_stages(shards: int, ranks: int) -> list[Stage]:
     ]
 
 
+def ask_for(run: RunFolder, names: Sequence[str]) -> None:
+    """Remember that these stages were asked for, besides those of earlier submits."""
+    before = (files.read_json(run.asked) or {"stages": []})["stages"]
+    files.write_json(run.asked, {"stages": [s for s in STAGES if s in {*before, *names}]})
+
+
+def asked_for(run: RunFolder) -> list[str]:
+    """The stages that were asked for by any submit; all where only the text of a dry run was."""
+    return list((files.read_json(run.asked) or {"stages": STAGES})["stages"])
+
+
 def write_specs(run: RunFolder, recipe: Recipe) -> None:
     """Write the spec file of every stage: all that its command needs to know."""
     for stage in STAGES:

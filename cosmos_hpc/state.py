@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import statistics
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from cosmos_hpc.progress import duration
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.shards import read_marker
 from cosmos_hpc.slurm_state import SlurmView, StageJobs
-from cosmos_hpc.stages import Stage, missing_tasks, stages_of
+from cosmos_hpc.stages import Stage, asked_for, missing_tasks, stages_of
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,8 @@ class RunState:
         if self.failed_videos:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.failed_videos.items())
             count = sum(self.failed_videos.values())
-            lines.append(f"  {count} videos failed ({kinds}), listed in {run.failed}")
+            videos = "video" if count == 1 else "videos"
+            lines.append(f"  {count} {videos} failed ({kinds}), listed in {run.failed}")
         if self.state == "done":
             marker = files.read_json(run.marker("train"))
             lines.append(f"  checkpoint  {run.path / marker['checkpoint']}")
@@ -131,21 +133,41 @@ def read_state(run: RunFolder) -> RunState:
     kinds = Counter(row["error"] for row in files.read_jsonl(run.failed))
     failed = dict(kinds.most_common())
     overall = _overall(stages)
-    if overall == "stopped" and not run.begun():
-        overall = "prepared"
-    note = _note(run, view, overall) if view else ""
+    if overall == "stopped":
+        left = {stage.name for stage in stages if stage.state != "done"}
+        if not run.begun():
+            overall = "prepared"
+        elif not left & {*asked_for(run)}:
+            overall = "partial"
+    note = _note(run, view, overall, stages)
     return RunState(run.name, str(run.path), overall, stages, failed, note)
 
 
-def _note(run: RunFolder, view: SlurmView, overall: str) -> str:
-    """What a person may want to do about a run on a Slurm cluster."""
+def _note(run: RunFolder, view: SlurmView | None, overall: str, stages: list[StageState]) -> str:
+    """What a person may want to do about a run."""
+    if overall == "partial":
+        following = next(stage.name for stage in stages if stage.state != "done")
+        return (
+            f"the stages that were asked for are done; cosmos-hpc retry {_named(run)} {following} "
+            f"goes on with the others"
+        )
+    if view is None:
+        return ""
     if view.problem:
         return f"what is in the queue is not known: {view.problem}"
+    if view.stuck:
+        return f"jobs that Slurm will not start are replaced by cosmos-hpc retry {_named(run)}"
     if overall == "done" or not view.queue_is_empty:
         return ""
     if not run.begun():
-        return "nothing was submitted from here; a dry run prepared the folder"
-    return f"nothing of it is in the queue; cosmos-hpc retry {run.name} goes on"
+        return "nothing of it was submitted yet; the folder is only prepared"
+    return f"nothing of it is in the queue; cosmos-hpc retry {_named(run)} goes on"
+
+
+def _named(run: RunFolder) -> str:
+    """How to name a run in a command that is typed here."""
+    here = Path("runs", run.name)
+    return run.name if here.is_dir() and here.samefile(run.path) else shlex.quote(str(run.path))
 
 
 def _overall(stages: list[StageState]) -> str:

@@ -311,7 +311,11 @@ def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
         *request, f"data.tokenizer={tokenizer}", "--stages", "download,preprocess", cwd=tmp_path
     )
     assert prepared.code == 0, prepared.err
-    assert "x: stopped" in cosmos_hpc("status", "x", cwd=tmp_path).out
+    shown = cosmos_hpc("status", "x", cwd=tmp_path).out
+    assert "x: partial" in shown
+    assert "cosmos-hpc retry x finalize goes on with the others" in shown
+    again = cosmos_hpc("retry", "x", cwd=tmp_path)
+    assert (again.code, "finalize" in again.err) == (0, False), again.err
 
 
 def test_retry_of_one_task_does_no_other(scenes, tmp_path):

@@ -72,8 +72,8 @@ def test_a_batch_that_cannot_be_shared_out_uses_fewer_copies():
 def test_too_little_memory_says_how_many_would_do():
     with pytest.raises(
         RequestError,
-        match=r"ar13b_v2w needs \d+ GB a GPU with 2 of them .*, and they have 80 GB; the fewest "
-        r"such GPUs that would do are 4 \(tensor parallel 4",
+        match=r"ar13b_v2w needs \d+ GB a GPU with 2 of them .*, and they have 80 GB, of which 95% "
+        r"can be used; the fewest such GPUs that would do are 4 \(tensor parallel 4",
     ):
         sizing("ar13b_v2w", gpus=2)
     with pytest.raises(RequestError, match="no number of such GPUs would do"):

@@ -94,7 +94,7 @@ def test_names_that_are_no_plain_folder_names(name):
 
 def test_an_unknown_run_names_the_ones_there_are(tmp_path):
     open_with(tmp_path / "a")
-    with pytest.raises(RequestError, match="no run 'b'; runs in .*: a"):
+    with pytest.raises(RequestError, match="no run 'b' in .*, where there are a; elsewhere"):
         find_run("b", str(tmp_path))
 
 

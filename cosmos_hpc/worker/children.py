@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from multiprocessing import resource_tracker
 from multiprocessing.managers import BaseManager
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -39,13 +40,22 @@ def let_managers_end_with_this_process() -> None:
     start = BaseManager.start
 
     def start_bound(self: BaseManager, initializer: Any = None, initargs: Any = ()) -> None:
-        start(self, _bound_to_parent, (initializer, initargs))
+        # Slurm sends TERM to all processes of a step, and this one still needs its manager. The
+        # tracker's start would lift the mask.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:
+            start(self, _bound_to_parent, (initializer, initargs))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     BaseManager.start = start_bound  # type: ignore[method-assign]
 
 
 def _bound_to_parent(initializer: Any, initargs: Any) -> None:
     """What a manager's process does first."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

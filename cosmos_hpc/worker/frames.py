@@ -87,7 +87,7 @@ def reading(path: Path) -> Iterator[None]:
             raise VideoError("unreadable", "not a readable video: the file is empty")
         yield
     except FileNotFoundError:
-        raise VideoError("missing", "the file is gone") from None
+        raise VideoError("missing", "the file is not there") from None
     except PermissionError:
         raise VideoError("unreadable", "no permission to read the file") from None
     except (av.error.FFmpegError, OSError, ValueError, OverflowError) as e:

@@ -314,6 +314,7 @@ class Lab:
             ["user", "root", "Account=lab"],
         ):
             self._run("sacctmgr", "-i", "add", *entity)
+        self._run("sacctmgr", "-i", "modify", "user", "root", "set", "defaultaccount=lab")
 
     def _works(self, *command: str) -> bool:
         done = subprocess.run(

@@ -1,6 +1,7 @@
 """``cluster init`` and ``cluster check`` on a real Slurm."""
 
 import os
+import sys
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from tests.conftest import cosmos_hpc
 def run(lab, *words, cwd, **env):
     """A command as on the cluster's login node, inside somebody's allocation."""
     inherited = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "64", "SBATCH_PARTITION": "nope"}
-    return cosmos_hpc(*words, cwd=cwd, env={**lab.environment, **inherited, "USER": "root", **env})
+    return cosmos_hpc(*words, cwd=cwd, env={**lab.environment, **inherited, **env})
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def profile(any_lab, tmp_path):
 
 
 def test_init_proposes_what_slurm_says(any_lab, tmp_path):
-    outcome = run(any_lab, "cluster", "init", cwd=tmp_path)
+    # As under cron, or after su.
+    outcome = run(any_lab, "cluster", "init", cwd=tmp_path, USER="")
     assert outcome.code == 0, outcome.err
     path = tmp_path / "clusters" / "lab.yaml"
     assert outcome.out == path.read_text()
@@ -86,6 +88,20 @@ def test_an_account_and_a_qos_that_are_not_yours(any_lab, profile):
         assert "account=physics; yours are lab, root" in outcome.out
     else:
         assert "Slurm does not tell here which account and qos you may use" in outcome.out
+
+
+def test_a_python_that_lacks_what_jobs_need(lab, profile, tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
+    bare.chmod(0o755)
+    outcome = run(lab, "cluster", "check", "mine", f"python={bare}", cwd=profile)
+    assert outcome.code == 2
+    assert f"problem  python={bare} has no torch, av, megatron, nemo; pip install" in outcome.out
+    assert "or say python: or container: in the profile" in outcome.out
+    outcome = run(lab, "cluster", "check", "mine", cwd=profile)
+    assert f"python: {sys.executable} has torch, av, megatron, nemo" in outcome.out
+    outcome = run(lab, "cluster", "check", "mine", "python=/no/python", cwd=profile)
+    assert "note     python=/no/python does not run here" in outcome.out
 
 
 def test_a_partition_that_is_down(lab, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, cosmos_hpc
 from tests.slurm.login import Login
 from tests.slurm.test_interruptions import notes, worker
 
@@ -58,6 +58,21 @@ def test_what_is_queued_says_why(login, scenes):
     assert login.queue() == []
 
 
+def test_what_was_not_asked_for_is_not_begun(login, scenes):
+    login.submit("part", f"data.input={scenes}", "--stages", "download")
+    login.wait("part", "download")
+    login.until(lambda: login.queued("part") == [])
+    state = login.status("part")
+    assert state["state"] == "partial"
+    assert "cosmos-hpc retry part preprocess goes on with the others" in state["note"]
+    again = login.command("retry", "part")
+    assert "nothing is missing that is not in the queue" in again.err, again.err
+    assert login.queued("part") == []
+    # Named by its path, from elsewhere.
+    moved = cosmos_hpc("status", login.run("part"), cwd=Path("/"), env=login.lab.environment)
+    assert f"cosmos-hpc retry {login.run('part')} preprocess goes on" in moved.out
+
+
 def test_away_from_slurm_nothing_is_claimed(login, scenes):
     login.submit("away", f"data.input={scenes}", "--stages", "download")
     login.wait("away", "download")
@@ -69,7 +84,7 @@ def test_away_from_slurm_nothing_is_claimed(login, scenes):
     for command in ("cancel", "retry"):
         outcome = login.command(command, "away", PATH="/nowhere")
         assert outcome.code == 2
-        assert "squeue is not on the PATH" in outcome.err
+        assert "is not on the PATH: run this on a login node" in outcome.err
         assert "Traceback" not in outcome.err
 
 

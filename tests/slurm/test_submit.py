@@ -91,6 +91,19 @@ def test_secrets_are_nowhere(login, trained):
     assert "wandb" in log.lower()
 
 
+def test_a_refused_submit_leaves_nothing(login, scenes):
+    words = ("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name", "big")
+    for wrong in ("gpu_partition=big", "time.train=9-00:00:00"):
+        outcome = login.command(*words, f"cluster.{wrong}")
+        assert outcome.code == 2
+        assert "Nothing was submitted" in outcome.err
+        assert not login.run("big").exists()
+    # What only Slurm itself knows.
+    outcome = login.command(*words, "cluster.sbatch=['--constraint=none']")
+    assert (outcome.code, "Slurm would not take" in outcome.err) == (2, True), outcome.err
+    assert login.status("big")["state"] == "prepared"
+
+
 def test_the_pasted_dry_run_does_what_submit_does(login, scenes):
     """From inside an allocation, from a folder that is no repository."""
     request = ("data.input=" + str(scenes), "data.videos_per_shard=4")

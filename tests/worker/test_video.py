@@ -143,7 +143,7 @@ def broken(tmp_path, how):
         ("text", "unreadable", "not a readable video"),
         ("audio", "unreadable", "the file has no video stream"),
         ("folder", "unreadable", "not a readable video"),
-        ("gone", "missing", "the file is gone"),
+        ("gone", "missing", "the file is not there"),
         ("loop", "unreadable", "Too many levels of symbolic links"),
         ("pipe", "unreadable", "it is not a file"),
         ("noise", "unreadable", "not a readable video"),
