@@ -12,11 +12,14 @@ import time
 
 GOALS = {("--help",): 0.3, ("recipes",): None, ("plan", "recipe=ar_tiny"): 0.5}
 
+#: Modules of the worker side that bring large libraries: torch and PyAV, Megatron, NeMo.
+WORKERS = ("preprocess", "finalize", "nemo")
+
 
 def seconds(command: list[str]) -> float:
     """Wall time of a command."""
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
@@ -29,6 +32,18 @@ def main() -> None:
         median = statistics.median(seconds(command) for _ in range(10))
         aim = f" (goal: under {goal} s)" if goal else ""
         print(f"cosmos-hpc {' '.join(arguments):<20} {median:.3f} s{aim}")
+    for name in WORKERS:
+        plain = f"import cosmos_hpc.worker.{name}"
+        quick = (
+            "from cosmos_hpc.imports import *; end_quickly()\nwith large_imports(freeze=True):\n  "
+        )
+        both = [
+            statistics.median(
+                seconds([sys.executable, "-W", "ignore", "-c", code]) for _ in range(5)
+            )
+            for code in (plain, quick + plain)
+        ]
+        print(f"{plain}: {both[0]:.2f} s, without collections {both[1]:.2f} s")
 
 
 if __name__ == "__main__":

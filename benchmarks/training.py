@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.imports import end_quickly, large_imports
 from cosmos_hpc.layouts import size
 from cosmos_hpc.plans import with_layout
 from cosmos_hpc.recipes import Recipe, load_recipe
@@ -59,12 +60,14 @@ class RandomSamples(Samples):
 
 def main(name: str, overrides: list[str], gpu: str) -> None:
     """Train some steps and print what was seen as JSON."""
+    end_quickly()
     prepare_device()
-    import lightning.pytorch as pl
-    from nemo import lightning as nl
+    with large_imports(freeze=True):
+        import lightning.pytorch as pl
+        from nemo import lightning as nl
 
-    from cosmos_hpc.models.layers import choose_transformer_impl
-    from cosmos_hpc.worker import nemo
+        from cosmos_hpc.models.layers import choose_transformer_impl
+        from cosmos_hpc.worker import nemo
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = [] if torch.cuda.is_available() else ["train.precision=fp32"]

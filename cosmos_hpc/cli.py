@@ -14,6 +14,7 @@ from typing import Any
 
 # Everything else is imported by the command that needs it: --help stays quick.
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
+from cosmos_hpc.imports import end_quickly
 
 _EPILOG = """\
 examples:
@@ -362,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,
     }
+    end_quickly()
     try:
         commands[chosen.command](chosen)
     except CosmosError as e:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from cosmos_hpc.cluster import SlurmCluster
 from cosmos_hpc.docker_engine import Containers, engine
 from cosmos_hpc.errors import RequestError, WorkError
+from cosmos_hpc.imports import large_imports
 from cosmos_hpc.jobs import Job
 from cosmos_hpc.runs import RunFolder
 from cosmos_hpc.slurm import last_line
@@ -110,7 +111,7 @@ def submit_slurm(job: Job, cluster: SlurmCluster, script: Path, flags: Sequence[
     Raises:
         RequestError: Slurm does not take it.
     """
-    _prepare_import(script.parent)
+    _import_nemo_run(script.parent)
     from invoke.exceptions import UnexpectedExit
     from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
     from nemo_run.run.torchx_backend.schedulers.slurm import SlurmTunnelScheduler
@@ -142,16 +143,18 @@ def submit_slurm(job: Job, cluster: SlurmCluster, script: Path, flags: Sequence[
     return answer.partition(";")[0]
 
 
-def _prepare_import(folder: Path) -> None:
+def _import_nemo_run(folder: Path) -> None:
     # Read when NeMo-Run is first imported: its job registry would go to the home folder.
     os.environ.setdefault("NEMORUN_HOME", str(folder / ".nemo_run"))
     # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
     warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
+    with large_imports():
+        import nemo_run  # noqa: F401
 
 
 def _experiment(run: RunFolder, stage: Stage, name: str | None = None) -> nemo_run.Experiment:
     """An experiment that is kept in the run folder and says nothing."""
-    _prepare_import(run.path.parent)
+    _import_nemo_run(run.path.parent)
     import nemo_run
 
     return nemo_run.Experiment(

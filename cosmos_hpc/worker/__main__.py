@@ -20,6 +20,7 @@ from typing import Any
 from cosmos_hpc import files
 from cosmos_hpc.config import validate
 from cosmos_hpc.errors import CosmosError, Stopped, explain_os_error
+from cosmos_hpc.imports import end_quickly, large_imports
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import STOP_VARIABLE, RunFolder
@@ -34,19 +35,23 @@ _LOOK_EVERY = 1.0
 def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
     # Imported late: each stage brings in only the libraries that it needs.
     if stage == "download":
-        from cosmos_hpc.worker.download import download
+        with large_imports(freeze=True):
+            from cosmos_hpc.worker.download import download
 
         download(run, recipe)
     elif stage == "preprocess":
-        from cosmos_hpc.worker.preprocess import preprocess
+        with large_imports(freeze=True):
+            from cosmos_hpc.worker.preprocess import preprocess
 
         preprocess(run, recipe, task)
     elif stage == "finalize":
-        from cosmos_hpc.worker.finalize import finalize
+        with large_imports(freeze=True):
+            from cosmos_hpc.worker.finalize import finalize
 
         finalize(run, recipe)
     elif stage == "train":
-        from cosmos_hpc.worker.train import train
+        with large_imports(freeze=True):
+            from cosmos_hpc.worker.train import train
 
         train(run, recipe)
     else:
@@ -138,6 +143,7 @@ def _die_with_parent() -> None:
 
 def main(arguments: list[str]) -> int:
     """Run a task; the exit code is 0 when it is done, 1 when it failed, 75 when it was stopped."""
+    end_quickly()
     warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
     # Before torch is imported: threads that spin while they wait slow each other down many times
     # where others work on the same cores.

@@ -15,6 +15,7 @@ import torch
 from cosmos_hpc import files
 from cosmos_hpc.config import Section
 from cosmos_hpc.errors import RequestError, WorkError
+from cosmos_hpc.imports import large_imports
 from cosmos_hpc.models.checkpoint_reader import open_weights
 from cosmos_hpc.models.checkpoint_writer import (
     Job,
@@ -128,7 +129,8 @@ def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
     assert isinstance(model, ModelConfig)
     with _without_logging():
         # Before the weights: it says whether NeMo is installed.
-        from cosmos_hpc.worker.nemo import write_context
+        with large_imports():
+            from cosmos_hpc.worker.nemo import write_context
 
         write_nemo_weights(job, folder / "weights")
         write_context(model, folder / "context")

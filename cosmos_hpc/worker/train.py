@@ -11,6 +11,7 @@ import torch
 
 from cosmos_hpc import files
 from cosmos_hpc.errors import WorkError
+from cosmos_hpc.imports import large_imports
 from cosmos_hpc.progress import say
 from cosmos_hpc.recipes import Recipe
 from cosmos_hpc.runs import RunFolder
@@ -41,10 +42,11 @@ def train(run: RunFolder, recipe: Recipe) -> None:
         reference["unigram"] = training.unigram_loss()
 
     say("loading NeMo")
-    # It takes ten seconds to import, and the adaptation must come after it.
-    from cosmos_hpc.worker import nemo
-    from cosmos_hpc.worker.checkpoints import latest_checkpoint
-    from cosmos_hpc.worker.metrics import MetricsFile
+    # It takes seconds to import, and the adaptation must come after it.
+    with large_imports(freeze=True):
+        from cosmos_hpc.worker import nemo
+        from cosmos_hpc.worker.checkpoints import latest_checkpoint
+        from cosmos_hpc.worker.metrics import MetricsFile
 
     latest = latest_checkpoint(run.checkpoints)
     # A run that was killed between its last checkpoint and its marker has no step left to do.
