@@ -88,19 +88,20 @@ def test_the_rendered_examples_are_true():
         assert there[name] == text, name
 
 
+def commands(folder, **texts):
+    """A folder for the PATH with these commands, each by its text in bash."""
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
 @pytest.fixture
 def recorder(tmp_path):
     """An srun that records its words, and a Slurm that has nothing to say."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (folder / "srun").write_text(
-        '#!/bin/bash\nprintf "%s\\0" "$@" >"$RECORD"\n: >"$COSMOS_HPC_STOP.done"\n'
-    )
-    for name in ("scontrol", "squeue"):
-        (folder / name).write_text("#!/bin/bash\n")
-    for path in folder.iterdir():
-        path.chmod(0o755)
-    return folder
+    srun = 'printf "%s\\0" "$@" >"$RECORD"\n: >"$COSMOS_HPC_STOP.done"'
+    return commands(tmp_path / "bin", srun=srun, scontrol="", squeue="")
 
 
 def values(seed, count=12):
@@ -233,18 +234,12 @@ def test_a_killed_worker_is_queued_again_only_where_slurm_says_nothing_else(
     ((_, text),) = scripts({}, run, [Stage("download")])
     for folder in ("stages/attempts", "stages/errors", "stages/stops"):
         (run / folder).mkdir(parents=True)
-    commands = tmp_path / "bin"
-    commands.mkdir()
     record = tmp_path / "record"
-    for name, what in {
-        "srun": "kill -9 $$",
-        "squeue": squeue,
-        "scontrol": f'echo "$@" >>{record}',
-        "sleep": "",
-    }.items():
-        (commands / name).write_text(f"#!/bin/bash\n{what}\n")
-        (commands / name).chmod(0o755)
-    environment = {"PATH": f"{commands}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    scontrol = f'echo "$@" >>{record}'
+    folder = commands(
+        tmp_path / "bin", srun="kill -9 $$", squeue=squeue, scontrol=scontrol, sleep=""
+    )
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     done = subprocess.run(["bash"], input=text.encode(), env=environment, capture_output=True)
     assert done.returncode == (1 if reason else 75)
     assert (record.read_text() if record.exists() else "") == "requeue 7\n" * requeued

@@ -15,6 +15,20 @@ from typing import Any
 from cosmos_hpc.progress import say
 
 
+def block_stops() -> set[Any]:
+    """Keep TERM and INT from this thread, and from the processes that it starts from now on.
+
+    Slurm sends TERM to all processes of a step, a terminal INT. Children inherit the mask: they
+    must not die of either before they ignore them.
+
+    Returns:
+        The mask before.
+    """
+    # Its start, with that of the first child, would lift the mask.
+    resource_tracker.ensure_running()
+    return signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+
 def end_with_a_killed_child() -> None:
     """From now on, end this process at once when a child that it starts is killed.
 
@@ -40,10 +54,7 @@ def let_managers_end_with_this_process() -> None:
     start = BaseManager.start
 
     def start_bound(self: BaseManager, initializer: Any = None, initargs: Any = ()) -> None:
-        # Slurm sends TERM to all processes of a step, and this one still needs its manager. The
-        # tracker's start would lift the mask.
-        resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        before = block_stops()  # this process still needs its manager to save what it has
         try:
             start(self, _bound_to_parent, (initializer, initargs))
         finally:

@@ -17,11 +17,12 @@ import threading
 import time
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.progress import Stopwatch, say
+from cosmos_hpc.worker.children import block_stops
 from cosmos_hpc.worker.decoder import MAX_DECODERS, Slots, serve
 from cosmos_hpc.worker.in_hand import InHand
 from cosmos_hpc.worker.video import Clip, Cut, VideoError, read_clips
@@ -183,10 +184,7 @@ class Decoders:
             self._far.send(None)
 
     def _run(self) -> None:
-        # Slurm sends TERM to all processes of a step, a terminal INT. Decoders inherit the mask:
-        # they must not die of either before they ignore them. The tracker's start would lift it.
-        resource_tracker.ensure_running()
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        block_stops()
         try:
             self._decoders = [self._start(number) for number in range(self._count)]
             while not self._closing and (self._jobs or any(d.job for d in self._decoders)):
