@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from cosmos_hpc.models.checkpoint_writer import Job, write_torch_file
-from cosmos_hpc.models.published_files import PublishedWeights
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
+from cosmos_hpc.models.checkpoints.writer import Job, write_torch_file
 from cosmos_hpc.models.shapes import published_shapes
-from cosmos_hpc.recipes import load_recipe
 
 
 class Random:

@@ -27,14 +27,14 @@ from unittest import mock
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from cosmos_hpc import files
-from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import Recipe, load_recipe
-from cosmos_hpc.runs import RunFolder, open_run, pin_videos
-from cosmos_hpc.shards import write_marker
-from cosmos_hpc.worker.finalize import finalize
-from cosmos_hpc.worker.preprocess import write_documents
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import Recipe, load_recipe
+from cosmos_hpc.data.shards import write_marker
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.stages.finalize import finalize
+from cosmos_hpc.worker.stages.preprocess import write_documents
 
 T = TypeVar("T")
 

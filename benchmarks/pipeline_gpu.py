@@ -37,9 +37,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from cosmos_hpc.recipes import Recipe
-    from cosmos_hpc.runs import RunFolder
-    from cosmos_hpc.worker.tokenizer import VideoTokenizer
+    from cosmos_hpc.config.recipes import Recipe
+    from cosmos_hpc.runs.folder import RunFolder
+    from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 
 # Decoders import this file: torch is left to the functions.
 
@@ -136,10 +136,10 @@ def _rate(call: Callable[[], None], seconds: float, finish: Callable[[], None]) 
 
 def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, int]:
     """Clips a second of the decoders when nobody makes them wait, and how many they are."""
-    from cosmos_hpc.runs import shard_videos
-    from cosmos_hpc.worker.decoders import Decoded, Decoders, Job
-    from cosmos_hpc.worker.in_hand import InHand
-    from cosmos_hpc.worker.preprocess import _decoders, _encodings_at_once, cut_of
+    from cosmos_hpc.runs.folder import shard_videos
+    from cosmos_hpc.runs.in_hand import InHand
+    from cosmos_hpc.worker.stages.preprocess import _decoders, _encodings_at_once, cut_of
+    from cosmos_hpc.worker.video.decoders import Decoded, Decoders, Job
 
     root, _, videos = shard_videos(run, 0)
     jobs = [Job(i, root / video) for i, video in enumerate(videos)]
@@ -161,8 +161,8 @@ def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, in
 
 def pipeline(run: RunFolder, recipe: Recipe, repeats: int) -> tuple[dict[str, float], int]:
     """Seconds of each activity of the package's way from files to the journal, and clips."""
-    from cosmos_hpc.worker.journal import Journal, in_order
-    from cosmos_hpc.worker.preprocess import Shard
+    from cosmos_hpc.worker.datasets.journal import Journal, in_order
+    from cosmos_hpc.worker.stages.preprocess import Shard
 
     with Journal(run.journal(0), recipe.data.ids_per_clip) as journal:
         shard = Shard(run, recipe, 0, journal)
@@ -185,11 +185,11 @@ def main(
     import torch
     from random_tokenizer import write_random_tokenizer
 
-    from cosmos_hpc import files
-    from cosmos_hpc.recipes import load_recipe
-    from cosmos_hpc.runs import RunFolder, pin_videos
-    from cosmos_hpc.worker.preprocess import _encodings_at_once
-    from cosmos_hpc.worker.tokenizer import VideoTokenizer
+    from cosmos_hpc.config.recipes import load_recipe
+    from cosmos_hpc.runs.folder import RunFolder, pin_videos
+    from cosmos_hpc.utils import files
+    from cosmos_hpc.worker.stages.preprocess import _encodings_at_once
+    from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     _, height, width = size

@@ -20,12 +20,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from cosmos_hpc import files
-from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import load_recipe
-from cosmos_hpc.runs import RunFolder, pin_videos, shard_rows
-from cosmos_hpc.videos import list_rows, video_costs
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.data.videos import list_rows, video_costs
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder, pin_videos, shard_rows
+from cosmos_hpc.utils import files
 
 PROMPT = "A robot arm picks up the cup on the table and puts it into the sink, number {}."
 

@@ -28,16 +28,16 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from cosmos_hpc import files
-from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import Recipe, load_recipe
-from cosmos_hpc.runs import RunFolder, open_run, pin_videos
-from cosmos_hpc.stages import stages_of, task_command, write_specs
-from cosmos_hpc.videos import list_videos
-from cosmos_hpc.worker.download import download, tokenizer_folder
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import fit
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import Recipe, load_recipe
+from cosmos_hpc.data.videos import list_videos
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
+from cosmos_hpc.runs.stages import stages_of, task_command, write_specs
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.stages.download import download, tokenizer_folder
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
+from cosmos_hpc.worker.video.clips import fit
 
 CORES = len(os.sched_getaffinity(0))
 

@@ -30,12 +30,12 @@ def resident() -> list[float]:
 
 def main(clips: int) -> None:
     """Print the memory at every twentieth of the way."""
-    from cosmos_hpc.recipes import load_recipe
-    from cosmos_hpc.runs import RunFolder, pin_videos
-    from cosmos_hpc.worker.download import download
-    from cosmos_hpc.worker.journal import Journal
-    from cosmos_hpc.worker.preprocess import Shard
-    from cosmos_hpc.worker.sample_videos import Samples, make_sample_videos
+    from cosmos_hpc.config.recipes import load_recipe
+    from cosmos_hpc.runs.folder import RunFolder, pin_videos
+    from cosmos_hpc.worker.datasets.journal import Journal
+    from cosmos_hpc.worker.stages.download import download
+    from cosmos_hpc.worker.stages.preprocess import Shard
+    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
 
     with tempfile.TemporaryDirectory() as folder:
         made, videos = Path(folder, "made"), Path(folder, "videos")

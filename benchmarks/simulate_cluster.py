@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cosmos_hpc.progress import duration
-from cosmos_hpc.shards import balanced_bounds
+from cosmos_hpc.data.shards import balanced_bounds
+from cosmos_hpc.utils.progress import duration
 
 FRAME_SECONDS, FRAME_RATE, OPENING_SECONDS = 0.010, 30, 0.05
 START, BATCH, REQUEUE = 30.0, 4 * 33 * FRAME_SECONDS, 120.0

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cosmos_hpc.tokens import latent_shape
-from cosmos_hpc.videos import list_videos
-from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import read_clip
+from cosmos_hpc.data.tokens import latent_shape
+from cosmos_hpc.data.videos import list_videos
+from cosmos_hpc.worker.tokenizers.small import write_small_tokenizer
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
+from cosmos_hpc.worker.video.clips import read_clip
 
 CASES = [
     ((8, 16, 16), (17, 96, 160)),

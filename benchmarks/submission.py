@@ -18,7 +18,7 @@ from pathlib import Path
 
 import submitit
 
-from cosmos_hpc.slurm_jobs import clean_environment
+from cosmos_hpc.backends.slurm.job_commands import clean_environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.slurm.lab import Lab

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.imports import end_quickly, large_imports
-from cosmos_hpc.layouts import size
-from cosmos_hpc.plans import with_layout
-from cosmos_hpc.recipes import Recipe, load_recipe
-from cosmos_hpc.tokens import NUM_IDS
-from cosmos_hpc.worker.dataset import Samples, conditioned_sample
-from cosmos_hpc.worker.train import prepare_device
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import Recipe, load_recipe
+from cosmos_hpc.data.tokens import NUM_IDS
+from cosmos_hpc.planning.layouts import size
+from cosmos_hpc.planning.plans import with_layout
+from cosmos_hpc.utils.imports import end_quickly, large_imports
+from cosmos_hpc.worker.datasets.samples import Samples, conditioned_sample
+from cosmos_hpc.worker.stages.train import prepare_device
 
 #: Rows of a T5 text embedding.
 TEXT_POSITIONS = 512
@@ -67,7 +67,7 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
         from nemo import lightning as nl
 
         from cosmos_hpc.models.layers import choose_transformer_impl
-        from cosmos_hpc.worker import nemo
+        from cosmos_hpc.worker.training import nemo
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = [] if torch.cuda.is_available() else ["train.precision=fp32"]

@@ -6,36 +6,29 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cosmos_hpc import files, hub, slurm_submit
-from cosmos_hpc.cluster import (
+from cosmos_hpc.backends.launch import Request, absolute_paths, start
+from cosmos_hpc.backends.slurm import submit as slurm_submit
+from cosmos_hpc.backends.slurm.check import Finding, check
+from cosmos_hpc.backends.slurm.init import init
+from cosmos_hpc.config.clusters import (
     OVERRIDE_PREFIX,
     Cluster,
     SlurmCluster,
     load_cluster,
     read_cluster,
 )
-from cosmos_hpc.cluster_check import Finding, check
-from cosmos_hpc.cluster_init import init
-from cosmos_hpc.config import nearest
-from cosmos_hpc.console import Console
+from cosmos_hpc.config.recipes import Recipe, load_recipe
+from cosmos_hpc.config.tasks import list_rows
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.inputs import list_rows
-from cosmos_hpc.launch import Request, absolute_paths, start
-from cosmos_hpc.logs import logs_of
-from cosmos_hpc.plans import (
-    Plan,
-    check_sources,
-    make_plan,
-)
-from cosmos_hpc.recipes import Recipe, load_recipe
-from cosmos_hpc.runs import (
-    RunFolder,
-    check_name,
-    default_name,
-    find_run,
-)
-from cosmos_hpc.stages import STAGES, asked_for
-from cosmos_hpc.state import RunState, read_state
+from cosmos_hpc.hub import cache as hub
+from cosmos_hpc.planning.plans import Plan, check_sources, make_plan
+from cosmos_hpc.runs.folder import RunFolder, check_name, default_name, find_run
+from cosmos_hpc.runs.logs import logs_of
+from cosmos_hpc.runs.stages import STAGES, asked_for
+from cosmos_hpc.runs.status import RunState, read_state
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.settings import nearest
 
 
 class Run:
@@ -154,7 +147,7 @@ def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe by name, or by the path of a YAML file, with ``key=value`` overrides.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.recipes.load_recipe`.
+        RequestError: see :func:`cosmos_hpc.config.recipes.load_recipe`.
     """
     return load_recipe(name, overrides)
 
@@ -186,7 +179,7 @@ def init_cluster(name: str | None = None) -> Path:
     """Write a profile for the Slurm cluster that this machine belongs to; returns its path.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.cluster_init.init`.
+        RequestError: see :func:`cosmos_hpc.backends.slurm.init.init`.
     """
     return init(name)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 # Everything else is imported by the command that needs it: --help stays quick.
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
-from cosmos_hpc.imports import end_quickly
+from cosmos_hpc.utils.imports import end_quickly
 
 _EPILOG = """\
 examples:
@@ -131,8 +131,8 @@ def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
         else:
             overrides.append(setting)
     if not named["recipe"]:
-        from cosmos_hpc.config import nearest
-        from cosmos_hpc.recipes import recipe_names
+        from cosmos_hpc.config.recipes import recipe_names
+        from cosmos_hpc.utils.settings import nearest
 
         hints = [nearest(o.partition("=")[0], named) for o in overrides]
         bare = [f"; did you mean recipe={o}?" for o in overrides if o in recipe_names()]
@@ -143,7 +143,7 @@ def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
 
 def _submit(arguments: argparse.Namespace) -> None:
     from cosmos_hpc import api
-    from cosmos_hpc.stages import STAGES
+    from cosmos_hpc.runs.stages import STAGES
 
     recipe, cluster, overrides = _split_settings(arguments.settings)
     stages = STAGES if arguments.stages is None else arguments.stages.split(",")
@@ -188,8 +188,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.config import dump_yaml
-    from cosmos_hpc.recipes import load_recipe, recipe_names
+    from cosmos_hpc.config.recipes import load_recipe, recipe_names
+    from cosmos_hpc.utils.settings import dump_yaml
 
     if arguments.name:
         recipe = load_recipe(arguments.name, arguments.settings)
@@ -207,7 +207,7 @@ def _download(arguments: argparse.Namespace) -> None:
     names = [setting for setting in arguments.settings if "=" not in setting]
     overrides = [setting for setting in arguments.settings if "=" in setting]
     if not names:
-        from cosmos_hpc.recipes import recipe_names
+        from cosmos_hpc.config.recipes import recipe_names
 
         raise RequestError(f"download needs a recipe; there are {', '.join(recipe_names())}")
     with _going_on():
@@ -247,7 +247,7 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
-    from cosmos_hpc.logs import follow
+    from cosmos_hpc.runs.logs import follow
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
@@ -303,7 +303,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _sample_videos(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.worker.sample_videos import Samples, make_sample_videos
+    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
 
     make_sample_videos(arguments.folder, _section(Samples, arguments.settings))
     print(f"wrote videos into {arguments.folder}")
@@ -312,7 +312,7 @@ def _sample_videos(arguments: argparse.Namespace) -> None:
 def _small_tokenizer(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from cosmos_hpc.worker.small_tokenizer import SmallTokenizer, write_small_tokenizer
+    from cosmos_hpc.worker.tokenizers.small import SmallTokenizer, write_small_tokenizer
 
     chosen = _section(SmallTokenizer, arguments.settings)
     write_small_tokenizer(Path(arguments.folder), chosen.compression)
@@ -320,7 +320,7 @@ def _small_tokenizer(arguments: argparse.Namespace) -> None:
 
 
 def _section(schema: Any, settings: Sequence[str]) -> Any:
-    from cosmos_hpc.config import apply_overrides, validate
+    from cosmos_hpc.utils.settings import apply_overrides, validate
 
     return validate(schema, apply_overrides({}, settings, schema), "request")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from cosmos_hpc.cluster import SlurmCluster, load_cluster
-from cosmos_hpc.jobs import jobs_of
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import load_recipe, recipe_names
-from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.scripts import render
-from cosmos_hpc.stages import list_stages
+from cosmos_hpc.backends.slurm.jobs import jobs_of
+from cosmos_hpc.backends.slurm.script import render
+from cosmos_hpc.config.clusters import SlurmCluster, load_cluster
+from cosmos_hpc.config.recipes import load_recipe, recipe_names
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import list_stages
 
 HERE = Path(__file__).resolve().parent
 #: What a submit would find out: how many videos there are, and who the run is.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc import files
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
 from tests.fake_hub import FakeHub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def driving() -> Path:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight small videos that the package makes."""
-    from cosmos_hpc.worker.sample_videos import Samples, make_sample_videos
+    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
 
     folder = tmp_path_factory.mktemp("scenes")
     make_sample_videos(folder, Samples(count=8, frames=20, height=96, width=160))
@@ -95,9 +95,9 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
     # What a test needs to see within seconds.
-    monkeypatch.setattr("cosmos_hpc.hub_transfer._PAUSE", 0.0)
-    monkeypatch.setattr("cosmos_hpc.hub_transfer._EVERY", 0.2)
-    monkeypatch.setattr("cosmos_hpc.hub_transfer._LOOK", 0.05)
+    monkeypatch.setattr("cosmos_hpc.hub.transfer._PAUSE", 0.0)
+    monkeypatch.setattr("cosmos_hpc.hub.transfer._EVERY", 0.2)
+    monkeypatch.setattr("cosmos_hpc.hub.transfer._LOOK", 0.05)
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
     reset_sessions()
     yield fake

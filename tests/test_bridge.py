@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from cosmos_hpc.bridge import AnnotationError, list_clips, list_instructions, movements
+from cosmos_hpc.data.bridge import AnnotationError, list_clips, list_instructions, movements
 from cosmos_hpc.errors import RequestError
 from tests.worker.robots import annotation
 

@@ -3,11 +3,11 @@ import re
 
 import pytest
 
-from cosmos_hpc import slurm
-from cosmos_hpc.cluster import SlurmCluster, load_cluster
-from cosmos_hpc.config import validate
+from cosmos_hpc.backends.slurm import commands as slurm
+from cosmos_hpc.config.clusters import SlurmCluster, load_cluster
+from cosmos_hpc.config.gpus import gpu_type, visible_gpus
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.gpus import gpu_type, visible_gpus
+from cosmos_hpc.utils.settings import validate
 from tests.test_jobs import PROFILE
 
 

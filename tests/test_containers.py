@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
-from cosmos_hpc import containers
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.backends.slurm import containers
+from cosmos_hpc.backends.slurm.commands import Facts
+from cosmos_hpc.config.clusters import load_cluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.slurm import Facts
 
 OLD = {f"--container-{name}" for name in ("image", "mounts", "workdir", "mount-home")}
 NEW = OLD | {f"--container-{name}" for name in ("writable", "readonly", "env")}

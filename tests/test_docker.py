@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc.cluster import DockerCluster, load_cluster
-from cosmos_hpc.docker_engine import Containers, containers_of
+from cosmos_hpc.backends.docker import Containers, containers_of
+from cosmos_hpc.config.clusters import DockerCluster, load_cluster
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.recipes import load_recipe
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.runs.folder import RunFolder
 from tests.conftest import CANARIES, cosmos_hpc
 from tests.engine import Engine, missing_programs
 
@@ -357,7 +357,7 @@ def test_an_engine_that_goes_away_ends_the_wait(
 def test_gpus_are_asked_for_by_their_names() -> None:
     from docker.types import HostConfig
 
-    from cosmos_hpc.nemo_run_jobs import docker_executor
+    from cosmos_hpc.backends.experiments import docker_executor
 
     containers = Containers("sha256:0", "python3", [], "1:1", [], "1g")
     executor = docker_executor(containers, ["1", "GPU-5e1f"])

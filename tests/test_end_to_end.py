@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc import files
 from cosmos_hpc.api import Run
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
 from tests.conftest import CANARIES, REQUEST, cosmos_hpc, steps_of
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc import files
+from cosmos_hpc.utils import files
 
 
 def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, small_disk):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 import cosmos_hpc as ch
-from cosmos_hpc import files
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.hub import HubFiles, fetch_all, is_hub_name, matches, needs
-from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.hub.cache import HubFiles, fetch_all, is_hub_name, matches, needs
+from cosmos_hpc.utils import files
 from tests.conftest import CANARIES, REPOSITORY, cosmos_hpc
 
 TOKENIZER = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"
@@ -200,7 +200,7 @@ def test_a_submit_needs_hf_home_before_anything_starts(tmp_path, scenes, monkeyp
         ch.submit(*request)
     assert list(tmp_path.iterdir()) == []
     # Not for stages that take nothing from the Hub.
-    monkeypatch.setattr("cosmos_hpc.launch._run", lambda *_: None)
+    monkeypatch.setattr("cosmos_hpc.backends.launch._run", lambda *_: None)
     run = ch.submit(*request, stages=["finalize"])
     assert run.folder.recipe().train.init_from == AR4B
     files.write_json(run.folder.marker("download"), {"tokenizer": "small", "folder": "."})
@@ -332,7 +332,7 @@ def test_a_dropped_connection_is_taken_up_again(published, capsys):
 
 
 def test_what_a_broken_transfer_left_is_gone_on_with(published, tmp_path, monkeypatch):
-    monkeypatch.setattr("cosmos_hpc.hub_transfer._TRIES", 1)
+    monkeypatch.setattr("cosmos_hpc.hub.transfer._TRIES", 1)
     path = f"{AR4B}/nemo/weights/__0_0.distcp"
     published.cuts[path] = [700_000]
     with pytest.raises(WorkError, match="dropped in .*distcp; the same command goes on"):
@@ -465,7 +465,7 @@ def test_what_a_cache_lacks_is_said_where_there_is_no_network(
 
 
 def test_an_interrupted_cache_is_not_taken_for_whole(published, monkeypatch):
-    monkeypatch.setattr("cosmos_hpc.hub_transfer._TRIES", 1)
+    monkeypatch.setattr("cosmos_hpc.hub.transfer._TRIES", 1)
     published.cuts[f"{AR4B}/nemo/weights/__0_0.distcp"] = [0]
     with pytest.raises(WorkError):
         fetch(WEIGHTS)

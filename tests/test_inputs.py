@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.config.tasks import list_rows
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.inputs import list_rows
-from cosmos_hpc.recipes import load_recipe
 
 
 def rows(source, recipe="ar_tiny_v2w"):

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from cosmos_hpc.cluster import SlurmCluster
-from cosmos_hpc.config import validate
+from cosmos_hpc.backends.slurm.jobs import jobs_of, plan_arrays, ranges
+from cosmos_hpc.config.clusters import SlurmCluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.jobs import jobs_of, plan_arrays, ranges
-from cosmos_hpc.stages import Stage
+from cosmos_hpc.runs.stages import Stage
+from cosmos_hpc.utils.settings import validate
 
 PROFILE = {"name": "x", "kind": "slurm", "gpu_partition": "gpu", "cpu_partition": "cpu"}
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.layouts import size
-from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.planning.layouts import size
 
 
 def sizing(recipe, gpu="H100-80", gpus=8, overrides=()):

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
+from cosmos_hpc.data.videos import list_rows, list_videos
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.videos import list_rows, list_videos
 
 
 def touch(folder, *names):

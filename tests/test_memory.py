@@ -2,8 +2,8 @@
 
 import pytest
 
-from cosmos_hpc.memory import Layout, training_memory
-from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.planning.memory import Layout, training_memory
 
 TWO = {"tensor_parallel": 2, "sequence_parallel": True}
 

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.plans import check_sources, make_plan
-from cosmos_hpc.recipes import load_recipe
+from cosmos_hpc.planning.plans import check_sources, make_plan
 
 
 def plan(videos=None, recipe=(), cluster=("parallel=2", "gpus=0")):
@@ -84,7 +84,7 @@ def test_sources_that_are_not_there_are_refused_before_anything_starts(tmp_path)
 
 
 def test_the_disk_must_hold_the_run(small_disk):
-    from cosmos_hpc.plans import check_disk
+    from cosmos_hpc.planning.plans import check_disk
 
     with pytest.raises(RequestError, match=r"needs up to 0.81 GB in .*, which has"):
         check_disk(plan(8), small_disk / "runs" / "x")
@@ -95,7 +95,7 @@ def test_the_disk_must_hold_the_run(small_disk):
 def test_libraries_that_a_stage_lacks_are_named(monkeypatch):
     import importlib.util
 
-    from cosmos_hpc.plans import check_installed
+    from cosmos_hpc.planning.plans import check_installed
 
     check_installed(["download", "preprocess", "finalize", "train"])
     found = importlib.util.find_spec

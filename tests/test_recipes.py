@@ -1,8 +1,8 @@
 import pytest
 
-from cosmos_hpc.config import dump_yaml
+from cosmos_hpc.config.recipes import load_recipe, recipe_names
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.recipes import load_recipe, recipe_names
+from cosmos_hpc.utils.settings import dump_yaml
 
 # From the models' published descriptions: layers, width, vocabulary, inputs of a sample, billions
 # of parameters that the names promise.

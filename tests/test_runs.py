@@ -1,11 +1,10 @@
 import pytest
 
-from cosmos_hpc import files
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import load_recipe
-from cosmos_hpc.runs import (
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import (
     RunFolder,
     check_folder,
     check_name,
@@ -16,6 +15,7 @@ from cosmos_hpc.runs import (
     shard_rows,
     shard_videos,
 )
+from cosmos_hpc.utils import files
 
 
 def open_with(path, *overrides):

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc.cluster import SlurmCluster
-from cosmos_hpc.config import validate
+from cosmos_hpc.backends.slurm.jobs import jobs_of
+from cosmos_hpc.backends.slurm.script import check_path, read_array_comment, render
+from cosmos_hpc.config.clusters import SlurmCluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.jobs import jobs_of
-from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.scripts import check_path, read_array_comment, render
-from cosmos_hpc.stages import Stage
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import Stage
+from cosmos_hpc.utils.settings import validate
 from tests.conftest import REPOSITORY, SHELLCHECK
 from tests.test_jobs import PROFILE
 

@@ -4,9 +4,15 @@ import random
 
 import pytest
 
-from cosmos_hpc import files
+from cosmos_hpc.data.shards import (
+    CONTENT,
+    balanced_bounds,
+    folders_above,
+    read_marker,
+    write_marker,
+)
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.shards import CONTENT, balanced_bounds, folders_above, read_marker, write_marker
+from cosmos_hpc.utils import files
 
 MARKER = {
     "shard": 3,
@@ -127,7 +133,7 @@ def test_what_is_no_marker_at_all_is_noticed(tmp_path, text):
 
 def test_a_marker_with_its_own_digest_but_wrong_content_is_noticed(tmp_path):
     """As another version of the package may have written it."""
-    from cosmos_hpc.shards import _digest
+    from cosmos_hpc.data.shards import _digest
 
     for change in ({"videos": "8"}, {"clips": -1}, {"sha256": {}}, {"seconds": None}):
         row = {**MARKER, **change}

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from cosmos_hpc import files
 from cosmos_hpc.api import Run
-from cosmos_hpc.runs import RunFolder
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc, real_data, steps_of
 from tests.worker.preparing import samples
 from tests.worker.robots import write_bridge

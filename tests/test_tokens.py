@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from cosmos_hpc.tokens import FSQ_LEVELS, NUM_IDS, latent_shape
+from cosmos_hpc.data.tokens import FSQ_LEVELS, NUM_IDS, latent_shape
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.data.videos import file_sizes, list_rows, list_videos, resolve_source, video_costs
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.recipes import load_recipe
-from cosmos_hpc.videos import file_sizes, list_rows, list_videos, resolve_source, video_costs
 
 
 def touch(folder, *names):
@@ -167,7 +167,7 @@ def test_probe_without_pyav_says_so(tmp_path, monkeypatch):
 
     touch(tmp_path, "a.mp4")
     root, rows = list_rows(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "cosmos_hpc.worker.probe", raising=False)
+    monkeypatch.delitem(sys.modules, "cosmos_hpc.worker.video.probe", raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RequestError, match=r"data.probe=true reads .* av is not installed; pip"):
         video_costs(root, rows, data("data.probe=true"))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cosmos_hpc.models.config import ModelConfig
 
 if TYPE_CHECKING:
-    from cosmos_hpc.models.published import from_published
+    from cosmos_hpc.models.checkpoints.published import from_published
 
 __all__ = ["ModelConfig", "from_published"]
 
@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     # On first use: recipes read ModelConfig on login nodes without torch.
     if name != "from_published":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cosmos_hpc.models.published import from_published
+    from cosmos_hpc.models.checkpoints.published import from_published
 
     return from_published

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from cosmos_hpc.config import Section
+from cosmos_hpc.data.tokens import NUM_IDS
 from cosmos_hpc.models.shapes import action_shapes, published_shapes
-from cosmos_hpc.tokens import NUM_IDS
+from cosmos_hpc.utils.settings import Section
 
 #: ``(T, H, W)`` in latent frames, rows and columns; a list (YAML) will do.
 LatentShape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]

@@ -17,14 +17,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from cosmos_hpc import files
-from cosmos_hpc.config import validate
+from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import CosmosError, Stopped, explain_os_error
-from cosmos_hpc.imports import end_quickly, large_imports
-from cosmos_hpc.progress import say
-from cosmos_hpc.recipes import Recipe
-from cosmos_hpc.runs import STOP_VARIABLE, RunFolder
-from cosmos_hpc.stages import is_done
+from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
+from cosmos_hpc.runs.stages import is_done
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.imports import end_quickly, large_imports
+from cosmos_hpc.utils.progress import say
+from cosmos_hpc.utils.settings import validate
 
 #: Stages that are left when that is asked for, not at a safe point: everywhere is one.
 _LEFT_AT_ONCE = ("download", "finalize")
@@ -36,22 +36,22 @@ def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
     # Imported late: each stage brings in only the libraries that it needs.
     if stage == "download":
         with large_imports(freeze=True):
-            from cosmos_hpc.worker.download import download
+            from cosmos_hpc.worker.stages.download import download
 
         download(run, recipe)
     elif stage == "preprocess":
         with large_imports(freeze=True):
-            from cosmos_hpc.worker.preprocess import preprocess
+            from cosmos_hpc.worker.stages.preprocess import preprocess
 
         preprocess(run, recipe, task)
     elif stage == "finalize":
         with large_imports(freeze=True):
-            from cosmos_hpc.worker.finalize import finalize
+            from cosmos_hpc.worker.stages.finalize import finalize
 
         finalize(run, recipe)
     elif stage == "train":
         with large_imports(freeze=True):
-            from cosmos_hpc.worker.train import train
+            from cosmos_hpc.worker.stages.train import train
 
         train(run, recipe)
     else:

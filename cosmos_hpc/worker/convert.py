@@ -12,21 +12,21 @@ from typing import Literal
 
 import torch
 
-from cosmos_hpc import files
-from cosmos_hpc.config import Section
+from cosmos_hpc.config.recipes import load_recipe, recipe_names
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.imports import large_imports
-from cosmos_hpc.models.checkpoint_reader import open_weights
-from cosmos_hpc.models.checkpoint_writer import (
+from cosmos_hpc.models.checkpoints.reader import open_weights
+from cosmos_hpc.models.checkpoints.stored import Weights, same_sizes
+from cosmos_hpc.models.checkpoints.writer import (
     Job,
     write_nemo_weights,
     write_safetensors,
     write_torch_file,
 )
 from cosmos_hpc.models.config import Architecture, ModelConfig
-from cosmos_hpc.models.stored_weights import Weights, same_sizes
-from cosmos_hpc.progress import ByteProgress, gigabytes, say
-from cosmos_hpc.recipes import load_recipe, recipe_names
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.imports import large_imports
+from cosmos_hpc.utils.progress import ByteProgress, gigabytes, say
+from cosmos_hpc.utils.settings import Section
 
 _FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}
 
@@ -130,7 +130,7 @@ def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
     with _without_logging():
         # Before the weights: it says whether NeMo is installed.
         with large_imports():
-            from cosmos_hpc.worker.nemo import write_context
+            from cosmos_hpc.worker.training.nemo import write_context
 
         write_nemo_weights(job, folder / "weights")
         write_context(model, folder / "context")

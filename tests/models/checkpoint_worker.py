@@ -16,11 +16,11 @@ from megatron.core.tensor_parallel import (
 )
 
 from cosmos_hpc.models import ModelConfig
-from cosmos_hpc.models.checkpoint_reader import open_weights
+from cosmos_hpc.models.checkpoints.published import load_weights
+from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_config
-from cosmos_hpc.models.published import load_weights
-from cosmos_hpc.worker import cpu
+from cosmos_hpc.worker.training import cpu
 from tests.models.test_published import inputs, sizes
 
 

@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from cosmos_hpc.models import ModelConfig
+from cosmos_hpc.models.checkpoints.weights import FUSED_NORMS, weights_of
 from cosmos_hpc.models.shapes import published_shapes
-from cosmos_hpc.models.weights import FUSED_NORMS, weights_of
 from tests.models.test_published import ACTION, TEXT, YARN
 
 #: Recipes of each variant: shipped tiny ones, which a recipe of a test makes smaller still.

@@ -17,7 +17,7 @@ from megatron.core.tensor_parallel import (
 from cosmos_hpc.models import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_config
-from cosmos_hpc.worker import cpu
+from cosmos_hpc.worker.training import cpu
 from tests.models import reference
 from tests.models.test_published import inputs, sizes, to_megatron, weights
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.models.checkpoint_reader import open_weights
-from cosmos_hpc.models.weights import weights_of
+from cosmos_hpc.models.checkpoints.reader import open_weights
+from cosmos_hpc.models.checkpoints.weights import weights_of
 from tests.models.checkpoints import (
     any_bits,
     as_nobody,
@@ -228,7 +228,7 @@ def test_tensors_that_share_one_storage(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.complex64])
 def test_numbers_that_are_no_weights(dtype):
-    from cosmos_hpc.models.checkpoint_reader import PublishedWeights
+    from cosmos_hpc.models.checkpoints.reader import PublishedWeights
 
     config = small_model()
     tensors = any_bits(config) | {"model.norm.weight": torch.zeros(16).to(dtype)}

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cosmos_hpc.models import ModelConfig, from_published
-from cosmos_hpc.models.checkpoint_writer import (
+from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
+from cosmos_hpc.models.checkpoints.writer import (
     Job,
     write_nemo_weights,
     write_safetensors,
     write_torch_file,
 )
-from cosmos_hpc.models.published_files import PublishedWeights
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import REPOSITORY
 from tests.models import reference
@@ -115,8 +115,8 @@ def one_rank():
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from cosmos_hpc.models.published import one_rank as start
-    from cosmos_hpc.worker import cpu
+    from cosmos_hpc.models.checkpoints.published import one_rank as start
+    from cosmos_hpc.worker.training import cpu
 
     found = parallel_state.model_parallel_is_initialized()
     with cpu.adapt():

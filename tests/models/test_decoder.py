@@ -20,9 +20,9 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope="module")
 def decoder():
+    from cosmos_hpc.models.checkpoints.published import one_rank
     from cosmos_hpc.models.decoder import CosmosDecoder
-    from cosmos_hpc.models.published import one_rank
-    from cosmos_hpc.worker.nemo import nemo_config
+    from cosmos_hpc.worker.training.nemo import nemo_config
 
     one_rank()
     return CosmosDecoder(nemo_config(MODEL, cpu=True), MODEL).eval()
@@ -71,10 +71,10 @@ def test_core_attention_is_causal_softmax_over_grouped_keys(decoder):
 
 
 def test_another_text_gives_other_logits(tmp_path):
+    from cosmos_hpc.models.checkpoints.published import one_rank
     from cosmos_hpc.models.decoder import CosmosDecoder
-    from cosmos_hpc.models.published import one_rank
-    from cosmos_hpc.worker.nemo import nemo_config
-    from cosmos_hpc.worker.texts import TextEncoder, write_small_text_encoder
+    from cosmos_hpc.worker.tokenizers.texts import TextEncoder, write_small_text_encoder
+    from cosmos_hpc.worker.training.nemo import nemo_config
 
     model = MODEL.model_copy(update={"context_width": 64, "pad_to_multiple_of": 8})
     one_rank()

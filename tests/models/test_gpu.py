@@ -12,10 +12,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def on_gpu(config, w, transformer_impl):
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    from cosmos_hpc.models.checkpoints.published import load_weights
+    from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
     from cosmos_hpc.models.decoder import CosmosDecoder
     from cosmos_hpc.models.megatron import megatron_config
-    from cosmos_hpc.models.published import load_weights
-    from cosmos_hpc.models.published_files import PublishedWeights
 
     model_parallel_cuda_manual_seed(1)
     settings = megatron_config(

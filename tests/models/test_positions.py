@@ -2,9 +2,9 @@
 
 import pytest
 
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.models import ModelConfig
 from cosmos_hpc.models.positions import rotary_angles
-from cosmos_hpc.recipes import load_recipe
 
 
 def test_channels_of_a_128_wide_head_are_44_42_42():

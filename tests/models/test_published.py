@@ -7,12 +7,12 @@ import sys
 import pytest
 import torch
 
+from cosmos_hpc.config.recipes import load_recipe, recipe_names
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models import ModelConfig, from_published
+from cosmos_hpc.models.checkpoints.weights import weights_of
 from cosmos_hpc.models.positions import absolute_positions, rotary_angles
 from cosmos_hpc.models.shapes import published_shapes
-from cosmos_hpc.models.weights import weights_of
-from cosmos_hpc.recipes import load_recipe, recipe_names
 from tests.conftest import REPOSITORY
 from tests.models import reference
 

@@ -1,12 +1,12 @@
 """Values with everything that shells and Slurm interpret, through Slurm itself."""
 
-from cosmos_hpc.cluster import SlurmCluster
-from cosmos_hpc.config import validate
+from cosmos_hpc.backends.slurm.jobs import jobs_of
+from cosmos_hpc.backends.slurm.script import render
+from cosmos_hpc.config.clusters import SlurmCluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.jobs import jobs_of
-from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.scripts import render
-from cosmos_hpc.stages import Stage
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import Stage
+from cosmos_hpc.utils.settings import validate
 from tests.slurm.login import Login
 from tests.test_jobs import PROFILE
 from tests.test_scripts import NASTY, values

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cosmos_hpc.cluster import load_cluster
-from cosmos_hpc.inputs import list_rows
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import Recipe, load_recipe
-from cosmos_hpc.runs import RunFolder, open_run, pin_videos
-from cosmos_hpc.stages import stages_of, task_command, write_specs
-from cosmos_hpc.worker.download import download
-from cosmos_hpc.worker.finalize import finalize
-from cosmos_hpc.worker.preprocess import preprocess
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import Recipe, load_recipe
+from cosmos_hpc.config.tasks import list_rows
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
+from cosmos_hpc.runs.stages import stages_of, task_command, write_specs
+from cosmos_hpc.worker.stages.download import download
+from cosmos_hpc.worker.stages.finalize import finalize
+from cosmos_hpc.worker.stages.preprocess import preprocess
 
 
 def opened(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[RunFolder, Recipe]:

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosmos_hpc import files
 from cosmos_hpc.errors import Stopped, WorkError
-from cosmos_hpc.stages import stages_of, task_command
-from cosmos_hpc.worker.actions import FILES
-from cosmos_hpc.worker.conditioned import FramePairs
-from cosmos_hpc.worker.finalize import finalize
-from cosmos_hpc.worker.preprocess import preprocess
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import read_clip
+from cosmos_hpc.runs.stages import stages_of, task_command
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.datasets.actions import FILES
+from cosmos_hpc.worker.datasets.conditioned import FramePairs
+from cosmos_hpc.worker.stages.finalize import finalize
+from cosmos_hpc.worker.stages.preprocess import preprocess
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
+from cosmos_hpc.worker.video.clips import read_clip
 from tests.conftest import real_data
 from tests.worker.preparing import kill_when, planned, prepared, samples
 from tests.worker.robots import remove_video, write_bridge, write_clip
@@ -124,7 +124,7 @@ def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, small):
 
 def test_stopped_on_request_between_clips(tmp_path, small, monkeypatch):
     # Only when clips are written, not while the first one is waited for.
-    monkeypatch.setattr("cosmos_hpc.worker.preprocess._LOOK_EVERY", 60)
+    monkeypatch.setattr("cosmos_hpc.worker.stages.preprocess._LOOK_EVERY", 60)
     how = (f"data.input={small}", "data.batch_size=1")
     run, recipe = planned(tmp_path / "run", "ar_tiny_action", *how, shards=1)
     files.write_atomic(run.stop_request, "")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cosmos_hpc.worker.video import Cut, VideoError, read_clips
+from cosmos_hpc.worker.video.clips import Cut, VideoError, read_clips
 from tests.worker import make_videos
 
 GOPS = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.worker.conditioned import FramePairs, TextClips, read_tensor
-from cosmos_hpc.worker.dataset import padded_sequence
+from cosmos_hpc.worker.datasets.conditioned import FramePairs, TextClips, read_tensor
+from cosmos_hpc.worker.datasets.samples import padded_sequence
 
 
 @pytest.fixture

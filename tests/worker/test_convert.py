@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from cosmos_hpc.cli import main
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models import from_published
-from cosmos_hpc.models.checkpoint_reader import open_weights
+from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.shapes import published_shapes
-from cosmos_hpc.recipes import load_recipe
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import cosmos_hpc
 from tests.models.checkpoints import (
@@ -49,7 +49,7 @@ def loaded(path):
 def test_there_and_back_every_bit_is_the_same(tmp_path, variant):
     from nemo.lightning.io import load_context
 
-    from cosmos_hpc.worker.nemo import CosmosModel
+    from cosmos_hpc.worker.training.nemo import CosmosModel
 
     recipe = recipe_file(tmp_path, variant)
     config = load_recipe(str(recipe)).model_for_clips()

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from cosmos_hpc.config.recipes import Split
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.recipes import Split
-from cosmos_hpc.worker.dataset import Clips, split_documents
-from cosmos_hpc.worker.preprocess import write_documents
+from cosmos_hpc.worker.datasets.samples import Clips, split_documents
+from cosmos_hpc.worker.stages.preprocess import write_documents
 
 
 def table(videos, clips_each=1):

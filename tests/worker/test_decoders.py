@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.worker import decoders as module
-from cosmos_hpc.worker.decoders import Decoded, Decoders, Finished, InThisProcess, Job
-from cosmos_hpc.worker.in_hand import InHand
-from cosmos_hpc.worker.video import Cut, read_clips
+from cosmos_hpc.runs.in_hand import InHand
+from cosmos_hpc.worker.video import decoders as module
+from cosmos_hpc.worker.video.clips import Cut, read_clips
+from cosmos_hpc.worker.video.decoders import Decoded, Decoders, Finished, InThisProcess, Job
 from tests.conftest import REPOSITORY
 from tests.worker import make_videos
 

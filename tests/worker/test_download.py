@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from cosmos_hpc import files
+from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import Stopped, WorkError
-from cosmos_hpc.models.checkpoint_writer import Job, write_nemo_weights
-from cosmos_hpc.models.published_files import PublishedWeights
+from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
+from cosmos_hpc.models.checkpoints.writer import Job, write_nemo_weights
 from cosmos_hpc.models.shapes import published_shapes
-from cosmos_hpc.recipes import Recipe, load_recipe
-from cosmos_hpc.runs import RunFolder
-from cosmos_hpc.stages import stages_of, task_command
-from cosmos_hpc.worker.download import download, initial_weights, tokenizer_folder
-from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import stages_of, task_command
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.stages.download import download, initial_weights, tokenizer_folder
+from cosmos_hpc.worker.tokenizers.small import write_small_tokenizer
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 from tests.worker.preparing import opened
 
 HUB = "nvidia/Cosmos-1.0-Tokenizer-DV8x16x16"

@@ -13,20 +13,20 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
-from cosmos_hpc import files
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.data.shards import write_marker
+from cosmos_hpc.data.videos import list_rows
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import load_recipe
-from cosmos_hpc.runs import RunFolder, open_run, pin_videos, shard_rows
-from cosmos_hpc.shards import write_marker
-from cosmos_hpc.stages import is_done, stages_of, task_command, write_specs
-from cosmos_hpc.videos import list_rows
-from cosmos_hpc.worker.dataset import Clips
-from cosmos_hpc.worker.documents import open_documents
-from cosmos_hpc.worker.download import download
-from cosmos_hpc.worker.finalize import finalize
-from cosmos_hpc.worker.preprocess import preprocess, write_documents
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos, shard_rows
+from cosmos_hpc.runs.stages import is_done, stages_of, task_command, write_specs
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.datasets.documents import open_documents
+from cosmos_hpc.worker.datasets.samples import Clips
+from cosmos_hpc.worker.stages.download import download
+from cosmos_hpc.worker.stages.finalize import finalize
+from cosmos_hpc.worker.stages.preprocess import preprocess, write_documents
 
 #: Of a clip of the recipe below.
 IDS = 10

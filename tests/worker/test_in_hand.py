@@ -1,4 +1,4 @@
-from cosmos_hpc.worker.in_hand import InHand
+from cosmos_hpc.runs.in_hand import InHand
 
 
 def died_with(path, videos, finished=None):

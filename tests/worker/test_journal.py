@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cosmos_hpc.worker.journal import Journal
+from cosmos_hpc.worker.datasets.journal import Journal
 
 #: Video and clip of each line; None ends a video. Videos take turns.
 LINES = [(2, 0), (0, 0), (1, None), (0, 1), (2, 1), (0, None), (3, 0), (2, None)]

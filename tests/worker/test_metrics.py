@@ -1,4 +1,4 @@
-from cosmos_hpc.worker.metrics import draw_losses
+from cosmos_hpc.worker.training.metrics import draw_losses
 
 
 def test_the_curve_is_drawn_from_what_there_is(tmp_path):

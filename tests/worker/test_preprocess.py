@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from cosmos_hpc import files
-from cosmos_hpc.cluster import load_cluster
+from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.data.videos import list_videos
 from cosmos_hpc.errors import Stopped, WorkError
-from cosmos_hpc.plans import make_plan
-from cosmos_hpc.recipes import load_recipe
-from cosmos_hpc.runs import RunFolder, open_run, pin_videos
-from cosmos_hpc.stages import missing_tasks, stages_of, task_command, write_specs
-from cosmos_hpc.videos import list_videos
-from cosmos_hpc.worker.download import download
-from cosmos_hpc.worker.finalize import finalize
-from cosmos_hpc.worker.preprocess import preprocess
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import Cut, read_clip, read_clips
+from cosmos_hpc.planning.plans import make_plan
+from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
+from cosmos_hpc.runs.stages import missing_tasks, stages_of, task_command, write_specs
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.stages.download import download
+from cosmos_hpc.worker.stages.finalize import finalize
+from cosmos_hpc.worker.stages.preprocess import preprocess
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
+from cosmos_hpc.worker.video.clips import Cut, read_clip, read_clips
 from tests.conftest import REPOSITORY
 from tests.worker import make_videos
 
@@ -198,7 +198,7 @@ def test_a_stop_keeps_finished_clips_also_within_a_video(
     tmp_path, all_clips, long_videos, decoders, monkeypatch
 ):
     # Only when clips are written, not while the first one is waited for.
-    monkeypatch.setattr("cosmos_hpc.worker.preprocess._LOOK_EVERY", 60)
+    monkeypatch.setattr("cosmos_hpc.worker.stages.preprocess._LOOK_EVERY", 60)
     overrides = ["data.clips=all", "data.batch_size=2", f"data.decoders={decoders}"]
     run, recipe = planned(tmp_path / "run", long_videos, *overrides, shards=1)
     run.stop_request.touch()

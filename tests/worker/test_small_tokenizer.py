@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from cosmos_hpc.data.tokens import FSQ_LEVELS, latent_shape
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.tokens import FSQ_LEVELS, latent_shape
-from cosmos_hpc.worker.small_tokenizer import write_small_tokenizer
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
-from cosmos_hpc.worker.video import read_clip
+from cosmos_hpc.worker.tokenizers.small import write_small_tokenizer
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
+from cosmos_hpc.worker.video.clips import read_clip
 
 SIZES = [((8, 16, 16), (17, 96, 160)), ((4, 8, 8), (9, 48, 80))]
 

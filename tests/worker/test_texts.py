@@ -10,9 +10,9 @@ import torch
 from transformers import AutoTokenizer, T5EncoderModel
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.worker import preprocess as preprocess_module
-from cosmos_hpc.worker.preprocess import preprocess
-from cosmos_hpc.worker.texts import TextEncoder, write_small_text_encoder
+from cosmos_hpc.worker.stages import preprocess as preprocess_module
+from cosmos_hpc.worker.stages.preprocess import preprocess
+from cosmos_hpc.worker.tokenizers.texts import TextEncoder, write_small_text_encoder
 from tests.conftest import REPOSITORY
 from tests.worker.preparing import planned
 from tests.worker.t5 import write_t5
@@ -61,7 +61,7 @@ def test_of_a_model_with_a_decoder_only_the_encoder_is_kept_in_memory(tmp_path):
     script = """
 import json, sys, threading, time
 from pathlib import Path
-from cosmos_hpc.worker.texts import TextEncoder
+from cosmos_hpc.worker.tokenizers.texts import TextEncoder
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

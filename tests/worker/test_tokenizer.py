@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.worker.tokenizer import VideoTokenizer
+from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 from tests.conftest import REPOSITORY
 
 SHAPE = (17, 64, 96)

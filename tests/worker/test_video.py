@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cosmos_hpc.worker.video import Cut, VideoError, read_clip, read_clips
+from cosmos_hpc.worker.video.clips import Cut, VideoError, read_clip, read_clips
 from tests.worker import make_videos
 
 

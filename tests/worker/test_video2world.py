@@ -9,12 +9,12 @@ import pytest
 import torch
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from cosmos_hpc import files
 from cosmos_hpc.errors import Stopped, WorkError
-from cosmos_hpc.worker.finalize import finalize
-from cosmos_hpc.worker.preprocess import preprocess
-from cosmos_hpc.worker.texts import TextEncoder, distinct_prompts, prompt_file
-from cosmos_hpc.worker.video2world import Links
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.datasets.video2world import Links
+from cosmos_hpc.worker.stages.finalize import finalize
+from cosmos_hpc.worker.stages.preprocess import preprocess
+from cosmos_hpc.worker.tokenizers.texts import TextEncoder, distinct_prompts, prompt_file
 from tests.worker.preparing import kill_when, planned, prepared, samples
 from tests.worker.robots import write_bridge, write_clip
 from tests.worker.t5 import write_t5
@@ -68,8 +68,8 @@ def test_the_files_are_those_of_the_guide(reference, source):
 
 
 def test_full_size_has_64_of_padding():
-    from cosmos_hpc.recipes import load_recipe
-    from cosmos_hpc.worker.dataset import padded_sequence
+    from cosmos_hpc.config.recipes import load_recipe
+    from cosmos_hpc.worker.datasets.samples import padded_sequence
 
     recipe = load_recipe("ar5b_v2w")
     ids = torch.arange(recipe.data.ids_per_clip)

@@ -1,0 +1,1 @@
+"""Where stages run: this machine, Docker on it, a Slurm cluster."""

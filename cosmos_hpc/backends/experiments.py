@@ -1,0 +1,395 @@
+"""The one place that knows NeMo-Run: single-job stages as tasks on its executors."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shlex
+import sys
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cosmos_hpc.backends.docker import Containers, engine
+from cosmos_hpc.backends.slurm.commands import last_line
+from cosmos_hpc.backends.slurm.job_commands import clean_environment
+from cosmos_hpc.backends.slurm.jobs import Job
+from cosmos_hpc.config.clusters import SlurmCluster
+from cosmos_hpc.errors import RequestError, WorkError
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import Stage, task_script
+from cosmos_hpc.utils.imports import large_imports
+
+if TYPE_CHECKING:
+    import nemo_run
+
+
+def task(run: RunFolder, stage: Stage, environment: dict[str, str]) -> nemo_run.Script:
+    """A stage as a NeMo-Run task on one machine: its script, under torchrun with several ranks.
+
+    torchrun is called here and not by NeMo-Run's launcher, which quotes arguments for a shell that
+    a local job does not have: paths with spaces would break.
+
+    Args:
+        run: an existing run folder.
+        stage: a stage of one task.
+        environment: variables on top of the submitting process's own; no secrets, NeMo-Run keeps
+            them.
+    """
+    import nemo_run
+
+    script = task_script(run, stage)
+    if stage.ranks == 1:
+        return nemo_run.Script(
+            path=script[0], args=script[1:], entrypoint=sys.executable, env=environment
+        )
+    flags = ["--standalone", f"--nproc-per-node={stage.ranks}"]
+    return nemo_run.Script(
+        path=flags[0],
+        args=[*flags[1:], *script],
+        entrypoint=str(Path(sys.executable).with_name("torchrun")),
+        env=environment,
+    )
+
+
+def local_executor() -> nemo_run.LocalExecutor:
+    """NeMo-Run's executor for this machine."""
+    import nemo_run
+
+    # The default packager fails outside a git repository; the run's code is a snapshot already.
+    return nemo_run.LocalExecutor(packager=nemo_run.Packager())
+
+
+def slurm_executor(job: Job, cluster: SlurmCluster, folder: Path) -> nemo_run.SlurmExecutor:
+    """NeMo-Run's executor for a single job on a Slurm cluster, to use in Experiments as well.
+
+    Args:
+        job: its size.
+        cluster: where.
+        folder: NeMo-Run writes its experiments below it.
+    """
+    import nemo_run
+
+    gpus = bool(job.gpus)
+    return nemo_run.SlurmExecutor(
+        account=cluster.account,
+        partition=cluster.gpu_partition if gpus else cluster.cpu_partition,
+        time=getattr(cluster.time, job.stage.name),
+        nodes=job.nodes,
+        ntasks_per_node=1,
+        torchrun_nproc_per_node=job.processes,
+        gres=f"{cluster.gres}:{job.gpus}" if gpus else None,
+        container_image=cluster.container,
+        container_mounts=list(cluster.mounts),
+        tunnel=nemo_run.LocalTunnel(job_dir=str(folder / "experiments")),
+        # The default one fails outside a git repository.
+        packager=nemo_run.Packager(),
+        poll_estimated_start_time=False,
+        additional_parameters={"qos": cluster.qos} if cluster.qos else {},
+    )
+
+
+def submit_slurm(job: Job, cluster: SlurmCluster, script: Path, flags: Sequence[str]) -> str:
+    """Submit a single job to Slurm through NeMo-Run.
+
+    The script is ours: NeMo-Run's own does not forward Slurm's warning before the time limit,
+    writes environment values unquoted, and queues itself again after every failure.
+
+    Args:
+        job, cluster: what the script is of.
+        script: complete, with its ``#SBATCH`` lines.
+        flags: of sbatch, on top of them.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        RequestError: Slurm does not take it.
+    """
+    _import_nemo_run(script.parent)
+    from invoke.exceptions import UnexpectedExit
+    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
+    from nemo_run.run.torchx_backend.schedulers.slurm import SlurmTunnelScheduler
+    from torchx.specs import AppDryRunInfo
+
+    executor = slurm_executor(job, cluster, script.parent)
+    executor.experiment_id = executor.job_name = job.name
+    executor.job_dir = str(script.parent)
+    executor.job_details = SlurmJobDetails(job_name=job.name, folder=str(script.parent))
+    # Becomes part of a shell command.
+    executor.tunnel.job_dir = shlex.quote(str(script.parent))
+    # Else what this process could read itself, such as the rest of a list, goes to sbatch.
+    executor.tunnel.session.config.run.in_stream = False
+    request = SlurmBatchRequest(
+        launch_cmd=["sbatch", "--parsable", *map(shlex.quote, flags)],
+        jobs=[job.name],
+        command_groups=[],
+        executor=executor,
+        max_retries=0,
+        extra_env={},
+    )
+    scheduler = SlurmTunnelScheduler(job.name)
+    try:
+        with clean_environment():
+            answer = scheduler.schedule(AppDryRunInfo(request, repr))
+    except UnexpectedExit as e:
+        raise RequestError(f"Slurm does not take {script}: {last_line(e.result.stderr)}") from None
+    # On federated clusters the id comes with the name of its cluster.
+    return answer.partition(";")[0]
+
+
+def _import_nemo_run(folder: Path) -> None:
+    # Read when NeMo-Run is first imported: its job registry would go to the home folder.
+    os.environ.setdefault("NEMORUN_HOME", str(folder / ".nemo_run"))
+    # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
+    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
+    with large_imports():
+        import nemo_run  # noqa: F401
+
+
+def _experiment(run: RunFolder, stage: Stage, name: str | None = None) -> nemo_run.Experiment:
+    """An experiment that is kept in the run folder and says nothing."""
+    _import_nemo_run(run.path.parent)
+    import nemo_run
+
+    return nemo_run.Experiment(
+        f"{run.name}-{stage.name}",
+        id=name,
+        base_dir=str(run.path / "nemo_run"),
+        log_level="ERROR",
+        clean_mode=True,
+        enable_goodbye_message=False,
+        skip_status_at_exit=True,
+        serialize_metadata_for_scripts=False,
+    )
+
+
+class LocalJob:
+    """A stage that runs on this machine as a NeMo-Run experiment; ends with the ``with`` block.
+
+    Args:
+        run: the run folder; the experiment is kept in it.
+        stage: a stage of one task.
+        environment: see :func:`task`.
+    """
+
+    def __init__(self, run: RunFolder, stage: Stage, environment: dict[str, str]) -> None:
+        self._experiment, self._name = _experiment(run, stage), stage.name
+        self._task, self._executor = task(run, stage, environment), local_executor()
+
+    def __enter__(self) -> LocalJob:
+        self._experiment.__enter__()
+        try:
+            self._experiment.add(self._task, executor=self._executor, name=self._name)
+            self._experiment.run()
+        except BaseException:
+            # Interrupted here, the job may have begun, and nobody else would stop it.
+            self.cancel()
+            self._experiment.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # Waits for the job, so cancel it first where it should not end by itself.
+        self._experiment.__exit__(*error)
+
+    @property
+    def log(self) -> Path | None:
+        """File with both output streams; None before the job has begun."""
+        folder = Path(self._experiment.jobs[0].executor.job_dir)
+        return next(folder.glob("nemo_run/*/*/0/combined.log"), None)
+
+    def running(self) -> bool:
+        """Whether the job has not ended yet."""
+        state = self._experiment.status(return_dict=True)[self._name]["status"]
+        return state.name in ("RUNNING", "SUBMITTED", "PENDING", "UNSUBMITTED")
+
+    def cancel(self) -> None:
+        """Stop the job and its ranks, and wait until they are gone."""
+        self._experiment.cancel(self._name)
+
+
+@dataclass(frozen=True)
+class FromEnvironment:
+    """The value of a variable of this process, read when a container is created.
+
+    What NeMo-Run keeps on the disk of an executor is this object with the name; only the Docker
+    SDK, which builds the engine's request, turns it into text.
+    """
+
+    name: str
+
+    def __str__(self) -> str:
+        return os.environ[self.name]
+
+
+@functools.cache
+def _mend_docker_executor() -> None:
+    """Let a container's job folder hold any path.
+
+    NeMo-Run makes the folder that a packager's code goes to through a shell, without quotes. There
+    is no code to package here: the run's own snapshot is what runs.
+    """
+    import nemo_run
+
+    package = nemo_run.DockerExecutor.package
+
+    def mended(self: nemo_run.DockerExecutor, packager: nemo_run.Packager, job_name: str) -> None:
+        if type(packager) is nemo_run.Packager:
+            os.makedirs(os.path.join(self.job_dir, "code"), exist_ok=True)  # noqa: PTH103
+        else:
+            package(self, packager, job_name)
+
+    nemo_run.DockerExecutor.package = mended
+
+
+def docker_executor(containers: Containers, gpus: list[str]) -> nemo_run.DockerExecutor:
+    """NeMo-Run's executor for containers of this machine.
+
+    Args:
+        containers: what they are given.
+        gpus: those that a container sees, by number or UUID; none where empty.
+    """
+    import nemo_run
+
+    _mend_docker_executor()
+    further: dict[str, Any] = {"user": containers.user, "group_add": containers.groups}
+    if gpus:
+        # Not NeMo-Run's num_gpus, which says how many and not which.
+        further["device_requests"] = [
+            {"device_ids": gpus, "capabilities": [["compute", "utility"]]}
+        ]
+    names = {name: FromEnvironment(name) for name in containers.names}
+    return nemo_run.DockerExecutor(
+        container_image=containers.image,
+        volumes=list(containers.volumes),
+        shm_size=containers.shm_size,
+        # The default would make a bridge; the ranks of one container find each other either way.
+        network="host",
+        env_vars={**containers.values, **names},
+        packager=nemo_run.Packager(),
+        additional_kwargs=further,
+    )
+
+
+def docker_task(
+    run: RunFolder, stage: Stage, number: int, python: str, environment: dict[str, str]
+) -> nemo_run.Script:
+    """A task of a stage as a NeMo-Run task for a container.
+
+    Args:
+        run: an existing run folder.
+        stage: the stage.
+        number: of the task.
+        python: the container's Python.
+        environment: variables; no secrets, NeMo-Run keeps them.
+    """
+    import nemo_run
+
+    command = [python]
+    if stage.ranks > 1:
+        # Not the program torchrun, which may lie elsewhere than its Python; and an address that
+        # needs no look-up of the container's name.
+        command += ["-m", "torch.distributed.run", "--standalone", "--local-addr=localhost"]
+        command += [f"--nproc-per-node={stage.ranks}"]
+    entrypoint, path, *arguments = map(_quoted, [*command, *task_script(run, stage, number)])
+    return nemo_run.Script(path=path, args=arguments, entrypoint=entrypoint, env=environment)
+
+
+def _quoted(argument: str) -> str:
+    """An argument for a shell inside double quotes: so NeMo-Run writes a container's command."""
+    return shlex.quote(argument).replace("\\", "\\\\").replace('"', '\\"')
+
+
+class DockerJob(LocalJob):
+    """A task of a stage in a container, as a NeMo-Run experiment; ends with the ``with`` block.
+
+    Args:
+        run: the run folder; the experiment is kept in it.
+        stage: the stage.
+        number: of the task.
+        containers: what the container is given.
+        gpus: see :func:`docker_executor`.
+        environment: see :func:`docker_task`.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        stage: Stage,
+        number: int,
+        containers: Containers,
+        gpus: list[str],
+        environment: dict[str, str],
+    ) -> None:
+        self._name = f"{stage.name}-{number}"
+        # The container's name is made of this and the job's, the last 32 characters are its host
+        # name, which may not begin with a dash.
+        name = f"{re.sub('[^A-Za-z0-9]', '', run.name)}-{uuid.uuid4().hex[:8]}"
+        self._container = f"{name}-{self._name}"
+        self._experiment = _experiment(run, stage, name)
+        self._task = docker_task(run, stage, number, containers.python, environment)
+        self._executor = docker_executor(containers, gpus)
+
+    def __enter__(self) -> DockerJob:
+        import requests
+        from docker.errors import APIError
+
+        try:
+            super().__enter__()
+        except APIError as e:
+            self._remove_unstarted()
+            raise WorkError(f"Docker did not start {self._name}: {e.explanation}") from None
+        except requests.RequestException as e:
+            raise WorkError(
+                f"the Docker engine does not answer ({e}); start it, then the same command goes on"
+            ) from None
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        import requests
+
+        if not self._ended.exists():
+            # Killed from outside: NeMo-Run would wait for its exit code in vain.
+            self.cancel()
+        # Where the engine is gone, running() has said so.
+        with contextlib.suppress(requests.RequestException):
+            super().__exit__(*error)
+
+    def _remove_unstarted(self) -> None:
+        """Remove a container that was created and could not be started."""
+        from docker.errors import NotFound
+
+        with engine() as client, contextlib.suppress(NotFound):
+            client.containers.get(self._container).remove(force=True)
+
+    def running(self) -> bool:
+        """Whether the container has not ended yet.
+
+        Raises:
+            WorkError: the engine answers no more; NeMo-Run would report the last state for ever.
+        """
+        try:
+            with engine():
+                return super().running()
+        except RequestError as e:
+            raise WorkError(f"{e}; then the same command goes on") from None
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._experiment.jobs[0].executor.job_dir)
+
+    @property
+    def _ended(self) -> Path:
+        """Where the container's shell leaves the exit code."""
+        return self._folder / f"status_{self._container}.out"
+
+    @property
+    def log(self) -> Path:
+        """File with both output streams."""
+        return self._folder / f"log_{self._container}.out"

@@ -1,0 +1,1 @@
+"""Slurm: profiles, its commands, the scripts of jobs, submission."""

@@ -1,0 +1,151 @@
+"""What a stage becomes on a Slurm cluster: jobs, their sizes, and arrays that Slurm will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cosmos_hpc.config.clusters import MAX_SINGLE_JOBS, SlurmCluster
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.runs.stages import Stage
+
+#: Stages that work on GPUs where the cluster has them.
+GPU_STAGES = ("preprocess", "train")
+#: Characters of ``--array`` that Slurm takes are 4096 with the end and the throttle: scattered
+#: shards, as after a partial failure, need more.
+_LONGEST_RANGES = 4000
+
+
+@dataclass(frozen=True)
+class Array:
+    """A job array over shards.
+
+    Array index ``i`` prepares shard ``first + i``, then every ``stride``-th after it.
+
+    Attributes:
+        indices: of the array tasks, ascending.
+        first: shard of index 0.
+        stride: shards from one of an array task to its next; as many as there are shards where
+            each has a task of its own.
+        throttle: array tasks at the same time.
+        after: position of the array that has to end before this one begins, among those submitted
+            together; None for one that begins at once.
+    """
+
+    indices: Sequence[int]
+    first: int
+    stride: int
+    throttle: int
+    after: int | None = None
+
+    @property
+    def spec(self) -> str:
+        """For ``--array``: ``0-9,12%4``."""
+        return f"{ranges(self.indices)}%{self.throttle}"
+
+    def shards(self, index: int, total: int) -> range:
+        """Shards of one array task, of ``total`` in all."""
+        return range(self.first + index, total, self.stride)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One sbatch call.
+
+    Attributes:
+        stage: what it runs.
+        nodes: of the job.
+        gpus: of each node.
+        processes: ranks on each node.
+        array: over shards; None for a single job.
+        part: number of the array among those of the stage.
+    """
+
+    stage: Stage
+    nodes: int = 1
+    gpus: int = 0
+    processes: int = 1
+    array: Array | None = None
+    part: int = 0
+
+    @property
+    def name(self) -> str:
+        """Of its script: the stage, and the part where there are several."""
+        return f"{self.stage.name}-{self.part}" if self.part else self.stage.name
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as Slurm writes them: ``0-2,5``."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in parts)
+
+
+def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> list[Array]:
+    """Arrays that prepare some shards within the cluster's limits.
+
+    Above ``max_array_size`` there are several, which share the ``parallel`` tasks at a time; with
+    fewer jobs allowed than there are shards, array tasks take turns of several shards.
+
+    Args:
+        shards: to prepare, ascending.
+        total: shards of the run.
+        cluster: for its limits.
+    """
+    allowed = (cluster.max_submit or total + MAX_SINGLE_JOBS) - MAX_SINGLE_JOBS
+    stride = total if len(shards) <= allowed else allowed
+    starts = sorted({shard % stride for shard in shards}) if stride < total else list(shards)
+    chunks: list[tuple[int, list[int]]] = []
+    length = 0
+    for start in starts:
+        first = start // cluster.max_array_size * cluster.max_array_size
+        index = start - first
+        width = len(f",{index}")
+        if not chunks or chunks[-1][0] != first or length + width > _LONGEST_RANGES:
+            chunks.append((first, []))
+            length = 0
+        indices = chunks[-1][1]
+        # A number within a range lengthens nothing; beside one it stands behind a dash.
+        length += 0 if indices[-2:] == [index - 2, index - 1] else width
+        indices.append(index)
+    # With fewer tasks at a time than arrays, some wait for others.
+    lanes = min(cluster.parallel, len(chunks))
+    share, more = divmod(cluster.parallel, lanes) if lanes else (0, 0)
+    return [
+        Array(
+            indices,
+            first,
+            stride,
+            throttle=share + (number % lanes < more),
+            after=number - lanes if number >= lanes else None,
+        )
+        for number, (first, indices) in enumerate(chunks)
+    ]
+
+
+def jobs_of(stage: Stage, missing: Sequence[int], cluster: SlurmCluster) -> list[Job]:
+    """The jobs of a stage for its missing tasks.
+
+    Raises:
+        RequestError: the ranks do not spread evenly over nodes.
+    """
+    per_node = cluster.gpus_per_node
+    if stage.name == "preprocess":
+        arrays = plan_arrays(missing, stage.tasks, cluster)
+        gpus = min(1, per_node)
+        return [Job(stage, gpus=gpus, array=array, part=n) for n, array in enumerate(arrays)]
+    if stage.name not in GPU_STAGES:
+        return [Job(stage)]
+    if not per_node or stage.ranks <= per_node:
+        return [Job(stage, gpus=min(stage.ranks, per_node), processes=stage.ranks)]
+    if stage.ranks % per_node:
+        raise RequestError(
+            f"train.gpus={stage.ranks} does not spread over nodes of {per_node} GPUs; use a "
+            f"multiple of {per_node}, or set cluster.gpus_per_node"
+        )
+    nodes = stage.ranks // per_node
+    return [Job(stage, nodes=nodes, gpus=per_node, processes=per_node)]

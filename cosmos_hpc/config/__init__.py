@@ -1,0 +1,1 @@
+"""What users write: recipes and cluster profiles, typed and checked."""

@@ -1,0 +1,1 @@
+"""Which videos a run prepares and where their list is cut: no torch."""

@@ -1,0 +1,239 @@
+"""Which videos a run prepares: those of a folder, of a glob pattern, or of a list, in an order that
+every run repeats.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cosmos_hpc.config.recipes import Data
+from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils.progress import counted
+
+#: What opening a file costs, in bytes of video and in frames decoded.
+_OPENING_BYTES, _OPENING_FRAMES = 1 << 16, 8
+
+
+def ignore(_: str) -> None:
+    """Takes notes for those who do not want any."""
+
+
+def list_videos(source: str) -> list[str]:
+    """Paths of the videos of a source, as :func:`list_rows` lists them."""
+    return [row["path"] for row in list_rows(source)[1]]
+
+
+def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, list[Row]]:
+    """The videos of ``data.input``: sorted by path, those of a list in its order.
+
+    Args:
+        source: a folder, searched recursively; a glob pattern, in which ``**`` stands for any
+            folders; a ``.jsonl`` file with the path of a video under ``visual_input`` or ``video``
+            in every line and optionally a ``prompt``; a ``.txt`` file with one path a line.
+            Relative paths of a list are relative to the folder that holds it. Links to folders are
+            followed, each real folder once.
+        note: is told in a sentence what a person should know of the list.
+
+    Returns:
+        The folder that relative paths are relative to, and a row a video.
+
+    Raises:
+        RequestError: the source does not exist, cannot be read or holds no video, or a line of a
+            list is not an entry; says which line, what is wrong and what to do.
+    """
+    root, pattern = _split(source)
+    if pattern is None:
+        return root, read_list(source, root, note)
+    parts = [None if part == "**" else _matcher(part) for part in pattern]
+    videos, others = [], 0
+    try:
+        for name in _files_below(root, lambda folder: _may_lead(parts, folder.split("/"))):
+            if not _matches(parts, name.split("/")):
+                continue
+            if name.lower().endswith(EXTENSIONS):
+                videos.append(name)
+            else:
+                others += 1
+    except OSError as e:
+        raise RequestError(
+            f"data.input={source} cannot be read: {e.filename}: {e.strerror}"
+        ) from None
+    if not videos:
+        what = "files" if pattern == ["**"] else "matching files"
+        raise RequestError(
+            f"data.input={source} holds no video: none of its {others} {what} ends in "
+            f"{', '.join(EXTENSIONS)}"
+        )
+    return root, [{"path": name} for name in sorted(videos)]
+
+
+def source_folder(source: str) -> str:
+    """The folder that a source is, is in, or begins in.
+
+    Raises:
+        RequestError: there is no such source.
+    """
+    return _split(source)[0]
+
+
+def resolve_source(source: str) -> str:
+    """The source as an absolute path through no links to folders.
+
+    On many clusters one folder is reached by several paths. A list keeps its own name, which may be
+    a link to a file elsewhere, because its entries are relative to where it is found.
+
+    Raises:
+        RequestError: there is no such source.
+    """
+    root, pattern = _split(source)
+    real = os.path.realpath(root)
+    if pattern is None:
+        return os.path.join(real, Path(source).name)
+    return real if pattern == ["**"] else os.path.join(glob.escape(real), *pattern)
+
+
+def _split(source: str) -> tuple[str, list[str] | None]:
+    """Folder of a source, and the parts of the pattern below it; None for a list."""
+    if _is_folder(source):
+        return source, ["**"]
+    if os.access(source, os.F_OK):
+        if source.endswith((JSONL, PATHS)):
+            return str(Path(source).parent), None
+        raise RequestError(
+            f"data.input={source} is not a folder; give the folder that holds the videos, a glob "
+            f"pattern, or a list of them that ends in {JSONL} or {PATHS}"
+        )
+    parts = [part for part in source.split("/") if part not in ("", ".")]
+    fixed = 0
+    while fixed < len(parts) and not glob.has_magic(parts[fixed]):
+        fixed += 1
+    if fixed == len(parts):
+        raise RequestError(
+            f"data.input={Path(source).absolute()} does not exist; give the folder that holds the "
+            f"videos, a glob pattern, or a list of them that ends in {JSONL} or {PATHS}"
+        )
+    root = ("/" if source.startswith("/") else "") + "/".join(parts[:fixed]) or "."
+    if not _is_folder(root):
+        raise RequestError(f"data.input={source} matches nothing: {root} is not a folder")
+    return root, parts[fixed:]
+
+
+def _is_folder(path: str) -> bool:
+    # Path.is_dir raises for names that are too long.
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _matcher(part: str) -> Callable[[str], object]:
+    return re.compile(fnmatch.translate(part)).match
+
+
+#: Parts of a pattern: what a name must match, or None for any folders.
+_Parts = list[Callable[[str], object] | None]
+
+
+def _matches(parts: _Parts, names: list[str]) -> bool:
+    """Whether a path matches a pattern."""
+    if not parts:
+        return not names
+    first, rest = parts[0], parts[1:]
+    if first is None:
+        return not rest or any(_matches(rest, names[i:]) for i in range(len(names)))
+    return bool(names and first(names[0])) and _matches(rest, names[1:])
+
+
+def _may_lead(parts: _Parts, names: list[str]) -> bool:
+    """Whether something below a folder may match a pattern."""
+    for part, name in zip(parts, names, strict=False):
+        if part is None:
+            return True
+        if not part(name):
+            return False
+    return len(names) < len(parts)
+
+
+def _files_below(root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+    """Files below a folder, relative to it; ``enter`` says which folders are looked into."""
+    seen: set[tuple[int, int]] = set()
+    folders = [""]
+    while folders:
+        inside = folders.pop()
+        path = os.path.join(root, inside)
+        status = Path(path).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
+            # Sorted: which of two links to a folder counts must not follow from the disk.
+            for entry in sorted(entries, key=lambda e: e.name, reverse=True):
+                name = os.path.join(inside, entry.name)
+                if entry.is_dir():
+                    if enter(name):
+                        folders.append(name)
+                elif entry.is_file():
+                    yield name
+
+
+def video_costs(
+    root: str, rows: list[Row], data: Data, note: Callable[[str], None] = ignore
+) -> tuple[str, list[int]]:
+    """What preparing each video costs, for shards of equal cost, and in which unit.
+
+    The first clip of a video costs the same whatever its length. For all clips it is the file's
+    size, which needs no file to be opened, or with ``data.probe`` the frames of its header.
+
+    Args:
+        root: that the rows' paths are relative to.
+        rows: of the videos.
+        data: which clips are wanted.
+        note: is told now and then how many headers have been read.
+
+    Raises:
+        RequestError: ``data.probe`` is set and PyAV is not installed.
+    """
+    if not data.probe and data.clips == "first":
+        return "videos", [1] * len(rows)
+    paths = [os.path.join(root, row["path"]) for row in rows]
+    if data.probe:
+        frames = _declared_frames(paths, note)
+        if data.clips == "first":
+            frames = [min(count, data.frames) for count in frames]
+        return "frames", [_OPENING_FRAMES + count for count in frames]
+    return "bytes", [_OPENING_BYTES + size for size in file_sizes(paths)]
+
+
+def _declared_frames(paths: list[str], note: Callable[[str], None]) -> list[int]:
+    try:
+        from cosmos_hpc.worker.video.probe import declared_frames
+    except ModuleNotFoundError as e:
+        raise RequestError(
+            f"data.probe=true reads the headers of the videos here, and {e.name} is not installed; "
+            f"pip install -c constraints.txt '.[worker]', or leave data.probe out"
+        ) from None
+    return list(counted(declared_frames(paths), len(paths), "headers read", note))
+
+
+def file_sizes(paths: list[str], threads: int = 16) -> list[int]:
+    """Bytes of each file; 0 of one that is not there.
+
+    In threads, because on a network file system every look takes its time.
+    """
+    blocks = [paths[i : i + 1000] for i in range(0, len(paths), 1000)]
+    with ThreadPoolExecutor(threads) as pool:
+        return [size for block in pool.map(_sizes, blocks) for size in block]
+
+
+def _sizes(paths: list[str]) -> list[int]:
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(os.stat(path).st_size)  # noqa: PTH116 - of a million, Path takes seconds
+        except OSError:
+            sizes.append(0)
+    return sizes

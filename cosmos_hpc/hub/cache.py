@@ -1,0 +1,314 @@
+"""Published files on the Hub: what a recipe needs of them, checked first and then fetched.
+
+Only this module and those beside it whose names begin with ``hub_`` know huggingface_hub, which is
+imported when it is needed: it takes a second.
+Files go into the Hub's own cache, below HF_HOME, where its other tools find them as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from cosmos_hpc.config.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
+from cosmos_hpc.errors import RequestError, explain_os_error
+from cosmos_hpc.hub.errors import explain, gated, joined, status_of
+from cosmos_hpc.hub.transfer import HubFile, Snapshot, transfer
+from cosmos_hpc.utils.progress import gigabytes, say
+
+TOKENIZER_FILES = ("encoder.jit", "decoder.jit")
+#: Folder of NVIDIA's repositories that holds the NeMo checkpoint.
+WEIGHTS_FOLDER = "nemo"
+#: What transformers reads of a T5 model. Weights may be in one file or in several with an index.
+TEXT_ENCODER_FILES = (
+    "config.json",
+    "tokenizer.json|spiece.model|tokenizer_config.json",
+    "tokenizer_config.json|",
+    "model*.safetensors*|pytorch_model*.bin*",
+)
+
+
+@dataclass(frozen=True)
+class HubFiles:
+    """Some files of one Hub repository.
+
+    Attributes:
+        repository: ``owner/name``.
+        patterns: their paths in the repository; a ``*`` stands for any text, slashes included.
+            Of several, with ``|`` between them, the first that is there counts; where the last is
+            empty, none need be.
+    """
+
+    repository: str
+    patterns: tuple[str, ...]
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether a text names a Hub repository: ``owner/name``, and nothing of that path exists."""
+    part = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
+    named = re.fullmatch(f"{part}/{part}", text) and "--" not in text and ".." not in text
+    return bool(named) and not text.endswith(".git") and not Path(text).exists()
+
+
+def folders(recipe: Recipe) -> dict[str, str]:
+    """The Hub's folders that are set: absolute, and made where something is to be fetched.
+
+    Returns:
+        The folder of each environment variable, those that are there.
+
+    Raises:
+        RequestError: one cannot be made.
+    """
+    found = {}
+    for name in ("HF_HOME", "HF_HUB_CACHE"):
+        if not (value := os.environ.get(name)):
+            continue
+        folder = Path(os.path.expandvars(value)).expanduser().absolute()
+        if needs(recipe):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise RequestError(explain_os_error(e, f"making {name}")) from None
+        if folder.is_dir():
+            found[name] = str(folder)
+    return found
+
+
+def needs(recipe: Recipe) -> list[HubFiles]:
+    """What a recipe takes from the Hub: tokenizer, text encoder, and weights to start from.
+
+    Empty for a recipe of local files.
+    """
+    tokenizer, weights = recipe.data.tokenizer, recipe.train.init_from
+    found = []
+    if tokenizer != SMALL_TOKENIZER and is_hub_name(tokenizer):
+        found.append(HubFiles(tokenizer, TOKENIZER_FILES))
+    texts = recipe.data.text_encoder
+    if texts and texts != SMALL_TEXT_ENCODER and is_hub_name(texts):
+        found.append(HubFiles(texts, TEXT_ENCODER_FILES))
+    if weights and is_hub_name(weights):
+        found.append(HubFiles(weights, (f"{WEIGHTS_FOLDER}/*",)))
+    return found
+
+
+def matches(pattern: str, names: Iterable[str]) -> list[str] | None:
+    """Which of ``names`` a pattern of :class:`HubFiles` means; None where it lacks one."""
+    there = list(names)
+    for alternative in pattern.split("|"):
+        found = [name for name in there if fnmatchcase(name, alternative)]
+        if found or not alternative:
+            return found
+    return None
+
+
+def check_home(wanted: Sequence[HubFiles]) -> None:
+    """Refuse to fetch where no folder is named for it.
+
+    Raises:
+        RequestError: something is wanted, and neither HF_HOME nor HF_HUB_CACHE is set.
+    """
+    if wanted:
+        _cache_folder(wanted)
+
+
+def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
+    """Fetch what the cache does not hold yet, after everything that can be checked before.
+
+    Files that are whole are left alone, half files go on where they stopped. Where the Hub cannot
+    be asked, what the cache holds is taken if nothing of it is evidently missing.
+
+    Returns:
+        The snapshot folder of each repository; a file lies in it under its path.
+
+    Raises:
+        RequestError: HF_HOME is not set or cannot be written, the disk is too small, a repository
+            is gated, unknown or lacks a file, a token was refused, or the Hub cannot be reached.
+            Nothing was fetched.
+        WorkError: the transfer broke off; the same call goes on from there.
+    """
+    merged = _merged(wanted)
+    if not merged:
+        return {}
+    cache = _cache_folder(merged)
+    with _quietly():
+        found = _look_up_all(merged, cache)
+        if any(snapshot.missing() for snapshot in found):
+            _check_place(cache, sum(snapshot.bytes_missing() for snapshot in found))
+            transfer(found)
+    for snapshot in found:
+        snapshot.remember()
+    return {snapshot.repository: snapshot.folder for snapshot in found}
+
+
+def _merged(wanted: Iterable[HubFiles]) -> list[HubFiles]:
+    """Each repository once."""
+    patterns: dict[str, dict[str, None]] = {}
+    for need in wanted:
+        patterns.setdefault(need.repository, {}).update(dict.fromkeys(need.patterns))
+    return [HubFiles(repository, tuple(chosen)) for repository, chosen in patterns.items()]
+
+
+def _cache_folder(wanted: Sequence[HubFiles]) -> Path:
+    """The Hub's cache, by the environment of now: its library reads that at import only."""
+    hub, home = os.environ.get("HF_HUB_CACHE"), os.environ.get("HF_HOME")
+    if not (hub or home):
+        names = [need.repository for need in wanted]
+        raise RequestError(
+            f"HF_HOME is not set: set it to a folder on the shared file system, where "
+            f"{joined(names)} {'is' if len(names) == 1 else 'are'} kept for all jobs"
+        )
+    folder = hub or os.path.join(str(home), "hub")
+    return Path(os.path.expandvars(folder)).expanduser().absolute()
+
+
+def _look_up_all(wanted: Sequence[HubFiles], cache: Path) -> list[Snapshot]:
+    """What there is of every need, all of it allowed to be read."""
+    from huggingface_hub.errors import GatedRepoError
+
+    found: list[Snapshot] = []
+    refused: list[str] = []
+    for need in wanted:
+        try:
+            found.append(_look_up(need, cache))
+        except GatedRepoError:
+            refused.append(need.repository)
+        except OSError as e:  # as all errors of the Hub's library are
+            raise RequestError(explain(need.repository, e)) from None
+    if refused:
+        raise RequestError(gated(refused))
+    return found
+
+
+def _look_up(need: HubFiles, cache: Path) -> Snapshot:
+    """What the Hub lists of a need; where it cannot be asked, what the cache holds of it."""
+    storage = cache / f"models--{need.repository.replace('/', '--')}"
+    try:
+        return _ask(need, storage)
+    except OSError as e:
+        kept = _kept(need.repository, storage)
+        lack = _lack(need, kept) if kept else "is not in the cache"
+        if kept and not lack:
+            say(f"{explain(need.repository, e)}; taking what the cache holds")
+            return kept
+        if status_of(e) is not None:
+            raise
+        raise RequestError(
+            f"{need.repository} {lack} below HF_HOME, and {explain(need.repository, e)}; run "
+            f"this where there is a network, or copy the cache"
+        ) from None
+
+
+def _ask(need: HubFiles, storage: Path) -> Snapshot:
+    """The files of a need as the Hub lists them, after asking for one that would be fetched.
+
+    Raises:
+        RequestError: the repository lacks a file.
+        OSError: the Hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    if constants.HF_HUB_OFFLINE:
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE")
+    seconds = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(
+        need.repository, revision="main", files_metadata=True, timeout=seconds
+    )
+    listed = info.siblings or []
+    names: set[str] = set()
+    for pattern in need.patterns:
+        found = matches(pattern, (file.rfilename for file in listed))
+        if found is None:
+            raise RequestError(
+                f"{need.repository} lacks a file: there is no {pattern.replace('|', ' or ')}"
+            )
+        names.update(found)
+    wanted = tuple(
+        HubFile(
+            file.rfilename,
+            file.size or 0,
+            file.lfs.sha256 if file.lfs else str(file.blob_id),
+            file.lfs.sha256 if file.lfs else None,
+        )
+        for file in listed
+        if file.rfilename in names
+    )
+    snapshot = Snapshot(need.repository, storage, str(info.sha), wanted)
+    for file in snapshot.missing()[:1]:
+        # Gated repositories list their files to everybody, and give them to few.
+        url = hf_hub_url(need.repository, file.path, revision=snapshot.commit)
+        get_hf_file_metadata(url, timeout=seconds)
+    return snapshot
+
+
+def _kept(repository: str, storage: Path) -> Snapshot | None:
+    """The newest commit that the cache knows of."""
+    try:
+        commit = (storage / "refs" / "main").read_text().strip()
+    except FileNotFoundError:
+        return None
+    return Snapshot(repository, storage, commit)
+
+
+def _lack(need: HubFiles, kept: Snapshot) -> str:
+    """What the cache evidently lacks of a need, in words; empty where nothing shows."""
+    paths = {p.relative_to(kept.folder).as_posix(): p for p in kept.folder.rglob("*")}
+    # A link whose file is gone is not there.
+    there = [name for name, path in paths.items() if path.is_file()]
+    for pattern in need.patterns:
+        if matches(pattern, there) is None:
+            return f"lacks {pattern.replace('|', ' or ')} in the cache"
+    gone = [n for n, p in paths.items() if p.is_symlink() and not p.exists()]
+    halves = any((kept.storage / "blobs").glob("*.incomplete"))
+    if any("*" in p for p in need.patterns) and (halves or gone):
+        return "is there only in part in the cache"
+    return ""
+
+
+def _check_place(cache: Path, wanted: int) -> None:
+    """Refuse a cache that cannot be written, or cannot hold so many bytes more."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as e:
+        raise RequestError(explain_os_error(e, f"writing to the Hub's cache {cache}")) from None
+    free = shutil.disk_usage(cache).free
+    if free < wanted:
+        raise RequestError(
+            f"the files still to fetch take {gigabytes(wanted)} in {cache}, which has "
+            f"{gigabytes(free)} free; free some space or set HF_HOME to another place"
+        )
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """The Hub's library without bars and warnings: the lines of this module say it all."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    logger = logging.getLogger("huggingface_hub")
+    level, bars = logger.level, not are_progress_bars_disabled(logger.name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        if bars:
+            disable_progress_bars(logger.name)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if bars:
+                enable_progress_bars(logger.name)

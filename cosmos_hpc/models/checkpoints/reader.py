@@ -1,0 +1,50 @@
+"""The door to weights on disk: what a file or folder is follows from its content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.checkpoints.nemo_folders import NemoWeights
+from cosmos_hpc.models.checkpoints.published_files import (
+    PublishedWeights,
+    SafeTensors,
+    open_torch_file,
+)
+from cosmos_hpc.models.checkpoints.stored import Weights
+
+
+def open_weights(path: Path | str) -> Weights:
+    """Open published weights or a NeMo checkpoint; what it is follows from its content.
+
+    Args:
+        path: a ``.pt`` or ``.safetensors`` file, a folder with ``model.pt`` or safetensors, or the
+            folder of a NeMo checkpoint, or one with ``nemo/``.
+
+    Raises:
+        RequestError: it is none of these, is damaged, or may not be read.
+    """
+    try:
+        return _open(Path(path))
+    except PermissionError as e:
+        raise RequestError(f"cannot read {e.filename or path}: permission denied") from None
+
+
+def _open(path: Path) -> Weights:
+    if path.is_dir() and (path / "model.pt").is_file():
+        path /= "model.pt"
+    if (path / "run.json").is_file():
+        raise RequestError(
+            f"{path} is a run; name one of its checkpoints, in {path / 'train' / 'checkpoints'}"
+        )
+    if path.is_dir():
+        if any(path.glob("*.safetensors")):
+            return PublishedWeights(SafeTensors(path), str(path))
+        return NemoWeights(path)
+    if not path.exists():
+        raise RequestError(f"there is no {path}")
+    if path.suffix == ".safetensors":
+        return PublishedWeights(SafeTensors(path), str(path))
+    if path.suffix == ".pt":
+        return PublishedWeights(open_torch_file(path), str(path))
+    raise RequestError(f"{path} is neither a .pt nor a .safetensors file, nor a folder")

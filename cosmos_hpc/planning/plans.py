@@ -1,0 +1,291 @@
+"""What a recipe becomes on a cluster: tasks, ranks and sizes, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.hub.cache import is_hub_name
+from cosmos_hpc.planning.layouts import size
+from cosmos_hpc.planning.memory import Layout, Memory
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.progress import gigabytes
+
+#: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
+#: precision the bf16 weights as well.
+CHECKPOINT_BYTES = {"fp32": 12, "bf16": 14}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would run.
+
+    Attributes:
+        videos: videos to prepare; None before ``data.input`` is set.
+        shards: array tasks of the preprocess stage; None likewise.
+        parallel: how many of them run at the same time.
+        latent_shape: ``(T, H, W)`` of a clip's ids.
+        sequence_length: inputs of one sample.
+        parameters: of the model.
+        gpu: type or GB of the GPUs; None without.
+        ranks, layout: of the training.
+        memory: bytes of a step on one GPU, by part; None without GPUs.
+        minimum, recommended: layouts of the fewest GPUs that fit at all, and that need no
+            recomputation and leave room.
+        micro_batches: forward passes of a rank in one step.
+        disk_bytes: what the run folder will take at most; without tokens before the input is set.
+        all_clips: videos give as many clips as they hold, of which ``disk_bytes`` counts one each.
+    """
+
+    recipe: str
+    cluster: str
+    videos: int | None
+    shards: int | None
+    parallel: int
+    latent_shape: tuple[int, int, int]
+    sequence_length: int
+    parameters: int
+    gpu: str | float | None
+    ranks: int
+    layout: Layout
+    memory: Memory | None
+    minimum: Layout | None
+    recommended: Layout | None
+    micro_batches: int
+    max_steps: int
+    disk_bytes: int
+    all_clips: bool
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+    def render(self) -> str:
+        """The plan as text for a person."""
+        clip = "x".join(map(str, self.latent_shape))
+        if self.videos is None:
+            shards = "shards follow from the videos; set data.input"
+        else:
+            shards = f"{self.videos} videos in {self.shards} shards, {self.parallel} at a time"
+        where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
+        return "\n".join(
+            [
+                f"{self.recipe} on {self.cluster}",
+                f"  preprocess  {shards}",
+                f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
+                f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
+                f"parameter model on {where}{'s' * (self.ranks > 1)}",
+                f"              {self.layout}, {self.micro_batches} micro "
+                f"batch{'es' * (self.micro_batches > 1)} a step",
+                *self._render_memory(),
+                f"  disk        {self._render_disk()}",
+            ]
+        )
+
+    def _render_disk(self) -> str:
+        size = f"{gigabytes(self.disk_bytes)} for tokens and checkpoints"
+        return f"{size}, and more for further clips" if self.all_clips else f"up to {size}"
+
+    def _render_memory(self) -> list[str]:
+        if self.memory is None:
+            return []
+        parts = asdict(self.memory).items()
+        listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts if size)
+        lines = [
+            f"  memory      {self.memory.total / 1e9:.1f} GB on each GPU: {listed}",
+            f"  GPUs        {_needed('at least', self.minimum)}",
+            f"              {_needed('recommended', self.recommended)}",
+        ]
+        if self.recommended:
+            lines[-1] += "; it fits without recomputation and leaves a fifth of the memory free"
+        return lines
+
+
+def _gpu_name(gpu: str | float) -> str:
+    return f"{gpu} GPU" if isinstance(gpu, str) else f"{gpu:g} GB GPU"
+
+
+def _needed(word: str, layout: Layout | None) -> str:
+    return f"{word} {layout.gpus} ({layout})" if layout else f"{word}: no number of them would do"
+
+
+def make_plan(
+    recipe: Recipe, cluster: Cluster, videos: int | None = None, shards: int | None = None
+) -> Plan:
+    """Resolve a recipe on a cluster. Pure: reads nothing but its arguments.
+
+    Args:
+        recipe, cluster: resolved ones.
+        videos: how many there are; None before that is known.
+        shards: how many an earlier submit of the run has pinned, if one has.
+
+    Raises:
+        RequestError: the cluster cannot run the recipe.
+    """
+    train, model = recipe.train, recipe.model_for_clips()
+    if not cluster.max_gpus and train.precision == "bf16":
+        raise RequestError(
+            f"recipe {recipe.name} trains in bf16 on GPUs, and cluster {cluster.name} has none; "
+            f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
+        )
+    if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
+        raise RequestError(
+            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
+            f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
+        )
+    sizing = size(recipe, cluster)
+    if videos is not None and not shards:
+        # As many shards as tasks run at a time, if there are videos enough, so that none idles.
+        wanted = -(-videos // recipe.data.videos_per_shard)
+        shards = min(videos, max(wanted, cluster.parallel))
+    # The kept checkpoints, the last one, and the next while it is written.
+    kept = (train.keep_checkpoints + 2) * CHECKPOINT_BYTES[train.precision] * model.num_parameters
+    # Ids are 16 bits wide, once in the shards and once joined.
+    tokens = (videos or 0) * model.sequence_length * 2 * (2 if recipe.data.join else 1)
+    return Plan(
+        recipe=recipe.name,
+        cluster=cluster.name,
+        videos=videos,
+        shards=shards,
+        parallel=min(cluster.parallel, shards or cluster.parallel),
+        latent_shape=model.latent_shape,
+        sequence_length=model.sequence_length,
+        parameters=model.num_parameters,
+        gpu=cluster.gpu if cluster.max_gpus else None,
+        ranks=sizing.layout.gpus,
+        layout=sizing.layout,
+        memory=sizing.memory,
+        minimum=sizing.minimum,
+        recommended=sizing.recommended,
+        micro_batches=train.global_batch_size
+        // (train.micro_batch_size * sizing.layout.data_parallel),
+        max_steps=train.max_steps,
+        disk_bytes=kept + tokens + (videos or 0) * _sample_bytes(recipe),
+        all_clips=recipe.data.clips == "all",
+    )
+
+
+#: Frames of a robot's clip, about as many as the longest of Bridge have.
+_ROBOT_FRAMES = 60
+#: Rows of a text embedding.
+_TEXT_POSITIONS = 512
+
+
+def _sample_bytes(recipe: Recipe) -> int:
+    """What the files of a video's samples take at most beside its ids."""
+    if recipe.task == "video2world":
+        # Ids of 32 bits, and bf16 embeddings if all prompts differ.
+        embedding = _TEXT_POSITIONS * (recipe.model.context_width or 0) * 2
+        return recipe.model_for_clips().sequence_length * 4 + embedding
+    if recipe.task == "action":
+        return _ROBOT_FRAMES * recipe.data.ids_per_clip * (2 + 2 + 4)
+    return 0
+
+
+def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
+    """The recipe with the layout that the plan has chosen."""
+    chosen = {
+        "gpus": layout.gpus,
+        "tensor_parallel": layout.tensor_parallel,
+        "sequence_parallel": layout.sequence_parallel,
+        "recompute": layout.recompute,
+    }
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=chosen)})
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Refuse a tokenizer or weights that are neither on this machine nor a name on the Hub.
+
+    Raises:
+        RequestError: says which.
+    """
+    start = recipe.train.init_from
+    if start and not Path(start).exists() and not is_hub_name(start):
+        raise RequestError(
+            f"train.init_from={start} is neither a file or folder on this machine, nor a Hub "
+            f"repository (owner/name); give one of them, or null for random weights"
+        )
+    name = recipe.data.tokenizer
+    if name != SMALL_TOKENIZER and not Path(name).is_dir() and not is_hub_name(name):
+        raise RequestError(
+            f"data.tokenizer={name} is neither a folder, nor a Hub repository (owner/name), "
+            f"nor {SMALL_TOKENIZER!r}"
+        )
+    texts = recipe.data.text_encoder
+    if (
+        texts
+        and texts != SMALL_TEXT_ENCODER
+        and not Path(texts).is_dir()
+        and not is_hub_name(texts)
+    ):
+        raise RequestError(
+            f"data.text_encoder={texts} is neither a folder, nor a Hub repository (owner/name), "
+            f"nor {SMALL_TEXT_ENCODER!r}"
+        )
+
+
+#: What helps where the Python of a login node has not all that jobs need.
+PYTHON_OF_JOBS = ", or say python: or container: in the profile, where jobs find it"
+
+#: What each stage imports, and the extra of this package that brings it.
+NEEDS = {
+    "download": ("torch", "worker"),
+    "preprocess": ("av", "worker"),
+    "finalize": ("megatron", "worker"),
+    "train": ("nemo", "train"),
+}
+
+
+def check_installed(stages: Sequence[str], otherwise: str = "") -> None:
+    """Refuse stages whose libraries are not installed on this machine, where they would run.
+
+    Args:
+        stages: names of them.
+        otherwise: what else to do than to install them.
+
+    Raises:
+        RequestError: names the library and how to install it.
+    """
+    for stage in stages:
+        library, extra = NEEDS[stage]
+        if importlib.util.find_spec(library) is None:
+            raise RequestError(
+                f"stage {stage} needs {library}, which is not installed; "
+                f"pip install -c constraints.txt '.[{extra}]'{otherwise}"
+            )
+
+
+def _bytes_in(folder: Path) -> int:
+    """Bytes of the files below a folder, in which jobs may be working."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                status = os.lstat(os.path.join(parent, name))
+                # Links to one file are one file.
+                sizes[status.st_dev, status.st_ino] = status.st_size
+    return sum(sizes.values())
+
+
+def check_disk(plan: Plan, folder: Path) -> None:
+    """Refuse a folder whose file system will not hold the run, beside what is of it already.
+
+    Raises:
+        RequestError: too little space; says how much is needed.
+    """
+    existing = files.nearest_existing(folder)
+    free = shutil.disk_usage(existing).free
+    there = _bytes_in(folder)
+    if free < plan.disk_bytes - there:
+        raise RequestError(
+            f"the run needs up to {gigabytes(plan.disk_bytes - there)} in {existing}, which has "
+            f"{gigabytes(free)} free; free some space or choose another place with cluster.runs=DIR"
+        )

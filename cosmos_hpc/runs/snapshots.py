@@ -1,0 +1,92 @@
+"""The code that a run uses and where it came from: a copy of the package, versions, git state."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from cosmos_hpc.utils import files
+
+_PACKAGES = [
+    "cosmos-hpc",
+    "nemo_run",
+    "submitit",
+    "huggingface_hub",
+    "torch",
+    "av",
+    "nemo_toolkit",
+    "megatron-core",
+    "lightning",
+    "wandb",
+]
+
+
+#: Beside the snapshot of the package: runs one task with that snapshot.
+LAUNCHER = "run_task.py"
+_LAUNCHER_TEXT = '''"""Runs one task of one stage: python run_task.py SPEC TASK."""
+
+import sys
+import uuid
+
+if __name__ == "__main__":
+    from cosmos_hpc.worker.__main__ import main
+
+    sys.exit(main(sys.argv[1:]))
+'''
+
+
+def snapshot_code(target: Path) -> str:
+    """Copy this package below ``target``, unless it is there already.
+
+    Returns:
+        A digest of the code, the name of the folder that holds the copy.
+    """
+    package = Path(__file__).resolve().parents[1]
+    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed", ".yaml"))
+    digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
+    for path in sources:
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    name = digest.hexdigest()[:12]
+    if not (target / name).exists():
+        temporary = target / f".{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        for path in sources:
+            copy = temporary / package.name / path.relative_to(package)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)
+        files.publish(temporary, target / name)
+    return name
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and changed files of the checkout that this package lies in; None outside one."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(package), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    try:
+        # In site-packages below some other repository the files are not tracked.
+        git("ls-files", "--error-unmatch", __file__)
+        changed = [line[3:] for line in git("status", "--porcelain").splitlines()]
+        return {"commit": git("rev-parse", "HEAD").strip(), "changed": changed}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a run stands on, without importing them."""
+    versions = {"python": sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,1 @@
+"""What any room uses: files, settings, progress, imports."""

@@ -1,0 +1,157 @@
+"""Robot clips as the files that NVIDIA's guide trains action control on.
+
+Every frame of a clip is tokenized on its own. The files of a part hold its clips one after another,
+a row a frame; the action of a clip's last frame is a row of NaN, so that no pair of frames crosses
+from one clip to the next.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.data.bridge import AnnotationError, movements, read_annotation
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.datasets.documents import open_documents
+from cosmos_hpc.worker.datasets.journal import Journal
+from cosmos_hpc.worker.datasets.samples import FOLDERS, split_documents
+from cosmos_hpc.worker.stages.preprocess import Shard
+from cosmos_hpc.worker.video.clips import Clip, VideoError
+from cosmos_hpc.worker.video.decoders import Job
+
+#: Of a part: a row a frame in each.
+FILES = ("tokenized-frames.pt", "actions.pt", "state.pt", "gripper.pt")
+
+
+class RobotShard(Shard):
+    """A shard of robot clips: every frame is a document.
+
+    In its table a clip of T frames has one row, with T rows each of ``action`` (the last is null),
+    ``state`` and ``gripper``. Only clips are kept whose videos have as many frames as their
+    annotations say.
+    """
+
+    documents = "frames"
+
+    def __init__(self, run: RunFolder, recipe: Recipe, shard: int, journal: Journal) -> None:
+        super().__init__(run, recipe, shard, journal)
+        self.cut = dataclasses.replace(self.cut, every=True)
+        assert recipe.model.action_width is not None
+        self._width = recipe.model.action_width
+        self._robots: dict[int, dict[str, Any]] = {}
+        self._frames: dict[int, list[tuple[Clip, np.ndarray]]] = {}
+
+    def _not_given_up(self) -> list[Job]:
+        for job in self._jobs:
+            path = self.root / self._pinned[job.index]["annotation"]
+            try:
+                self._robots[job.index] = movements(read_annotation(path), self._width)
+            except AnnotationError as e:
+                self._pinned[job.index].update(error=e.kind, reason=str(e))
+            self._write_when_due()
+        return super()._not_given_up()
+
+    def _keep(self, index: int, clip: Clip, ids: np.ndarray) -> None:
+        self._clips[index] += 1
+        # More than there should be are only counted.
+        if self._clips[index] <= len(self._robots[index]["state"]):
+            # Without its pixels, whose slot is filled anew.
+            bare = dataclasses.replace(clip, pixels=np.empty(0, np.uint8))
+            self._frames.setdefault(index, []).append((bare, ids))
+
+    def _end(self, index: int, error: VideoError | AnnotationError | None) -> None:
+        robot = self._robots.pop(index, None)
+        found, kept = self._clips.pop(index, 0), self._frames.pop(index, [])
+        if robot and error is None and found != (frames := len(robot["state"])):
+            more = f"more than {frames}" if found > frames else found
+            error = AnnotationError(
+                "actions", f"{frames - 1} actions go with {frames} frames, and the video has {more}"
+            )
+        if robot is None or error is not None:
+            return super()._end(index, error)
+        clips, ids = zip(*kept, strict=True)
+        end = clips[-1].time + clips[-1].seconds
+        row = {
+            **self._row(index),
+            "last": True,
+            "seconds": round(end - clips[0].time, 6),
+            "padded": 0,
+            "rotated": clips[-1].rotated,
+            **robot,
+            "action": [*robot["action"], None],
+        }
+        self._rows.append((row, np.stack(ids)))
+
+
+def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
+    """Write a run's joined frames and what goes with them as a folder a part.
+
+    Returns:
+        What the stage's marker says of them.
+    """
+    pinned = files.read_jsonl(run.videos)
+    clips: list[dict[str, Any]] = []
+    for row in files.iterate_jsonl(run.clips):
+        if row["clip"] == 0:
+            own = {k: v for k, v in pinned[row["index"]].items() if k == "part"}
+            clips.append({"document": len(clips), "video": row["video"], "frames": 0, **own})
+        clips[-1]["frames"] += 1
+    parts = split_documents(clips, recipe.data.split)
+    for part, chosen in parts.items():
+        first = 0
+        for number in chosen:
+            clips[number].update(part=part, first=first)
+            first += clips[number]["frames"]
+
+    final = run.samples
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for part, chosen in parts.items():
+        if chosen:
+            folder = temporary / FOLDERS[part]
+            folder.mkdir(parents=True)
+            _write_part(run, recipe, clips, part, folder)
+    for clip in clips:
+        del clip["document"]
+    files.write_jsonl(temporary / "clips.jsonl", clips)
+    written = sorted(p for p in temporary.rglob("*") if p.is_file())
+    sums = {f"samples/{p.relative_to(temporary)}": files.sha256(p) for p in written}
+    files.publish(temporary, final)
+    pairs = {
+        FOLDERS[part]: sum(clips[number]["frames"] - 1 for number in chosen)
+        for part, chosen in parts.items()
+    }
+    return {"pairs": pairs, "sha256": sums}
+
+
+def _write_part(
+    run: RunFolder, recipe: Recipe, clips: list[dict[str, Any]], part: str, folder: Path
+) -> None:
+    total = sum(clip["frames"] for clip in clips if clip["part"] == part)
+    width = recipe.model.action_width
+    assert width is not None
+    frames = torch.empty(total, *recipe.data.latent_shape, dtype=torch.int32)
+    actions, state = torch.full((total, width), math.nan), torch.empty(total, width)
+    gripper = torch.empty(total)
+    ids = open_documents(str(run.token_prefix))
+    number, at = -1, 0
+    for row in files.iterate_jsonl(run.clips):
+        number += row["clip"] == 0
+        if clips[number]["part"] != part:
+            continue
+        frame = torch.from_numpy(ids[row["document"]].astype(np.int32))
+        frames[at] = frame.view(recipe.data.latent_shape)
+        if row["action"] is not None:
+            actions[at] = torch.tensor(row["action"])
+        state[at], gripper[at] = torch.tensor(row["state"]), row["gripper"]
+        at += 1
+    for name, tensor in zip(FILES, (frames, actions, state, gripper), strict=True):
+        torch.save(tensor, folder / name)

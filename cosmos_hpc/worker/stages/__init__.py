@@ -1,0 +1,1 @@
+"""What a job does: a file a stage."""

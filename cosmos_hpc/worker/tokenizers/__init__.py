@@ -1,0 +1,1 @@
+"""Videos to ids, and prompts to embeddings."""

@@ -1,0 +1,344 @@
+"""The one place that knows NeMo: a recipe as model, data, optimizer and trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
+from megatron.core.num_microbatches_calculator import update_num_microbatches
+from megatron.core.optimizer import OptimizerConfig
+from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from nemo import lightning as nl
+from nemo.collections import llm
+from nemo.lightning.data import WrappedDataLoader
+from nemo.lightning.io import TrainerContext
+from nemo.lightning.pytorch.optim import WarmupHoldPolicyScheduler
+from torch import Tensor
+
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.models.checkpoints.published import load_weights
+from cosmos_hpc.models.checkpoints.reader import open_weights
+from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.megatron import megatron_settings
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.progress import say
+from cosmos_hpc.worker.datasets.samples import Samples
+from cosmos_hpc.worker.training import patches
+from cosmos_hpc.worker.training.checkpoints import Checkpoints
+
+
+def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
+    batch = next(batches)
+    batch = batch[0] if isinstance(batch, tuple) else batch
+    return {key: value.cuda(non_blocking=True) for key, value in batch.items()}
+
+
+def _forward_step(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    # NeMo's own insists on a dense mask where there is no Transformer Engine; the layers know
+    # that they are causal. Positions come from the rotary table, not from position ids.
+    condition = {name: batch[name] for name in ("context", "action") if name in batch}
+    return model(
+        input_ids=batch["tokens"],
+        position_ids=None,
+        attention_mask=None,
+        labels=batch["labels"],
+        **condition,
+    )
+
+
+@dataclass
+class CosmosConfig(llm.GPTConfig):
+    """NeMo's configuration of a Cosmos decoder, with the fields of :class:`ModelConfig`."""
+
+    latent_shape: tuple[int, int, int] = (1, 1, 1)
+    output_vocab_size: int = 0
+    yarn_scale: float | None = None
+    yarn_beta_fast: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_original_latent_shape: tuple[int, int, int] | None = None
+    context_width: int | None = None
+    action_width: int | None = None
+    pad_to_multiple_of: int | None = None
+
+    def model(self) -> ModelConfig:
+        """The architecture alone."""
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+
+    def configure_model(
+        self,
+        tokenizer: Any,
+        pre_process: Any = None,
+        post_process: Any = None,
+        vp_stage: Any = None,
+    ) -> CosmosDecoder:
+        """Build the decoder on Megatron-Core."""
+        return CosmosDecoder(
+            self,
+            self.model(),
+            pre_process=True if pre_process is None else pre_process,
+            post_process=True if post_process is None else post_process,
+            vp_stage=vp_stage,
+        )
+
+
+class CosmosModel(llm.GPTModel):
+    """NeMo's model around the decoder.
+
+    Attributes:
+        initial_weights: checkpoint whose weights a new training starts from; None: random ones.
+    """
+
+    initial_weights: Path | None = None
+
+    def configure_model(self, vp_stage: int | None = None) -> None:
+        """Build the decoder, once, and load the weights to start from."""
+        built = hasattr(self, "module")
+        if not torch.cuda.is_available():
+            # NeMo does so on GPUs only; sequence parallelism asks for these states anywhere.
+            model_parallel_cuda_manual_seed(torch.initial_seed())
+        super().configure_model(vp_stage)
+        if self.initial_weights and not built:
+            weights = open_weights(self.initial_weights)
+            new = load_weights(self.module, self.config.model(), weights)
+            say(f"starting from {weights.where}{', but for ' + ', '.join(new) if new else ''}")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As the decoder: NeMo's own passes on neither context nor action."""
+        output: Tensor = self.module(*args, **kwargs)
+        return output
+
+
+def nemo_config(model: ModelConfig, cpu: bool, **settings: Any) -> CosmosConfig:
+    """NeMo's configuration of ``model``; ``settings`` as for :func:`megatron_settings`."""
+    return CosmosConfig(
+        **{**model.model_dump(), **megatron_settings(model, cpu, **settings)},
+        seq_length=model.sequence_length,
+        position_embedding_type="rope",
+        share_embeddings_and_output_weights=False,
+        forward_step_fn=_forward_step,
+        data_step_fn=_data_step,
+    )
+
+
+def write_context(model: ModelConfig, folder: Path) -> None:
+    """Write the ``context`` folder of a NeMo checkpoint: how to build what its weights are of."""
+    module = CosmosModel(nemo_config(model, cpu=not torch.cuda.is_available()))
+    trainer = nl.Trainer(accelerator="cpu", devices=1, strategy=nl.MegatronStrategy(), logger=False)
+    context = TrainerContext(model=module, trainer=trainer, extra={})
+    context.io_dump(folder, yaml_attrs=["model"])
+
+
+class ClipData(pl.LightningDataModule):
+    """Training and validation clips behind Megatron's sampler, resumable by consumed samples."""
+
+    def __init__(self, train: Samples, validation: Samples | None, recipe: Recipe) -> None:
+        super().__init__()
+        self.train, self.validation = train, validation
+        self.seq_length = recipe.model_for_clips().sequence_length
+        self.micro_batch_size = recipe.train.micro_batch_size
+        self.global_batch_size = recipe.train.global_batch_size
+        self.data_sampler = nl.MegatronDataSampler(
+            seq_len=self.seq_length,
+            micro_batch_size=self.micro_batch_size,
+            global_batch_size=self.global_batch_size,
+        )
+
+    def train_dataloader(self) -> WrappedDataLoader:
+        """Loader of the training clips; the data sampler gives it its batches."""
+        return WrappedDataLoader(mode="train", dataset=self.train, num_workers=0)
+
+    def val_dataloader(self) -> WrappedDataLoader | list[Any]:
+        """Loader of the validation clips; empty without any."""
+        if self.validation is None:
+            return []
+        return WrappedDataLoader(mode="validation", dataset=self.validation, num_workers=0)
+
+    def state_dict(self) -> dict[str, int]:
+        """Samples that all steps so far have consumed."""
+        return {"consumed_samples": self.trainer.global_step * self.global_batch_size}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on with the sample after those consumed."""
+        consumed = state_dict["consumed_samples"]
+        self.data_sampler.init_consumed_samples = consumed
+        self.data_sampler.prev_consumed_samples = consumed
+        self.data_sampler.if_first_step = 1
+        update_num_microbatches(consumed_samples=consumed, consistency_check=False)
+
+
+def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
+    return nl.MegatronStrategy(
+        tensor_model_parallel_size=recipe.train.tensor_parallel or 1,
+        sequence_parallel=bool(recipe.train.sequence_parallel),
+        pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
+        process_group_backend="gloo" if cpu else "nccl",
+        ckpt_async_save=False,
+        # The other format of a distributed optimizer's state can be read by the same layout only,
+        # and cannot be written at all with PyTorch's Adam, which is used without Apex and
+        # Transformer Engine.
+        ckpt_optim_fully_reshardable=True,
+        gradient_as_bucket_view=not cpu,
+    )
+
+
+def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
+    train = recipe.train
+    return nl.MegatronOptimizerModule(
+        OptimizerConfig(
+            optimizer="adam",
+            lr=train.learning_rate,
+            weight_decay=train.weight_decay,
+            clip_grad=train.clip_grad,
+            adam_beta1=0.9,
+            adam_beta2=0.95,
+            bf16=train.precision == "bf16",
+            params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
+            use_distributed_optimizer=not cpu,
+        ),
+        lr_scheduler=WarmupHoldPolicyScheduler(
+            warmup_steps=train.warmup_steps,
+            hold_steps=10**9,
+            max_steps=train.max_steps,
+            min_lr=train.learning_rate,
+        ),
+    )
+
+
+def _wandb(run: RunFolder) -> WandbLogger | None:
+    """Weights & Biases when its key is set, or when it is told to work offline."""
+    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
+        return None
+    try:
+        return _wandb_logger(run)
+    except wandb.errors.CommError as e:
+        say(f"Weights & Biases cannot be reached, so its files are kept in {run.train}: {e}")
+        os.environ["WANDB_MODE"] = "offline"
+        return _wandb_logger(run)
+
+
+def _wandb_logger(run: RunFolder) -> WandbLogger:
+    # The same id for every attempt, so that a resumed run continues its curves.
+    logger = WandbLogger(
+        project="cosmos-hpc",
+        name=run.name,
+        id=files.read_json(run.info)["id"],
+        resume="allow",
+        save_dir=str(run.train),
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        # Begins it now: many nodes of clusters have no network.
+        logger.experiment  # noqa: B018
+    return logger
+
+
+class _FusedAdam(pl.Callback):
+    """Lets PyTorch's Adam update in one kernel, where Apex and Transformer Engine are not there.
+
+    Its default needs several times the memory of the weights on the way.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                if "foreach" in group:  # PyTorch's own
+                    group.update(foreach=False, fused=True)
+
+
+def run_logger(run: RunFolder, recipe: Recipe, validates: bool) -> nl.NeMoLogger:
+    """Checkpoints in the run folder, and Weights & Biases where it is wanted."""
+    train = recipe.train
+    return nl.NeMoLogger(
+        # A folder of its own: NeMo moves files of earlier attempts out of it.
+        explicit_log_dir=str(run.train / "nemo"),
+        ckpt=Checkpoints(
+            save_every=train.save_every,
+            validate_every=train.validate_every if validates else None,
+            stop_requested=run.stop_requested,
+            dirpath=run.checkpoints,
+            filename="{step}-{reduced_train_loss:.4f}",
+            monitor="reduced_train_loss",
+            save_top_k=train.keep_checkpoints,
+            save_last="link",
+            # Without the optimizer a finished run could not be continued.
+            save_optim_on_train_end=True,
+        ),
+        wandb=_wandb(run),
+    )
+
+
+def fit(
+    recipe: Recipe,
+    data: ClipData,
+    callbacks: list[pl.Callback],
+    log: nl.NeMoLogger,
+    checkpoint: Path | None = None,
+    initial_weights: Path | None = None,
+) -> None:
+    """Train with NeMo's ``llm.train``.
+
+    Args:
+        recipe: with a layout.
+        data: samples.
+        callbacks: of Lightning.
+        log: where to, and the checkpoints to write; without those none are written.
+        checkpoint: of this training, to go on from.
+        initial_weights: to begin with, where there is no checkpoint.
+    """
+    train = recipe.train
+    cpu = not torch.cuda.is_available()
+    if not cpu:
+        patches.synchronize_before_ddp()
+        patches.load_steps_of_adam()
+        callbacks = [*callbacks, _FusedAdam()]
+    mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
+    trainer = nl.Trainer(
+        accelerator="cpu" if cpu else "gpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        num_nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),
+        max_steps=train.max_steps,
+        strategy=_strategy(recipe, cpu),
+        plugins=mixed if train.precision == "bf16" else None,
+        callbacks=callbacks,
+        enable_checkpointing=log.ckpt is not None,
+        val_check_interval=train.validate_every,
+        # Count steps over the whole run, through resumes, not within an epoch.
+        check_val_every_n_epoch=None,
+        limit_val_batches=train.validation_batches if data.validation else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=False,
+        # NeMo 2.7.3's progress printer runs a collective on rank 0 only, which hangs with two.
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+    )
+    optimizer = _optimizer(recipe, cpu)
+    pl.seed_everything(train.seed)
+    config = nemo_config(
+        recipe.model_for_clips(),
+        cpu,
+        transformer_impl=train.transformer_impl,
+        recompute=train.recompute or "none",
+    )
+    model = CosmosModel(config, optim=optimizer)
+    if checkpoint is None:
+        model.initial_weights = initial_weights
+    llm.train(
+        model=model,
+        data=data,
+        trainer=trainer,
+        log=log,
+        resume=nl.AutoResume(
+            resume_if_exists=checkpoint is not None,
+            resume_from_path=str(checkpoint) if checkpoint else None,
+        ),
+        optim=optimizer,
+    )

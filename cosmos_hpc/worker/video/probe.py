@@ -1,0 +1,47 @@
+"""What a video's header says, without decoding it."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+
+from cosmos_hpc.worker.video.frames import OPTIONS
+
+#: Reading a header is mostly waiting for the disk.
+_THREADS = 16
+
+
+def declared_frames(paths: list[str]) -> Iterator[int]:
+    """Frames that the header of each file promises; 0 where it does not say or cannot be read."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        yield from pool.map(_of_file, paths)
+
+
+def _of_file(path: str) -> int:
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return 0  # a pipe would be waited for
+        with av.open(path, metadata_errors="replace", options=OPTIONS) as container:
+            video = container.streams.video
+            return max(0, _of_stream(container, video[0])) if video else 0
+    except (av.error.FFmpegError, OSError, ValueError):
+        return 0  # the worker says why
+
+
+def _of_stream(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> int:
+    if stream.frames:
+        return int(stream.frames)
+    rate = float(stream.average_rate or 0)
+    if stream.duration and stream.time_base:
+        return round(stream.duration * stream.time_base * rate)
+    # Matroska counts no frames, and says the duration of a stream in words.
+    words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if words:
+        hours, minutes, seconds = map(float, words.groups())
+        return round((hours * 3600 + minutes * 60 + seconds) * rate)
+    return round((container.duration or 0) / 1e6 * rate)
