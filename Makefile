@@ -1,6 +1,6 @@
 # make demo   sets everything up and runs the main job on videos that it makes itself
 # make test   sets everything up and passes the tests
-# make lint   ruff, mypy, shellcheck and hadolint
+# make lint   ruff, mypy, import-linter, shellcheck and hadolint
 # PYTHON=...  interpreter to use (3.10 to 3.12); VENV=... where to install
 
 VENV ?= .venv
@@ -28,6 +28,7 @@ lint: setup
 	$(bin)/ruff check .
 	$(bin)/ruff format --check .
 	$(bin)/mypy
+	$(bin)/lint-imports
 	$(bin)/shellcheck install.sh .ci/run containers/*.sh tests/*.sh tests/slurm/*.sh
 	$(bin)/hadolint containers/Dockerfile
 

@@ -47,7 +47,7 @@ def make_shards(folder: Path, recipe: Recipe, shards: int, clips: int) -> RunFol
     random = np.random.default_rng(0)
     ids_per_clip = recipe.data.ids_per_clip
     for shard in range(shards):
-        path = run.shard(shard)
+        path = run.tokens.shard(shard)
         path.mkdir(parents=True)
         write_documents(path / "tokens", random.integers(0, 64_000, (clips, ids_per_clip)))
         rows = (
@@ -91,8 +91,8 @@ def megatron(run: RunFolder, target: Path) -> float:
     target.mkdir()
     builder = IndexedDatasetBuilder(str(target / "tokens.bin"), dtype=np.uint16)
     with mock.patch("gc.collect", timed_collect):
-        for shard in range(run.num_shards()):
-            builder.add_index(str(run.shard(shard) / "tokens"))
+        for shard in range(run.data.num_shards()):
+            builder.add_index(str(run.tokens.shard(shard) / "tokens"))
     builder.finalize(str(target / "tokens.idx"))
     for name in ("tokens.bin", "tokens.idx"):
         files.fsync_path(target / name)
@@ -101,9 +101,11 @@ def megatron(run: RunFolder, target: Path) -> float:
 
 def hashed(run: RunFolder) -> None:
     """Compare every file of every shard with its marker."""
-    for shard in range(run.num_shards()):
+    for shard in range(run.data.num_shards()):
         digests = files.read_json(run.marker("preprocess", shard))["sha256"]
-        assert all(files.sha256(run.shard(shard) / name) == digests[name] for name in digests)
+        assert all(
+            files.sha256(run.tokens.shard(shard) / name) == digests[name] for name in digests
+        )
 
 
 def copy(source: Path, target: Path) -> None:
@@ -137,7 +139,9 @@ def main(shards: int = 500, megabytes: int = 5) -> None:
         hashing, _ = timed("hashing", size, lambda: hashed(run))
         ours, _ = timed("finalize", size, lambda: finalize(run, recipe))
         for file in ("tokens.bin", "tokens.idx"):
-            assert files.sha256(run.tokens / file) == files.sha256(plain / file), "they disagree"
+            assert files.sha256(run.tokens.path / file) == files.sha256(plain / file), (
+                "they disagree"
+            )
         only, _ = timed("finalize, data.join=false", size, lambda: finalize(run, apart))
         disk, _ = timed("dd of one file", size, lambda: copy(plain / "tokens.bin", folder / "dd"))
     print(f"{collecting:.1f} s of Megatron's merge are garbage collections")

@@ -164,7 +164,7 @@ def pipeline(run: RunFolder, recipe: Recipe, repeats: int) -> tuple[dict[str, fl
     from cosmos_hpc.worker.datasets.journal import Journal, in_order
     from cosmos_hpc.worker.stages.preprocess import Shard
 
-    with Journal(run.journal(0), recipe.data.ids_per_clip) as journal:
+    with Journal(run.tokens.journal(0), recipe.data.ids_per_clip) as journal:
         shard = Shard(run, recipe, 0, journal)
         shard.fill()
         clips = sum(row["clips"] for row in journal.rows)

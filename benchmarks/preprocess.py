@@ -79,7 +79,7 @@ def ours(run: RunFolder, recipe: Recipe) -> tuple[float, Counter[str], np.ndarra
     for marker in markers:
         total.update(marker["seconds"])
     wall = max(sum(m["seconds"][a] for a in ("wait", "tokenize", "write")) for m in markers)
-    ids = [np.fromfile(run.shard(t) / "tokens.bin", np.uint16) for t in range(stage.tasks)]
+    ids = [np.fromfile(run.tokens.shard(t) / "tokens.bin", np.uint16) for t in range(stage.tasks)]
     return wall, total, np.concatenate(ids)
 
 

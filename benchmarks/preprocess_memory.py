@@ -64,7 +64,7 @@ def main(clips: int) -> None:
                 if before // every != self.clips // every:
                     print(f"{self.clips:6} clips  {resident()} MB", flush=True)
 
-        with Journal(run.journal(0), recipe.data.ids_per_clip) as journal:
+        with Journal(run.tokens.journal(0), recipe.data.ids_per_clip) as journal:
             Watched(run, recipe, 0, journal).fill()
 
 

@@ -10,7 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cosmos_hpc.api import Run, download, plan, recipe, submit
+    from cosmos_hpc.api import (
+        Run,
+        check_cluster,
+        download,
+        init_cluster,
+        plan,
+        recipe,
+        submit,
+    )
     from cosmos_hpc.errors import CosmosError, RequestError, WorkError
 
 __version__ = "0.1.0"
@@ -19,7 +27,9 @@ __all__ = [
     "RequestError",
     "Run",
     "WorkError",
+    "check_cluster",
     "download",
+    "init_cluster",
     "plan",
     "recipe",
     "submit",

@@ -1,49 +1,50 @@
-"""The doors of the package for Python: the words of the command line as functions."""
+"""The doors of the package for Python: the words of the command line as functions.
+
+What only some of them need is imported by these: looking at a run brings in neither the Hub nor
+the rendering of scripts.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cosmos_hpc.backends.launch import Request, absolute_paths, start
-from cosmos_hpc.backends.slurm import submit as slurm_submit
-from cosmos_hpc.backends.slurm.check import Finding, check
-from cosmos_hpc.backends.slurm.init import init
-from cosmos_hpc.config.clusters import (
-    OVERRIDE_PREFIX,
-    Cluster,
-    SlurmCluster,
-    load_cluster,
-    read_cluster,
-)
+from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, read_cluster
+from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
-from cosmos_hpc.config.tasks import list_rows
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.hub import cache as hub
-from cosmos_hpc.planning.plans import Plan, check_sources, make_plan
-from cosmos_hpc.runs.folder import RunFolder, check_name, default_name, find_run
-from cosmos_hpc.runs.logs import logs_of
-from cosmos_hpc.runs.stages import STAGES, asked_for
+from cosmos_hpc.runs.folder import RunFolder, find_run
+from cosmos_hpc.runs.logs import follow
+from cosmos_hpc.runs.stages import STAGES, asked_for, stage_and_following, stage_named
 from cosmos_hpc.runs.status import RunState, read_state
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
-from cosmos_hpc.utils.settings import nearest
+
+if TYPE_CHECKING:
+    from cosmos_hpc.backends.findings import Finding
+    from cosmos_hpc.planning.plans import Plan
 
 
 class Run:
-    """A run folder, to look at and to go on with.
+    """A run folder, to look at and to continue.
 
     Args:
         name: path of the folder, or the run's name below ``runs``.
         runs: folder of runs.
+        dry_run: see the attribute.
+
+    Attributes:
+        dry_run: what a dry run would do, as shell text, or the scripts that it wrote, one a line;
+            empty for others.
 
     Raises:
         RequestError: there is no such run.
     """
 
-    def __init__(self, name: str | Path, runs: str = "runs") -> None:
+    def __init__(self, name: str | Path, runs: str = "runs", dry_run: str = "") -> None:
         self.folder = find_run(str(name), runs)
+        self.dry_run = dry_run
 
     @property
     def path(self) -> Path:
@@ -53,9 +54,12 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def _backend(self) -> AnyBackend:
+        return open_backend(read_cluster(self.folder.cluster_file))
+
     def status(self) -> RunState:
-        """State of the run and its stages, from what is on the disk."""
-        return read_state(self.folder)
+        """State of the run and its stages, from what is on the disk and in the queue."""
+        return read_state(self.folder, self._backend().queue(self.folder))
 
     def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.
@@ -64,19 +68,30 @@ class Run:
             RequestError: no such stage, or nothing logged for it yet.
         """
         if stage is not None:
-            _check_stages([stage])
-        found = dict(logs_of(self.folder, stage, task))
+            stage_named(stage)
+        found = self._backend().logs(self.folder, stage, task)
         if not found:
             what = f"{stage or 'the run'}{'' if task is None else f'.{task}'}"
             raise RequestError(f"run {self.folder.name} has no log of {what} yet")
         return found
 
+    def follow(self, stage: str | None = None, task: int | None = None) -> Iterator[str]:
+        """Text as it is added to the newest log, stage after stage, until nobody works on the run.
+
+        Raises:
+            RequestError: no such stage.
+        """
+        if stage is not None:
+            stage_named(stage)
+        backend = self._backend()
+        yield from follow(self.folder, lambda: backend.is_working(self.folder), stage, task)
+
     def cancel(self, now: bool = False) -> int:
         """Ask what works on this run to stop at a safe point, and wait until nothing does.
 
-        A shard stops after the clips in hand, a training after a step, which it saves; workers that
-        a killed submit has left behind stop as well, and what is only queued is taken out of the
-        queue. Submitting again goes on from there.
+        A shard stops after the clips in flight, a training after a step, which it saves; workers
+        that a killed submit has left behind stop as well, and what is only queued is taken out of
+        the queue. Submitting again continues from there.
 
         Args:
             now: kill the jobs of a Slurm cluster instead; what they did since the last safe point
@@ -88,59 +103,51 @@ class Run:
         Raises:
             RequestError: Slurm does not answer.
         """
-        if isinstance(read_cluster(self.folder.cluster_file), SlurmCluster):
-            return slurm_submit.cancel(self.folder, now)
-        folder = self.folder
-        working = _workers(folder)
-        if working:
-            files.write_atomic(folder.stop_request, "")
-            while _workers(folder):
-                time.sleep(0.2)
-        return len(working)
+        return self._backend().cancel(self.folder, now)
 
     def retry(
         self, stage: str | None = None, task: int | None = None, console: Console | None = None
     ) -> None:
-        """Go on with what is neither done nor queued of the stages that were asked for.
+        """Start what is neither done nor queued of the stages that were asked for.
 
         Args:
             stage: begin with this stage; one that was not asked for before is from now on, and
-                those after it. None: the first that is not done.
+                those that come after it. None: all of them.
             task: only this task of the stage, and nothing after it.
             console: where to show progress.
 
         Raises:
-            RequestError: there is nothing to go on with, or the cluster does not take it.
+            RequestError: there is nothing to start, or the cluster does not take it.
             WorkError: a stage failed.
         """
-        if stage is not None:
-            _check_stages([stage])
+        from cosmos_hpc.backends.base import Request
+        from cosmos_hpc.backends.launch import start
+
         folder = self.folder
         asked = asked_for(folder)
-        stages = STAGES[STAGES.index(stage) if stage else 0 :]
+        names = list(STAGES) if stage is None else stage_and_following(stage_named(stage).name)
         if stage is None or stage in asked:
-            stages = tuple(name for name in stages if name in asked)
-        chosen = None if task is None else [task]
-        stages = stages[:1] if chosen else stages
-        tasks = folder.num_shards() if stages[0] == "preprocess" else 1
-        if task is not None and not 0 <= task < tasks:
-            raise RequestError(
-                f"there is no {stages[0]}.{task} in run {folder.name}: it has {tasks} "
-                f"task{'s' * (tasks > 1)}, counted from 0"
-            )
-        cluster = read_cluster(folder.cluster_file)
-        start(Request(folder, folder.recipe(), cluster, stages, chosen), console or Console())
+            names = [name for name in names if name in asked]
+        tasks = None
+        if task is not None:
+            names, tasks = names[:1], [task]
+            _check_task(folder, names[0], task)
+        request = Request(folder, folder.recipe(), names, tasks)
+        start(request, read_cluster(folder.cluster_file), console or Console())
 
     def losses(self) -> list[tuple[int, float]]:
-        """(step, training loss in nats an id) of every step so far."""
-        rows = files.read_jsonl(self.folder.metrics)
+        """(step, training loss in nats per token) of every step so far."""
+        rows = files.read_jsonl(self.folder.train.metrics)
         return [(row["step"], row["loss"]) for row in rows if "loss" in row]
 
 
-def _workers(folder: RunFolder) -> list[Path]:
-    """Locks that somebody holds: the submit's, and those of tasks."""
-    locks = [folder.lock, *folder.task_lock("x", 0).parent.glob("*")]
-    return [lock for lock in locks if files.is_locked(lock)]
+def _check_task(folder: RunFolder, stage: str, task: int) -> None:
+    tasks = folder.data.num_shards() if STAGES[stage].array else 1
+    if not 0 <= task < tasks:
+        raise RequestError(
+            f"there is no {stage}.{task} in run {folder.name}: it has {tasks} "
+            f"task{'s' * (tasks > 1)}, counted from 0"
+        )
 
 
 def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -155,7 +162,8 @@ def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Path]:
     """Fetch what recipes need from the Hub into its cache below HF_HOME, each repository once.
 
-    Whole files are not fetched again, half ones go on; without a network a filled cache will do.
+    Complete files are not fetched again, partial ones are resumed; without a network a filled cache
+    will do.
 
     Args:
         names: of recipes, or paths of YAML files.
@@ -167,12 +175,15 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
     Raises:
         RequestError: an unknown recipe, HF_HOME is not set, no access, no network or too small a
             disk; nothing was fetched for any of the recipes.
-        WorkError: the transfer broke off; the same call goes on from there.
+        WorkError: the transfer broke off; the same call resumes it.
     """
+    from cosmos_hpc.hub import needs
+    from cosmos_hpc.hub.cache import fetch_all
+
     recipes = [load_recipe(name, overrides) for name in names]
     for resolved in recipes:
-        check_sources(resolved)
-    return hub.fetch_all(need for resolved in recipes for need in hub.needs(resolved))
+        needs.check_sources(resolved)
+    return fetch_all(need for resolved in recipes for need in needs.needs(resolved))
 
 
 def init_cluster(name: str | None = None) -> Path:
@@ -181,23 +192,23 @@ def init_cluster(name: str | None = None) -> Path:
     Raises:
         RequestError: see :func:`cosmos_hpc.backends.slurm.init.init`.
     """
+    from cosmos_hpc.backends.slurm.init import init
+
     return init(name)
 
 
 def check_cluster(name: str, overrides: Sequence[str] = ()) -> list[Finding]:
-    """What works and what does not of a Slurm cluster's profile, before anything is queued.
+    """What works and what does not of a cluster's profile, before anything is started.
 
     Args:
         name: of the profile, or path of a YAML file.
         overrides: ``key=value``.
 
     Raises:
-        RequestError: no such profile, it is not of a Slurm cluster, or there is no Slurm here.
+        RequestError: no such profile, or the cluster cannot be asked from here.
     """
     profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in overrides])
-    if not isinstance(profile, SlurmCluster):
-        raise RequestError(f"cluster {name} is this machine, not a Slurm cluster; nothing to check")
-    return check(profile)
+    return open_backend(profile).check()
 
 
 def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
@@ -208,12 +219,15 @@ def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe,
     return load_recipe(name, to_recipe), load_cluster(cluster, stripped)
 
 
-def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> Plan:
+def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) -> Plan:
     """What would run: shards, ranks and sizes.
 
     Raises:
         RequestError: the request is wrong, or the cluster cannot run the recipe.
     """
+    from cosmos_hpc.config.recipes import list_rows
+    from cosmos_hpc.planning.plans import make_plan
+
     resolved, profile = _resolve(recipe, cluster, overrides)
     videos = len(list_rows(resolved)[1]) if resolved.data.input else None
     return make_plan(resolved, profile, videos)
@@ -221,17 +235,17 @@ def plan(recipe: str, cluster: str = "local", overrides: Sequence[str] = ()) -> 
 
 def submit(
     recipe: str,
-    cluster: str = "local",
+    cluster: str = BUILT_IN,
     overrides: Sequence[str] = (),
     name: str | None = None,
-    stages: Sequence[str] = STAGES,
+    stages: Sequence[str] = tuple(STAGES),
     console: Console | None = None,
     dry_run: bool = False,
     output: str | Path | None = None,
 ) -> Run:
-    """Run a recipe on a cluster, or go on with the run of that name: what is whole is not redone.
+    """Run a recipe on a cluster, or continue the run of that name: completed work is skipped.
 
-    On a local cluster this returns when the work is done, on a Slurm cluster when it is queued.
+    On this machine this returns when the work is done, on a Slurm cluster when it is queued.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.
@@ -240,14 +254,20 @@ def submit(
         name: of the run. None: one that follows from the request, so that repeating it continues.
         stages: which stages to run, of those that are not done.
         console: where to show progress.
-        dry_run: prepare the run folder and print what would be started, as shell text, instead.
+        dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
         output: folder for the scripts of a dry run.
 
     Raises:
         RequestError: the request is wrong; nothing was started.
         WorkError: a stage failed.
     """
-    _check_stages(stages)
+    from cosmos_hpc.backends.base import Request
+    from cosmos_hpc.backends.launch import absolute_paths, start
+    from cosmos_hpc.hub.needs import check_sources
+    from cosmos_hpc.runs.create import check_name, default_name
+
+    for stage in stages:
+        stage_named(stage)
     resolved, profile = _resolve(recipe, cluster, overrides)
     name = name or default_name(resolved, profile)
     check_name(name)
@@ -257,14 +277,6 @@ def submit(
         raise RequestError(
             "data.input is not set; give the folder that holds the videos, or a list of them"
         )
-    resolved = absolute_paths(resolved)
-    request = Request(folder, resolved, profile, stages, dry_run=dry_run, output=output)
-    start(request, console or Console())
-    return Run(folder.path)
-
-
-def _check_stages(stages: Sequence[str]) -> None:
-    for stage in stages:
-        if stage not in STAGES:
-            hint = nearest(stage, STAGES) or f"; there are {', '.join(STAGES)}"
-            raise RequestError(f"unknown stage {stage!r}{hint}")
+    request = Request(folder, absolute_paths(resolved), stages, dry_run=dry_run)
+    text = start(request, profile, console or Console(), Path(output) if output else None)
+    return Run(folder.path, dry_run=text)

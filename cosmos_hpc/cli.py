@@ -146,7 +146,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.runs.stages import STAGES
 
     recipe, cluster, overrides = _split_settings(arguments.settings)
-    stages = STAGES if arguments.stages is None else arguments.stages.split(",")
+    stages = tuple(STAGES) if arguments.stages is None else arguments.stages.split(",")
     if arguments.output is not None and not arguments.dry_run:
         raise RequestError("--output goes with --dry-run")
     with _going_on():
@@ -159,8 +159,7 @@ def _submit(arguments: argparse.Namespace) -> None:
             dry_run=arguments.dry_run,
             output=arguments.output,
         )
-    if not arguments.dry_run:
-        print(run.status().render())
+    print(run.dry_run if arguments.dry_run else run.status().render())
 
 
 @contextlib.contextmanager
@@ -247,13 +246,12 @@ def _status(arguments: argparse.Namespace) -> None:
 
 def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
-    from cosmos_hpc.runs.logs import follow
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
     if arguments.follow:
         said = False
-        for text in follow(run.folder, *chosen):
+        for text in run.follow(*chosen):
             said = True
             print(text, end="", flush=True)
         if said:

@@ -133,7 +133,7 @@ def cosmos_hpc(
 
 def steps_of(run: RunFolder, since: float = 0) -> int:
     """The training step that a run has come to, since a moment where that matters."""
-    rows = files.read_jsonl(run.metrics)
+    rows = files.read_jsonl(run.train.metrics)
     return max((row["step"] for row in rows if "loss" in row and row["time"] > since), default=0)
 
 

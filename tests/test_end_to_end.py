@@ -25,17 +25,22 @@ def test_raw_videos_in_a_trained_model_out(finished):
     assert finished.first.code == 0, finished.first.err
     run = RunFolder(finished.path)
     assert "checkpoint  " in finished.first.out
-    for path in (run.loss_curve, run.metrics, run.token_prefix.with_suffix(".bin"), run.clips):
+    for path in (
+        run.train.loss_curve,
+        run.train.metrics,
+        run.tokens.prefix.with_suffix(".bin"),
+        run.tokens.clips,
+    ):
         assert path.stat().st_size > 0
-    assert run.loss_curve.read_bytes().startswith(b"\x89PNG")
+    assert run.train.loss_curve.read_bytes().startswith(b"\x89PNG")
     marker = files.read_json(run.marker("train"))
     checkpoint = run.path / marker["checkpoint"]
     assert (checkpoint / "weights" / ".metadata").is_file()
     assert (checkpoint / "context" / "io.json").is_file()
     # At least two array tasks, each with a log of its own.
-    assert run.num_shards() >= 2
+    assert run.data.num_shards() >= 2
     logs = Run(finished.path).logs("preprocess")
-    assert len(set(logs.values())) == run.num_shards()
+    assert len(set(logs.values())) == run.data.num_shards()
     assert all("is whole" in path.read_text() for path in logs.values())
 
 
@@ -75,7 +80,7 @@ def test_the_same_request_again_redoes_nothing(finished):
     run = RunFolder(finished.path)
     kept = [p for p in run.path.rglob("*") if p.is_file() and p.suffix in (".bin", ".distcp")]
     before = {p: p.stat().st_mtime_ns for p in kept}
-    source = json.loads(run.shards.read_text())["root"]
+    source = json.loads(run.data.shards.read_text())["root"]
     again = cosmos_hpc(
         "submit", *REQUEST, f"data.input={source}", "--name", "whole", cwd=finished.home
     )
@@ -260,7 +265,7 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     # Training itself was interrupted at least three times.
     assert (tmp_path / "log").read_text().count("  train       starting") >= 4
     for name in ("tokens.bin", "tokens.idx", "clips.jsonl"):
-        assert (run.tokens / name).read_bytes() == (whole.tokens / name).read_bytes()
+        assert (run.tokens.path / name).read_bytes() == (whole.tokens / name).read_bytes()
     losses = Run(run.path).losses()
     assert [step for step, _ in losses] == list(range(1, 41))
     expected = [loss for _, loss in Run(whole.path).losses()]
@@ -282,13 +287,13 @@ def test_ctrl_c_blames_no_video(scenes, tmp_path):
             submit = subprocess.Popen(
                 command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
             )
-        while not (files.read_json(run.in_hand(0)) or {}).get("in_hand"):
+        while not (files.read_json(run.tokens.in_hand(0)) or {}).get("in_hand"):
             assert submit.poll() is None
             time.sleep(0.01)
         (worker,) = (p for p in descendants(submit.pid) if is_task(p))
         os.kill(worker, signal.SIGSTOP)
         interrupt(submit, "ctrl-c")
-        assert files.read_json(run.in_hand(0)) == {"deaths": {}, "in_hand": {}}
+        assert files.read_json(run.tokens.in_hand(0)) == {"deaths": {}, "in_hand": {}}
     done = cosmos_hpc(*command[3:], cwd=tmp_path)
     assert done.code == 0, done.err
     assert "8/8 videos" in done.err and "failed" not in done.err
@@ -329,7 +334,7 @@ def test_retry_of_one_task_does_no_other(scenes, tmp_path):
     again = cosmos_hpc("retry", "x", "preprocess.1", cwd=tmp_path)
     assert again.code == 0, again.err
     run = RunFolder(tmp_path / "runs" / "x")
-    assert [run.shard(n).exists() for n in range(3)] == [False, True, False]
+    assert [run.tokens.shard(n).exists() for n in range(3)] == [False, True, False]
 
 
 def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
@@ -365,7 +370,7 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
 
     with open(tmp_path / "log", "w") as log:
         for reached, killed in (
-            (begun(run.journal(0)), False),
+            (begun(run.tokens.journal(0)), False),
             (steps(7), False),
             (steps(18), True),
         ):
@@ -392,13 +397,13 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
             done = len(Run(run.path).losses())
             assert done <= before + 2
             if done:
-                assert list(run.checkpoints.glob(f"step={done - 1}-*"))
+                assert list(run.train.checkpoints.glob(f"step={done - 1}-*"))
         assert "nothing works on run calm" in cosmos_hpc("cancel", "calm", cwd=tmp_path).out
         subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, check=True, timeout=300)
     text = (tmp_path / "log").read_text()
     assert text.count("stopped on request; the same command goes on from here") == 2
     whole = RunFolder(finished.path)
-    assert run.token_prefix.with_suffix(".bin").read_bytes() == (
+    assert run.tokens.prefix.with_suffix(".bin").read_bytes() == (
         whole.token_prefix.with_suffix(".bin").read_bytes()
     )
     expected = [loss for _, loss in Run(whole.path).losses()]
@@ -415,7 +420,7 @@ def test_training_reads_shards_that_were_not_joined(scenes, tmp_path):
         home.mkdir(exist_ok=True)
         done = cosmos_hpc(*request, f"data.join={join}", "--name", "x", cwd=home)
         assert done.code == 0, done.err
-        assert (run.tokens / "tokens.bin").exists() == (join == "true")
+        assert (run.tokens.path / "tokens.bin").exists() == (join == "true")
         if run is left:
             # Joined after all, from the same shards.
             shutil.copytree(left.path, joined.path, symlinks=True)

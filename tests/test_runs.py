@@ -103,7 +103,7 @@ def test_shards_are_pinned_and_cover_every_video_once(tmp_path):
     videos = [f"{i}.mp4" for i in range(11)]
     pin_videos(folder, "/videos", videos, 3)
     pin_videos(folder, "/other", videos[:2], 1)  # a later listing changes nothing
-    assert folder.num_shards() == 3
+    assert folder.data.num_shards() == 3
     shards = [shard_videos(folder, i) for i in range(3)]
     assert [name for _, _, names in shards for name in names] == videos
     assert [first for _, first, _ in shards] == [0, 4, 7]
@@ -115,13 +115,13 @@ def test_a_task_reads_its_own_rows_and_no_others(tmp_path):
     rows = [{"path": f"{i}\n\udcff.mp4", "prompt": "ü" * i} for i in range(10)]
     pin_videos(folder, "/videos", rows, 3, ("bytes", [1] * 9 + [9]))
     assert [shard_rows(folder, i) for i in range(3)] == [rows[:6], rows[6:9], rows[9:]]
-    assert (folder.num_videos(), folder.num_shards()) == (10, 3)
-    pinned = files.read_json(folder.shards)
+    assert (folder.data.num_videos(), folder.data.num_shards()) == (10, 3)
+    pinned = files.read_json(folder.data.shards)
     assert (pinned["unit"], pinned["costs"]) == ("bytes", [6, 3, 9])
-    content = bytearray(folder.videos.read_bytes())
+    content = bytearray(folder.data.videos.read_bytes())
     begin, end = pinned["offsets"][1:3]
     content[:begin], content[end:] = b"x" * begin, b"x" * (len(content) - end)
-    folder.videos.write_bytes(content)
+    folder.data.videos.write_bytes(content)
     assert shard_rows(folder, 1) == rows[6:9]
     assert shard_videos(folder, 1)[1:] == (6, [row["path"] for row in rows[6:9]])
 
@@ -130,6 +130,6 @@ def test_a_task_reads_its_own_rows_and_no_others(tmp_path):
 def test_a_list_that_was_changed_is_noticed(tmp_path, damage):
     folder = RunFolder(tmp_path)
     pin_videos(folder, "/videos", ["a.mp4", "b.mp4"], 1)
-    folder.videos.write_bytes(damage)
+    folder.data.videos.write_bytes(damage)
     with pytest.raises(WorkError, match=r"videos.jsonl is damaged: .* under another --name"):
         shard_rows(folder, 0)

@@ -49,7 +49,7 @@ def kill_and_submit_again(command, home, run):
     """The run's training is killed after a checkpoint; the same command ends it."""
     with open(home / "log", "w") as log:
         submit = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
-        while not list(run.checkpoints.glob("step=2-*")) or steps_of(run) < 4:
+        while not list(run.train.checkpoints.glob("step=2-*")) or steps_of(run) < 4:
             assert submit.poll() is None, (home / "log").read_text()
             time.sleep(0.05)
         os.killpg(submit.pid, signal.SIGINT)

@@ -1,99 +1,134 @@
-"""The one place that knows Docker's engine: is it there, and what a run's containers are given."""
+"""This machine, in containers of its Docker engine."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Any, Literal
 
-from cosmos_hpc.config.clusters import DockerCluster
+from pydantic import Field
+
+from cosmos_hpc.backends.base import Request
+from cosmos_hpc.backends.docker_engine import Containers, docker_command, engine, image_id
+from cosmos_hpc.backends.findings import Finding, environment_findings
+from cosmos_hpc.backends.local import torchrun_flags
+from cosmos_hpc.backends.machine import Array, Job, MachineBackend, MachineCluster
+from cosmos_hpc.config.clusters import PASSED_ON, Line, MountText, Variable
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.videos import source_folder
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.hub import cache as hub
+from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    import docker
-
-#: Of the Docker SDK for an engine behind a socket of this machine.
-_LOCAL_SOCKET = "http+docker://localhost"
-#: Folders of the Hub's cache, which containers see as well.
+from cosmos_hpc.runs.stages import RunStage, sources_of, task_script
 
 
-@dataclass(frozen=True)
-class Containers:
-    """What every container of a run is given.
+class DockerCluster(MachineCluster):
+    """This machine, in containers of its Docker engine.
 
     Attributes:
-        image: id of the image, so that all are of the same one and nothing is pulled.
-        python: the image's Python.
-        volumes: folders, ``/from:/to:mode``.
-        user: ``uid:gid`` that the work runs as, so that files belong to who submitted.
-        groups: the further groups of that user.
-        shm_size: limit of shared memory.
-        values: variables that are no secrets.
-        names: variables whose values are read when a container is created.
+        image: name or id of an image that the engine has; it needs bash and a Python with the
+            libraries of the worker.
+        python: that Python.
+        mounts: folders beside the run's own and what its recipe names, ``/from:/to`` or
+            ``/from:/to:ro``.
+        shm_size: limit of the memory that processes of a container share, such as ``8g``.
+        environment: names of variables to pass on; never values.
     """
 
-    image: str
-    python: str
-    volumes: list[str]
-    user: str
-    groups: list[str]
-    shm_size: str
-    values: dict[str, str] = field(default_factory=dict)
-    names: list[str] = field(default_factory=list)
+    kind: Literal["docker"]
+    image: Line
+    python: Line = "python3"
+    mounts: list[MountText] = Field(default=[])
+    shm_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]?$")] = "8g"
+    environment: list[Variable] = Field(default=PASSED_ON)
 
 
-@contextlib.contextmanager
-def engine() -> Iterator[docker.DockerClient]:
-    """A client of this machine's engine.
+class DockerArray(Array):
+    """An array with a container a task.
 
-    Raises:
-        RequestError: none answers, or it is another machine's.
+    Args:
+        run: the run folder.
+        stage: the array stage.
+        environment: variables that every task gets.
+        gpus: see :class:`~cosmos_hpc.backends.machine.Array`.
+        containers: what the containers are given.
     """
-    import docker
-    import requests
-    from docker.errors import DockerException
 
-    where = os.environ.get("DOCKER_HOST") or "its usual socket"
-    remote = RequestError(
-        f"the Docker engine at {where} is not behind a socket of this machine, whose folders the "
-        f"containers need; set DOCKER_HOST=unix:///path/of/the/socket"
-    )
-    if not where.startswith(("unix://", "its")):
-        raise remote
-    try:
-        client = docker.from_env()
-    except DockerException as e:
-        reason = str(e).removeprefix("Error while fetching server API version: ")
-        raise RequestError(
-            f"no Docker engine answers at {where} ({reason}); start it, or set DOCKER_HOST"
-        ) from None
-    try:
-        # Without DOCKER_HOST the context that the docker command uses is followed.
-        if client.api.base_url != _LOCAL_SOCKET:
-            raise remote
-        yield client
-    except (DockerException, requests.RequestException) as e:
-        raise RequestError(f"the Docker engine at {where} does not answer: {e}") from None
-    finally:
-        client.close()
+    def __init__(
+        self,
+        run: RunFolder,
+        stage: RunStage,
+        environment: dict[str, str],
+        gpus: list[str],
+        containers: Containers,
+    ) -> None:
+        super().__init__(gpus)
+        self._run, self._stage, self._containers = run, stage, containers
+        self._environment = environment
+
+    def _begin(self, task: int, gpus: list[str]) -> tuple[Any, Path]:
+        from cosmos_hpc.backends.experiments import DockerJob
+
+        job = DockerJob(self._run, self._stage, task, self._containers, gpus, self._environment)
+        job.__enter__()
+        return job, job.log
+
+    def _has_ended(self, job: Any) -> bool:
+        if job.running():
+            return False
+        job.__exit__(None, None, None)
+        return True
+
+    def _stop(self, jobs: list[Any]) -> None:
+        for job in jobs:
+            job.cancel()
+        for job in jobs:
+            job.__exit__(None, None, None)
 
 
-def _image_id(client: docker.DockerClient, image: str) -> str:
-    from docker.errors import ImageNotFound
+class DockerBackend(MachineBackend[DockerCluster]):
+    """Every task in a container, as NeMo-Run's experiment."""
 
-    try:
-        return str(client.images.get(image).id)
-    except ImageNotFound:
-        raise RequestError(
-            f"the Docker engine has no image {image!r}; get it with: docker pull {image}"
-        ) from None
+    schema = DockerCluster
+
+    def check(self) -> list[Finding]:
+        """GPUs, folders, the engine and its image."""
+        found = super().check()
+        try:
+            with engine() as client:
+                image_id(client, self.cluster.image)
+        except RequestError as e:
+            found.append(Finding("problem", str(e)))
+        else:
+            found.append(Finding("ok", f"image: the Docker engine has {self.cluster.image}"))
+        return [*found, *environment_findings(self.cluster.environment)]
+
+    def open(self, request: Request) -> Containers:
+        """What the containers of a run are given.
+
+        Raises:
+            RequestError: the engine or the image is not there, or a folder cannot be mounted.
+        """
+        return containers_of(request.folder, request.recipe, self.cluster)
+
+    def array(
+        self, run: RunFolder, stage: RunStage, opened: Any, threads: int, gpus: list[str]
+    ) -> Array:
+        """Containers that run at the same time."""
+        return DockerArray(run, stage, {"OMP_NUM_THREADS": str(threads)}, gpus, opened)
+
+    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
+        """A container, which sees only the GPUs that it is given."""
+        from cosmos_hpc.backends.experiments import DockerJob
+
+        return DockerJob(run, stage, 0, opened, gpus, {})
+
+    def command(
+        self, run: RunFolder, stage: RunStage, task: int, opened: Any, gpus: list[str]
+    ) -> list[str]:
+        """What a container does, as Docker's own program does it."""
+        inside = [opened.python, *torchrun_flags(stage), *task_script(run, stage, task)]
+        return docker_command(opened, gpus, inside)
 
 
 def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Containers:
@@ -108,7 +143,7 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
         RequestError: the engine or the image is not there, or a folder cannot be mounted.
     """
     with engine() as client:
-        image = _image_id(client, cluster.image)
+        image = image_id(client, cluster.image)
         # There the engine is the user's own, and its root is that user.
         rootless = any("rootless" in o for o in client.info().get("SecurityOptions") or [])
     hub_folders = hub.folders(recipe)
@@ -127,31 +162,17 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
     )
 
 
-def docker_command(containers: Containers, gpus: list[str], command: Sequence[str]) -> list[str]:
-    """What a task's container does as a command line of Docker's own program; names, no values."""
-    given = containers
-    flags = ["--rm", f"--user={given.user}", *(f"--group-add={group}" for group in given.groups)]
-    flags += ["--network=host", f"--shm-size={given.shm_size}"]
-    flags += [f"--volume={volume}" for volume in given.volumes]
-    flags += [f"--env={name}={value}" for name, value in given.values.items()]
-    flags += [f"--env={name}" for name in given.names]
-    if gpus:
-        # Docker reads this as a line of CSV.
-        flags.append(f'--gpus="device={",".join(gpus)}"')
-    return ["docker", "run", *flags, given.image, *command]
-
-
 def _volumes(
     run: RunFolder, recipe: Recipe, cluster: DockerCluster, hub_folders: list[str]
 ) -> list[str]:
     """The profile's mounts, and at their own paths the folders that the run and recipe name."""
     modes = dict.fromkeys(hub_folders, "rw") | {str(run.path): "rw"}
-    videos = run.video_folders()
+    videos = run.data.folders()
     if recipe.data.input and not videos:
         videos = [source_folder(recipe.data.input)]
-    named = (recipe.data.tokenizer, recipe.data.text_encoder, recipe.train.init_from)
+    named = [value for key, value in sources_of(recipe).items() if key != "data.input"]
     for source in (*videos, *named):
-        if source and Path(source).is_absolute():
+        if Path(source).is_absolute():
             modes.setdefault(source, "ro")
     mounts = {}
     for path, mode in modes.items():

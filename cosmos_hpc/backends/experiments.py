@@ -1,4 +1,4 @@
-"""The one place that knows NeMo-Run: single-job stages as tasks on its executors."""
+"""Tasks of stages as NeMo-Run's experiments on this machine, in processes and in containers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ import shlex
 import sys
 import uuid
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosmos_hpc.backends.docker import Containers, engine
-from cosmos_hpc.backends.slurm.commands import last_line
-from cosmos_hpc.backends.slurm.job_commands import clean_environment
-from cosmos_hpc.backends.slurm.jobs import Job
-from cosmos_hpc.config.clusters import SlurmCluster
+from cosmos_hpc.backends.docker_engine import Containers, engine
+from cosmos_hpc.backends.machine import Job
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import Stage, task_script
+from cosmos_hpc.runs.stages import RunStage, task_script
 from cosmos_hpc.utils.imports import large_imports
 
 if TYPE_CHECKING:
     import nemo_run
 
 
-def task(run: RunFolder, stage: Stage, environment: dict[str, str]) -> nemo_run.Script:
+def task(run: RunFolder, stage: RunStage, environment: dict[str, str]) -> nemo_run.Script:
     """A stage as a NeMo-Run task on one machine: its script, under torchrun with several ranks.
 
     torchrun is called here and not by NeMo-Run's launcher, which quotes arguments for a shell that
@@ -65,84 +61,6 @@ def local_executor() -> nemo_run.LocalExecutor:
     return nemo_run.LocalExecutor(packager=nemo_run.Packager())
 
 
-def slurm_executor(job: Job, cluster: SlurmCluster, folder: Path) -> nemo_run.SlurmExecutor:
-    """NeMo-Run's executor for a single job on a Slurm cluster, to use in Experiments as well.
-
-    Args:
-        job: its size.
-        cluster: where.
-        folder: NeMo-Run writes its experiments below it.
-    """
-    import nemo_run
-
-    gpus = bool(job.gpus)
-    return nemo_run.SlurmExecutor(
-        account=cluster.account,
-        partition=cluster.gpu_partition if gpus else cluster.cpu_partition,
-        time=getattr(cluster.time, job.stage.name),
-        nodes=job.nodes,
-        ntasks_per_node=1,
-        torchrun_nproc_per_node=job.processes,
-        gres=f"{cluster.gres}:{job.gpus}" if gpus else None,
-        container_image=cluster.container,
-        container_mounts=list(cluster.mounts),
-        tunnel=nemo_run.LocalTunnel(job_dir=str(folder / "experiments")),
-        # The default one fails outside a git repository.
-        packager=nemo_run.Packager(),
-        poll_estimated_start_time=False,
-        additional_parameters={"qos": cluster.qos} if cluster.qos else {},
-    )
-
-
-def submit_slurm(job: Job, cluster: SlurmCluster, script: Path, flags: Sequence[str]) -> str:
-    """Submit a single job to Slurm through NeMo-Run.
-
-    The script is ours: NeMo-Run's own does not forward Slurm's warning before the time limit,
-    writes environment values unquoted, and queues itself again after every failure.
-
-    Args:
-        job, cluster: what the script is of.
-        script: complete, with its ``#SBATCH`` lines.
-        flags: of sbatch, on top of them.
-
-    Returns:
-        The job's id.
-
-    Raises:
-        RequestError: Slurm does not take it.
-    """
-    _import_nemo_run(script.parent)
-    from invoke.exceptions import UnexpectedExit
-    from nemo_run.core.execution.slurm import SlurmBatchRequest, SlurmJobDetails
-    from nemo_run.run.torchx_backend.schedulers.slurm import SlurmTunnelScheduler
-    from torchx.specs import AppDryRunInfo
-
-    executor = slurm_executor(job, cluster, script.parent)
-    executor.experiment_id = executor.job_name = job.name
-    executor.job_dir = str(script.parent)
-    executor.job_details = SlurmJobDetails(job_name=job.name, folder=str(script.parent))
-    # Becomes part of a shell command.
-    executor.tunnel.job_dir = shlex.quote(str(script.parent))
-    # Else what this process could read itself, such as the rest of a list, goes to sbatch.
-    executor.tunnel.session.config.run.in_stream = False
-    request = SlurmBatchRequest(
-        launch_cmd=["sbatch", "--parsable", *map(shlex.quote, flags)],
-        jobs=[job.name],
-        command_groups=[],
-        executor=executor,
-        max_retries=0,
-        extra_env={},
-    )
-    scheduler = SlurmTunnelScheduler(job.name)
-    try:
-        with clean_environment():
-            answer = scheduler.schedule(AppDryRunInfo(request, repr))
-    except UnexpectedExit as e:
-        raise RequestError(f"Slurm does not take {script}: {last_line(e.result.stderr)}") from None
-    # On federated clusters the id comes with the name of its cluster.
-    return answer.partition(";")[0]
-
-
 def _import_nemo_run(folder: Path) -> None:
     # Read when NeMo-Run is first imported: its job registry would go to the home folder.
     os.environ.setdefault("NEMORUN_HOME", str(folder / ".nemo_run"))
@@ -152,7 +70,7 @@ def _import_nemo_run(folder: Path) -> None:
         import nemo_run  # noqa: F401
 
 
-def _experiment(run: RunFolder, stage: Stage, name: str | None = None) -> nemo_run.Experiment:
+def _experiment(run: RunFolder, stage: RunStage, name: str | None = None) -> nemo_run.Experiment:
     """An experiment that is kept in the run folder and says nothing."""
     _import_nemo_run(run.path.parent)
     import nemo_run
@@ -169,20 +87,26 @@ def _experiment(run: RunFolder, stage: Stage, name: str | None = None) -> nemo_r
     )
 
 
-class LocalJob:
-    """A stage that runs on this machine as a NeMo-Run experiment; ends with the ``with`` block.
+class ExperimentJob(Job):
+    """A task as a NeMo-Run experiment of its own.
 
     Args:
-        run: the run folder; the experiment is kept in it.
-        stage: a stage of one task.
-        environment: see :func:`task`.
+        experiment: keeps its files in the run folder.
+        name: of the task in the experiment.
+        task, executor: NeMo-Run's.
     """
 
-    def __init__(self, run: RunFolder, stage: Stage, environment: dict[str, str]) -> None:
-        self._experiment, self._name = _experiment(run, stage), stage.name
-        self._task, self._executor = task(run, stage, environment), local_executor()
+    def __init__(
+        self,
+        experiment: nemo_run.Experiment,
+        name: str,
+        task: nemo_run.Script,
+        executor: nemo_run.Executor,
+    ) -> None:
+        self._experiment, self._name = experiment, name
+        self._task, self._executor = task, executor
 
-    def __enter__(self) -> LocalJob:
+    def __enter__(self) -> ExperimentJob:
         self._experiment.__enter__()
         try:
             self._experiment.add(self._task, executor=self._executor, name=self._name)
@@ -199,10 +123,8 @@ class LocalJob:
         self._experiment.__exit__(*error)
 
     @property
-    def log(self) -> Path | None:
-        """File with both output streams; None before the job has begun."""
-        folder = Path(self._experiment.jobs[0].executor.job_dir)
-        return next(folder.glob("nemo_run/*/*/0/combined.log"), None)
+    def _folder(self) -> Path:
+        return Path(self._experiment.jobs[0].executor.job_dir)
 
     def running(self) -> bool:
         """Whether the job has not ended yet."""
@@ -212,6 +134,25 @@ class LocalJob:
     def cancel(self) -> None:
         """Stop the job and its ranks, and wait until they are gone."""
         self._experiment.cancel(self._name)
+
+
+class LocalJob(ExperimentJob):
+    """A stage of one task in processes of this machine.
+
+    Args:
+        run: the run folder.
+        stage: the stage.
+        environment: see :func:`task`.
+    """
+
+    def __init__(self, run: RunFolder, stage: RunStage, environment: dict[str, str]) -> None:
+        experiment = _experiment(run, stage)
+        super().__init__(experiment, stage.name, task(run, stage, environment), local_executor())
+
+    @property
+    def log(self) -> Path | None:
+        """File with both output streams; None before the job has begun."""
+        return next(self._folder.glob("nemo_run/*/*/0/combined.log"), None)
 
 
 @dataclass(frozen=True)
@@ -278,7 +219,7 @@ def docker_executor(containers: Containers, gpus: list[str]) -> nemo_run.DockerE
 
 
 def docker_task(
-    run: RunFolder, stage: Stage, number: int, python: str, environment: dict[str, str]
+    run: RunFolder, stage: RunStage, number: int, python: str, environment: dict[str, str]
 ) -> nemo_run.Script:
     """A task of a stage as a NeMo-Run task for a container.
 
@@ -306,7 +247,7 @@ def _quoted(argument: str) -> str:
     return shlex.quote(argument).replace("\\", "\\\\").replace('"', '\\"')
 
 
-class DockerJob(LocalJob):
+class DockerJob(ExperimentJob):
     """A task of a stage in a container, as a NeMo-Run experiment; ends with the ``with`` block.
 
     Args:
@@ -321,20 +262,23 @@ class DockerJob(LocalJob):
     def __init__(
         self,
         run: RunFolder,
-        stage: Stage,
+        stage: RunStage,
         number: int,
         containers: Containers,
         gpus: list[str],
         environment: dict[str, str],
     ) -> None:
-        self._name = f"{stage.name}-{number}"
+        own_name = f"{stage.name}-{number}"
         # The container's name is made of this and the job's, the last 32 characters are its host
         # name, which may not begin with a dash.
         name = f"{re.sub('[^A-Za-z0-9]', '', run.name)}-{uuid.uuid4().hex[:8]}"
-        self._container = f"{name}-{self._name}"
-        self._experiment = _experiment(run, stage, name)
-        self._task = docker_task(run, stage, number, containers.python, environment)
-        self._executor = docker_executor(containers, gpus)
+        self._container = f"{name}-{own_name}"
+        super().__init__(
+            _experiment(run, stage, name),
+            own_name,
+            docker_task(run, stage, number, containers.python, environment),
+            docker_executor(containers, gpus),
+        )
 
     def __enter__(self) -> DockerJob:
         import requests
@@ -379,10 +323,6 @@ class DockerJob(LocalJob):
                 return super().running()
         except RequestError as e:
             raise WorkError(f"{e}; then the same command goes on") from None
-
-    @property
-    def _folder(self) -> Path:
-        return Path(self._experiment.jobs[0].executor.job_dir)
 
     @property
     def _ended(self) -> Path:

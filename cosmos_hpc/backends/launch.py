@@ -1,117 +1,152 @@
-"""Checks a request, prepares its run folder, and starts what is missing where it is to run."""
+"""Checks a request, prepares its run folder, and has a backend start what is missing."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from cosmos_hpc.backends.docker import containers_of
-from cosmos_hpc.backends.slurm import submit as slurm_submit
-from cosmos_hpc.backends.slurm.script import check_path
-from cosmos_hpc.config.clusters import Cluster, DockerCluster, MachineCluster, SlurmCluster
-from cosmos_hpc.config.gpus import visible_gpus
-from cosmos_hpc.config.recipes import Recipe
-from cosmos_hpc.config.tasks import list_rows
+from cosmos_hpc.backends.base import Request
+from cosmos_hpc.backends.kinds import AnyBackend, open_backend, read_cluster
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.recipes import Recipe, list_rows
+from cosmos_hpc.data.lists import Row
 from cosmos_hpc.data.videos import resolve_source, video_costs
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
-from cosmos_hpc.hub import cache as hub
-from cosmos_hpc.planning.plans import (
-    PYTHON_OF_JOBS,
-    Plan,
-    check_disk,
-    check_installed,
-    make_plan,
-    with_layout,
-)
-from cosmos_hpc.runs.folder import RunFolder, check_folder, open_run, pin_videos
-from cosmos_hpc.runs.stages import ask_for, is_done, write_specs
+from cosmos_hpc.hub import needs as hub
+from cosmos_hpc.hub.cache import check_home
+from cosmos_hpc.planning.plans import Plan, make_plan, with_layout
+from cosmos_hpc.runs.create import check_folder, forget_plan, open_run
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.queue import Queue
+from cosmos_hpc.runs.requirements import check_disk
+from cosmos_hpc.runs.stages import STAGES, ask_for, is_done, source_settings, write_specs
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.settings import flatten, setting
 
 
-@dataclass(frozen=True)
-class Request:
-    """A run, what of it to start, and where.
-
-    Attributes:
-        tasks: of the stages to start; None: all that are missing.
-        dry_run: only prepare the run folder, and say what would be started.
-        output: folder for the scripts of a dry run; None prints them.
-    """
-
-    folder: RunFolder
-    recipe: Recipe
-    cluster: Cluster
-    stages: Sequence[str]
-    tasks: Sequence[int] | None = None
-    dry_run: bool = False
-    output: str | Path | None = None
-
-
-def start(request: Request, console: Console) -> None:
+def start(request: Request, cluster: Cluster, console: Console, output: Path | None = None) -> str:
     """Check a request, prepare its run folder and start what is missing.
+
+    Args:
+        request: what is asked for.
+        cluster: where.
+        console: where to show progress.
+        output: folder for the scripts of a dry run.
+
+    Returns:
+        The text of a dry run, or the scripts that were written, one a line; else nothing.
 
     Raises:
         RequestError: the request is wrong, or the cluster does not take it; nothing was started.
         WorkError: a stage failed.
     """
-    folder, recipe, cluster = request.folder, request.recipe, request.cluster
-    if isinstance(cluster, MachineCluster) and len(visible_gpus()) < cluster.gpus:
-        raise RequestError(
-            f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
-            f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
-        )
-    if _uses_this_python(cluster):
-        slurm = isinstance(cluster, SlurmCluster)
-        check_installed(request.stages, PYTHON_OF_JOBS if slurm else "")
-    if isinstance(cluster, SlurmCluster):
-        check_path(folder.path)
-        if not request.dry_run:
-            slurm_submit.check_cluster(cluster)
-        if folder.info.exists():
-            slurm_submit.record_pasted(folder)
+    folder, recipe = request.folder, request.recipe
+    backend = open_backend(cluster)
+    queue = backend.queue(folder)
+    backend.check_request(request, queue)
     check_folder(folder, recipe)
-    folder.forget_plan()
-    if "download" in request.stages and not is_done(folder, recipe, "download", 0):
-        hub.check_home(hub.needs(recipe))
-    if isinstance(cluster, DockerCluster):
-        containers_of(folder, recipe, cluster)  # refuses what cannot be had
+    forget_plan(folder)
+    _check_home(request)
     # An existing run keeps its videos.
-    pinned = folder.num_videos()
+    pinned = folder.data.num_videos()
     root, videos = ("", []) if pinned else list_rows(recipe, console.say)
-    costs = video_costs(root, videos, recipe.data, console.say) if videos else None
-    what = make_plan(recipe, cluster, pinned or len(videos), folder.num_shards())
+    costs = _costs(root, videos, recipe, console)
+    what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
     recipe = with_layout(recipe, what.layout)
-    if folder.info.exists():
-        slurm_submit.check_queued(folder, recipe, cluster, request.dry_run)
+    _check_queued(request, recipe, backend, queue)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise RequestError(explain_os_error(e, "making the run folder")) from None
     try:
-        check_disk(what, folder.path)
+        check_disk(what.disk_bytes, folder.path)
     except RequestError:
         with contextlib.suppress(OSError):
             folder.path.rmdir()  # if it is new, and so empty
         raise
     try:
         with _alone(folder):
-            # Slurm may still refuse; jobs in its queue are what begins a run.
-            only_prepared = request.dry_run or isinstance(cluster, SlurmCluster)
+            # What is queued may still be refused; jobs are what begins such a run.
+            only_prepared = request.dry_run or backend.returns_when == "queued"
             continued = open_run(folder, recipe, cluster, what, only_prepared)
-            pin_videos(folder, root, videos, what.shards or 1, costs)
+            folder.data.pin(root, videos, what.shards or 1, costs)
             write_specs(folder, recipe)
             if not request.dry_run:
                 ask_for(folder, request.stages)
                 console.say(what.render())
                 console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
-            _run(replace(request, recipe=recipe), what, console)
+            request = replace(request, recipe=recipe)
+            prepared = backend.prepare(request, queue)
+            if not request.dry_run:
+                backend.submit(request, prepared, console)
+                return ""
+            return _dry_run(backend, request, prepared, what, output)
     except OSError as e:
         raise WorkError(explain_os_error(e, "submit")) from e
+
+
+def _check_home(request: Request) -> None:
+    """Refuse stages that are to fetch from the Hub where no folder is named for it."""
+    for name in request.stages:
+        fetches = hub.SETTINGS.intersection(STAGES[name].sources)
+        if fetches and not is_done(request.folder, request.recipe, name):
+            check_home(hub.needs(request.recipe))
+
+
+def _costs(
+    root: str, videos: list[Row], recipe: Recipe, console: Console
+) -> tuple[str, list[int]] | None:
+    data = recipe.data
+    if not videos:
+        return None
+    return video_costs(
+        root, videos, clips=data.clips, frames=data.frames, probe=data.probe, note=console.say
+    )
+
+
+def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: Queue) -> None:
+    """Refuse to change under jobs in the queue what they are going to read.
+
+    Raises:
+        RequestError: jobs of the run are in the queue, and the request is for another kind of
+            cluster or other ranks than they have, or is a dry run of other settings; or the queue
+            that they may be in does not answer.
+    """
+    run = request.folder
+    if not run.info.exists():
+        return
+    old = read_cluster(run.cluster_file)
+    moved = old.kind != backend.cluster.kind
+    if moved:
+        queue = open_backend(old).queue(run)
+        if queue.problem and queue.reachable:
+            raise RequestError(queue.problem)
+    if not queue.stages:
+        return
+    what = f"run {run.name} has jobs in the queue of cluster {old.name}"
+    then = f"wait for them, or cosmos-hpc cancel {run.name} first"
+    if moved:
+        name = backend.cluster.name
+        raise RequestError(f"{what}, and this request is for {name}; {then}")
+    before = flatten(run.recipe().model_dump(mode="json"))
+    after = flatten(recipe.model_dump(mode="json"))
+    # The jobs run the package as it was then, which refuses settings that it does not know.
+    read = flatten((files.read_json(run.spec(min(queue.stages))) or {"recipe": after})["recipe"])
+    if unknown := sorted(after.keys() - read.keys()):
+        raise RequestError(
+            f"{what}, of an older cosmos-hpc that does not know {unknown[0]}; {then}"
+        )
+    ranks = {STAGES[stage].ranks for stage in queue.stages}
+    differ = [key for key in after if before.get(key) != after[key]]
+    fixed = [key for key in differ if request.dry_run or key in ranks]
+    if fixed:
+        key = fixed[0]
+        raise RequestError(f"{what}, with {key}={before.get(key)}, not {after[key]}; {then}")
 
 
 @contextlib.contextmanager
@@ -125,51 +160,26 @@ def _alone(run: RunFolder) -> Iterator[None]:
         yield
 
 
-def _run(request: Request, what: Plan, console: Console) -> None:
-    """Start what is missing, or say how that would be done."""
-    # They bring NeMo-Run and submitit.
-    from cosmos_hpc.backends import machine as local
-    from cosmos_hpc.backends.slurm import dry_run
-
-    folder, recipe, cluster = request.folder, request.recipe, request.cluster
-    if isinstance(cluster, SlurmCluster):
-        found = slurm_submit.prepare(folder, recipe, cluster, request.stages, request.tasks)
-        if not request.dry_run:
-            slurm_submit.submit(folder, cluster, found, console)
-        elif request.output is None:
-            print(dry_run.slurm_text(what, folder, found))
-        else:
-            for path in dry_run.write_slurm(what, folder, found, Path(request.output)):
-                print(path)
-        return
-    assert isinstance(cluster, MachineCluster)
-    if request.dry_run:
-        print(dry_run.machine_text(what, folder, recipe, cluster, request.stages, request.tasks))
-    else:
-        local.run_stages(folder, recipe, cluster, request.stages, console, request.tasks)
-
-
-def _uses_this_python(cluster: Cluster) -> bool:
-    """Whether the work runs with the Python that submits it."""
-    if isinstance(cluster, SlurmCluster):
-        return cluster.python == sys.executable
-    return not isinstance(cluster, DockerCluster)
+def _dry_run(
+    backend: AnyBackend, request: Request, prepared: Any, plan: Plan, output: Path | None
+) -> str:
+    if output is None:
+        return backend.render(request, prepared, plan)
+    return "\n".join(map(str, backend.write(request, prepared, plan, output)))
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
-    data, train = recipe.data, recipe.train
-    data_paths = {"input": resolve_source(str(data.input))}
-    for key in ("tokenizer", "text_encoder"):
-        path = getattr(data, key)
-        if path and Path(path).is_dir():
-            data_paths[key] = os.path.abspath(path)
-    start = {}
-    if train.init_from and not hub.is_hub_name(train.init_from):
-        start["init_from"] = os.path.abspath(train.init_from)
-    return recipe.model_copy(
-        update={
-            "data": data.model_copy(update=data_paths),
-            "train": train.model_copy(update=start),
-        }
-    )
+    changed: dict[str, dict[str, str]] = {}
+    for key in source_settings():
+        section, _, name = key.partition(".")
+        value = setting(recipe, key)
+        if key == "data.input":
+            changed.setdefault(section, {})[name] = resolve_source(str(value))
+        elif value and os.path.exists(value):  # noqa: PTH110 - a name on the Hub may be no path
+            changed.setdefault(section, {})[name] = os.path.abspath(value)
+    sections = {
+        section: getattr(recipe, section).model_copy(update=values)
+        for section, values in changed.items()
+    }
+    return recipe.model_copy(update=sections)

@@ -1,69 +1,251 @@
-"""Runs the stages of a run on this machine, in order, and shows their progress."""
+"""What this machine's backends share: their profiles, and stages carried out one after another."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from cosmos_hpc.backends.docker import Containers, containers_of
-from cosmos_hpc.backends.docker_arrays import DockerArray
-from cosmos_hpc.backends.experiments import DockerJob, LocalJob
-from cosmos_hpc.backends.submitit_arrays import LocalArray
-from cosmos_hpc.config.clusters import DockerCluster, MachineCluster
-from cosmos_hpc.config.gpus import visible_gpus
-from cosmos_hpc.config.recipes import Recipe
-from cosmos_hpc.errors import WorkError
+from pydantic import NonNegativeInt, model_validator
+
+from cosmos_hpc.backends.base import Backend, Request, head_of_dry_run
+from cosmos_hpc.backends.findings import Finding, runs_finding
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.gpus import NODE_GPUS, this_gpu, visible_gpus
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import Stage, missing_tasks, stages_of
-from cosmos_hpc.runs.status import stage_progress
+from cosmos_hpc.runs.in_hand import absolve
+from cosmos_hpc.runs.logs import note_log
+from cosmos_hpc.runs.queue import Queue
+from cosmos_hpc.runs.stages import RunStage, missing_tasks, stage_progress, stages_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
+if TYPE_CHECKING:
+    from cosmos_hpc.planning.plans import Plan
+
 _POLL_SECONDS = 0.3
+#: Seconds between looks for workers that were asked to stop.
+_LOOK_SECONDS = 0.2
 
 
-def run_stages(
-    run: RunFolder,
-    recipe: Recipe,
-    cluster: MachineCluster,
-    names: Sequence[str],
-    console: Console,
-    only: Sequence[int] | None = None,
-) -> None:
-    """Run those of the named stages that are not done, in processes or in containers.
+class MachineCluster(Cluster):
+    """This machine alone: ``submit`` runs everything on it, and waits.
+
+    Attributes:
+        gpus: GPUs of this machine that tasks may use.
+    """
+
+    gpus: NonNegativeInt
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """All GPUs, or all cores where there is none."""
+        gpus = len(visible_gpus())
+        cores = len(os.sched_getaffinity(0))
+        known = {"gpu": this_gpu()} if gpus else {}
+        return {"gpus": gpus, "parallel": gpus or max(2, cores), **known}
+
+    @classmethod
+    def completed(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """On a machine without GPUs, a type of them stands for a node of eight."""
+        if data["gpus"] or not data.get("gpu"):
+            return data
+        # Somebody on a login node asks what a node of such GPUs would do.
+        parallel = data["parallel"]
+        if isinstance(parallel, int):
+            parallel = min(parallel, NODE_GPUS)
+        return {**data, "gpus": NODE_GPUS, "parallel": parallel}
+
+    @property
+    def max_gpus(self) -> int:
+        """All of them."""
+        return self.gpus
+
+    @property
+    def node_gpus(self) -> int:
+        """Those of this machine, or of the usual node: what would do is sought beyond it."""
+        return max(self.gpus, NODE_GPUS)
+
+    @model_validator(mode="after")
+    def _a_gpu_for_every_task(self) -> MachineCluster:
+        if self.gpus and self.parallel > self.gpus:
+            raise ValueError(
+                f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
+            )
+        return self
+
+
+class Array(ABC):
+    """Tasks of an array stage that run at the same time, each with a GPU of its own.
 
     Args:
-        only: tasks to run of those; None: all that are missing.
-
-    Raises:
-        RequestError: containers cannot be had; nothing was started.
-        WorkError: a stage failed; the message names its reasons and logs.
-        KeyboardInterrupt: passed on after the running tasks have been stopped.
+        gpus: to hand out, as CUDA_VISIBLE_DEVICES names them; at least as many as tasks run at a
+            time, or none.
     """
-    containers = containers_of(run, recipe, cluster) if isinstance(cluster, DockerCluster) else None
-    # Of an earlier attempt; this one is to go on.
-    run.stop_request.unlink(missing_ok=True)
-    for stage in stages_of(run, recipe):
-        if stage.name not in names:
-            continue
-        missing = missing_tasks(run, recipe, stage, only)
-        if not missing:
-            console.say(
-                f"  {stage.name:<11} done before, {stage_progress(run, stage)}".rstrip(", ")
+
+    def __init__(self, gpus: Sequence[str]) -> None:
+        self._free_gpus = list(gpus)[::-1]
+        self._jobs: dict[int, tuple[Any, list[str]]] = {}
+
+    @abstractmethod
+    def _begin(self, task: int, gpus: list[str]) -> tuple[Any, Path]:
+        """Start a task; returns what it is known by, and its log file."""
+
+    @abstractmethod
+    def _has_ended(self, job: Any) -> bool:
+        """Whether a task has ended; takes leave of it if so."""
+
+    @abstractmethod
+    def _stop(self, jobs: list[Any]) -> None:
+        """Stop tasks, and wait until they are gone."""
+
+    def start(self, task: int) -> Path:
+        """Start a task; returns its log file.
+
+        Raises:
+            WorkError: it cannot be started.
+        """
+        gpus = [self._free_gpus.pop()] if self._free_gpus else []
+        job, log = self._begin(task, gpus)
+        self._jobs[task] = job, gpus
+        return log
+
+    @property
+    def running(self) -> list[int]:
+        """Tasks that were started and not yet found to have ended."""
+        return list(self._jobs)
+
+    def forget_ended(self) -> None:
+        """Take tasks that have ended off the list, and their GPUs back."""
+        for task, (job, gpus) in list(self._jobs.items()):
+            if self._has_ended(job):
+                del self._jobs[task]
+                self._free_gpus.extend(gpus)
+
+    def cancel(self) -> None:
+        """Stop all running tasks, and wait until they are gone."""
+        self._stop([job for job, _ in self._jobs.values()])
+        self._jobs.clear()
+
+
+class Job(contextlib.AbstractContextManager["Job"], ABC):
+    """A task that runs alone; it is started with the ``with`` block and ends with it."""
+
+    @property
+    @abstractmethod
+    def log(self) -> Path | None:
+        """File with both output streams; None before the task has begun."""
+
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+
+    @abstractmethod
+    def cancel(self) -> None:
+        """Stop it and its ranks, and wait until they are gone."""
+
+
+M = TypeVar("M", bound=MachineCluster)
+
+
+class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
+    """This machine: ``submit`` carries the stages out, one after another, and waits."""
+
+    @abstractmethod
+    def open(self, request: Request) -> Any:
+        """What tasks of a run are given, whatever the stage.
+
+        Raises:
+            RequestError: it cannot be had.
+        """
+
+    @abstractmethod
+    def array(
+        self, run: RunFolder, stage: RunStage, opened: Any, threads: int, gpus: list[str]
+    ) -> Array:
+        """An array of a stage's tasks, of which each may use so many threads."""
+
+    @abstractmethod
+    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
+        """The only task of a stage."""
+
+    @abstractmethod
+    def command(
+        self, run: RunFolder, stage: RunStage, task: int, opened: Any, gpus: list[str]
+    ) -> list[str]:
+        """Command line that does a task, for a person to paste."""
+
+    def check(self) -> list[Finding]:
+        """Whether GPUs and folders are as the profile says."""
+        visible, wanted = len(visible_gpus()), self.cluster.gpus
+        level = "ok" if visible >= wanted else "problem"
+        return [
+            Finding(level, f"gpus={wanted}, and this machine has {visible}"),
+            runs_finding(self.cluster),
+        ]
+
+    def check_request(self, request: Request, queue: Queue) -> None:
+        """Refuse GPUs that are not there, and what :meth:`open` cannot have."""
+        if len(visible_gpus()) < self.cluster.gpus:
+            raise RequestError(
+                f"cluster {self.cluster.name} says {self.cluster.gpus} GPUs, and this machine has "
+                f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
             )
-            continue
+        self.open(request)
+
+    def queue(self, run: RunFolder) -> Queue:
+        """There is none; a submit that is alive drives the run."""
+        return Queue(driven=files.is_locked(run.lock))
+
+    def prepare(self, request: Request, queue: Queue) -> list[tuple[RunStage, list[int]]]:
+        """The stages that were asked for, in order, each with its missing tasks."""
+        run, recipe = request.folder, request.recipe
+        return [
+            (stage, missing_tasks(run, recipe, stage, request.tasks))
+            for stage in stages_of(run, recipe)
+            if stage.name in request.stages
+        ]
+
+    def submit(
+        self, request: Request, prepared: list[tuple[RunStage, list[int]]], console: Console
+    ) -> None:
+        """Carry out the stages that are not done.
+
+        Raises:
+            RequestError: what tasks need cannot be had; nothing was started.
+            WorkError: a stage failed; the message names its reasons and logs.
+            KeyboardInterrupt: passed on after the running tasks have been stopped.
+        """
+        run, opened = request.folder, self.open(request)
+        # Of an earlier attempt; this one is to go on.
+        run.stop_request.unlink(missing_ok=True)
+        for stage, missing in prepared:
+            if missing:
+                self._carry_out(request, stage, missing, opened, console)
+            else:
+                progress = stage_progress(run, stage)
+                console.say(f"  {stage.name:<11} done before, {progress}".rstrip(", "))
+
+    def _carry_out(
+        self, request: Request, stage: RunStage, tasks: list[int], opened: Any, console: Console
+    ) -> None:
+        run = request.folder
         console.begin(stage.name)
-        _mention_others(run, stage, missing, console)
-        for task in missing:
+        _mention_others(run, stage, tasks, console)
+        for task in tasks:
             run.error(stage.name, task).unlink(missing_ok=True)
-        gpus = visible_gpus()[: cluster.gpus]
-        if stage.name == "preprocess":
-            _run_array(run, stage, missing, cluster.parallel, gpus, containers, console)
+        gpus = visible_gpus()[: self.cluster.gpus] if stage.kind.gpus else []
+        if stage.kind.array:
+            self._run_array(run, stage, tasks, opened, gpus, console)
         else:
-            _run_job(run, stage, gpus[: stage.ranks], containers, console)
-        still = missing_tasks(run, recipe, stage, only)
+            self._run_job(run, stage, opened, gpus[: stage.ranks], console)
+        still = missing_tasks(run, request.recipe, stage, tasks)
         if still and run.stop_request.exists():
             console.end(stage.name, "stopped", stage_progress(run, stage))
             raise WorkError("stopped on request; the same command goes on from here")
@@ -73,8 +255,86 @@ def run_stages(
             raise WorkError(_reasons(run, stage, still))
         console.end(stage.name, "done", stage_progress(run, stage))
 
+    def _run_array(
+        self,
+        run: RunFolder,
+        stage: RunStage,
+        tasks: list[int],
+        opened: Any,
+        gpus: list[str],
+        console: Console,
+    ) -> None:
+        parallel = self.cluster.parallel
+        # They share the cores; without this every one would start a thread for each.
+        threads = max(1, len(os.sched_getaffinity(0)) // parallel)
+        array = self.array(run, stage, opened, threads, gpus)
+        queue = list(reversed(tasks))
+        try:
+            while queue or array.running:
+                if run.stop_request.exists():
+                    queue.clear()
+                while queue and len(array.running) < parallel:
+                    task = queue.pop()
+                    note_log(run, stage.name, task, array.start(task))
+                time.sleep(_POLL_SECONDS)
+                array.forget_ended()
+                if console.due():
+                    console.progress(stage.name, stage_progress(run, stage))
+        finally:
+            stopped = array.running
+            array.cancel()
+            # Their workers were stopped by us: no video is to blame that one had to be killed.
+            for shard in stopped:
+                absolve(run.tokens.in_hand(shard))
 
-def _mention_others(run: RunFolder, stage: Stage, tasks: list[int], console: Console) -> None:
+    def _run_job(
+        self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str], console: Console
+    ) -> None:
+        with self.job(run, stage, opened, gpus) as job:
+            noted = False
+            try:
+                while job.running():
+                    time.sleep(_POLL_SECONDS)
+                    if not noted and job.log:
+                        note_log(run, stage.name, 0, job.log)
+                        noted = True
+                    if console.due() and (text := stage_progress(run, stage)):
+                        console.progress(stage.name, text)
+            finally:
+                job.cancel()
+            if not noted and job.log:
+                note_log(run, stage.name, 0, job.log)
+
+    def render(
+        self, request: Request, prepared: list[tuple[RunStage, list[int]]], plan: Plan
+    ) -> str:
+        """The plan as comments, and commands of the tasks that are missing."""
+        run, opened = request.folder, self.open(request)
+        gpus = visible_gpus()[: self.cluster.gpus]
+        lines = head_of_dry_run(plan, run)
+        for stage, tasks in prepared:
+            used = gpus[: stage.ranks] if stage.kind.gpus else []
+            commands = [self.command(run, stage, task, opened, used) for task in tasks]
+            lines += [shlex.join(command) for command in commands]
+        return "\n".join(lines)
+
+    def cancel(self, run: RunFolder, now: bool = False) -> int:
+        """Ask the workers to stop, those too that a killed submit has left behind."""
+        working = _workers(run)
+        if working:
+            files.write_atomic(run.stop_request, "")
+            while _workers(run):
+                time.sleep(_LOOK_SECONDS)
+        return len(working)
+
+
+def _workers(run: RunFolder) -> list[Path]:
+    """Locks that somebody holds: the submit's, and those of tasks."""
+    locks = [run.lock, *run.task_lock("x", 0).parent.glob("*")]
+    return [lock for lock in locks if files.is_locked(lock)]
+
+
+def _mention_others(run: RunFolder, stage: RunStage, tasks: list[int], console: Console) -> None:
     """Say who still works on tasks: workers that a killed submit left behind."""
     for task in tasks:
         holder = files.lock_holder(run.task_lock(stage.name, task))
@@ -83,87 +343,12 @@ def _mention_others(run: RunFolder, stage: Stage, tasks: list[int], console: Con
             console.say(f"  {stage.name}{which} is still being worked on by {holder}; waiting")
 
 
-def _run_array(
-    run: RunFolder,
-    stage: Stage,
-    tasks: list[int],
-    parallel: int,
-    gpus: list[str],
-    containers: Containers | None,
-    console: Console,
-) -> None:
-    # Parallel tasks share the cores; without this every one would start a thread for each.
-    threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-    environment = {"OMP_NUM_THREADS": str(threads)}
-    array: LocalArray | DockerArray
-    if containers:
-        array = DockerArray(run, stage, environment, gpus, containers)
-    else:
-        environment["COSMOS_HPC_DIE_WITH_PARENT"] = "1"
-        array = LocalArray(run, stage, environment, gpus)
-    queue = list(reversed(tasks))
-    try:
-        while queue or array.running:
-            if run.stop_request.exists():
-                queue.clear()
-            while queue and len(array.running) < parallel:
-                task = queue.pop()
-                note_log(run, stage, task, array.start(task))
-            time.sleep(_POLL_SECONDS)
-            array.forget_ended()
-            if console.due():
-                console.progress(stage.name, stage_progress(run, stage))
-    finally:
-        stopped = array.running
-        array.cancel()
-        _absolve(run, stopped)
-
-
-def _absolve(run: RunFolder, shards: list[int]) -> None:
-    """Their workers were stopped by us: no video is to blame that one had to be killed."""
-    from cosmos_hpc.runs.in_hand import absolve
-
-    for shard in shards:
-        absolve(run.in_hand(shard))
-
-
-def _run_job(
-    run: RunFolder, stage: Stage, gpus: list[str], containers: Containers | None, console: Console
-) -> None:
-    job: LocalJob
-    if containers:
-        # A container sees only the GPUs that it is given.
-        job = DockerJob(run, stage, 0, containers, gpus, {})
-    else:
-        job = LocalJob(run, stage, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)})
-    with job:
-        noted = False
-        try:
-            while job.running():
-                time.sleep(_POLL_SECONDS)
-                if not noted and job.log:
-                    note_log(run, stage, 0, job.log)
-                    noted = True
-                if console.due() and (text := stage_progress(run, stage)):
-                    console.progress(stage.name, text)
-        finally:
-            job.cancel()
-        if not noted and job.log:
-            note_log(run, stage, 0, job.log)
-
-
-def note_log(run: RunFolder, stage: Stage, task: int, path: Path) -> None:
-    """Remember where an attempt's log is, relative to the run folder."""
-    row = {"stage": stage.name, "task": task, "log": str(path.relative_to(run.path))}
-    files.append_jsonl(run.log_index, {**row, "time": round(time.time(), 3)})
-
-
-def _latest_logs(run: RunFolder, stage: Stage) -> dict[int, Path]:
+def _latest_logs(run: RunFolder, stage: RunStage) -> dict[int, Path]:
     rows = files.read_jsonl(run.log_index)
     return {row["task"]: run.path / row["log"] for row in rows if row["stage"] == stage.name}
 
 
-def _note_silent_deaths(run: RunFolder, stage: Stage, tasks: list[int]) -> None:
+def _note_silent_deaths(run: RunFolder, stage: RunStage, tasks: list[int]) -> None:
     """Leave a reason for tasks that could not: they were killed."""
     logs = _latest_logs(run, stage)
     for task in tasks:
@@ -172,7 +357,7 @@ def _note_silent_deaths(run: RunFolder, stage: Stage, tasks: list[int]) -> None:
             files.write_atomic(run.error(stage.name, task), reason + _tail(logs.get(task)) + "\n")
 
 
-def _reasons(run: RunFolder, stage: Stage, tasks: list[int]) -> str:
+def _reasons(run: RunFolder, stage: RunStage, tasks: list[int]) -> str:
     """Why tasks failed, in words; the first few of them."""
     logs = _latest_logs(run, stage)
     lines = []

@@ -1,41 +1,66 @@
-"""What a run prepares: the pinned rows of its input, for each task."""
+"""The tasks: what a model is asked to do, and for each what a sample is and who prepares it.
+
+A row here is all that a new task changes outside of its own files. Work that needs torch is named
+as ``module:function`` and imported by the job that does it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.config.sections import Data
 from cosmos_hpc.data import bridge, videos
 from cosmos_hpc.data.lists import Row
+from cosmos_hpc.data.tokens import TEXT_POSITIONS
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.config import ModelConfig
+
+#: Is told in a sentence what a person should know.
+Note = Callable[[str], None]
+
+#: Frames of a robot's clip, about as many as the longest of Bridge have.
+_ROBOT_FRAMES = 60
 
 
-def list_rows(recipe: Recipe, note: Callable[[str], None] = videos.ignore) -> tuple[str, list[Row]]:
-    """The folder that paths are relative to, and a row a video: ``path`` and what goes with it.
+@dataclass(frozen=True)
+class Task:
+    """What a model is asked to do.
 
-    Rows of task ``video2world`` have a ``prompt``, those of task ``action`` an ``annotation``;
-    rows of a folder with parts of its own have a ``part``.
-
-    Args:
-        recipe: with its ``data.input``.
-        note: is told in a sentence what a person should know of the list.
-
-    Raises:
-        RequestError: the input is not there, is not what the task needs, or lacks prompts.
+    Attributes:
+        name: as recipes say it.
+        samples: what its samples are called.
+        settings: of the recipe, which must be set for this task, and must not be for those that do
+            not name them.
+        check: raises a ValueError for data that it cannot use.
+        rows: lists ``data.input``: the folder that paths are relative to, and a row a video.
+        shard: class that prepares a shard, ``module:class``.
+        training: makes training samples, ``module:function``.
+        before_shard: what a shard needs before its videos are decoded, ``module:function``.
+        files: writes what the training reads beside the ids, ``module:function``.
+        file_bytes: of those files at most, of one video.
+        latent_frames: latent frames of a sample; None: those of a clip.
     """
-    source = str(recipe.data.input)
-    if recipe.task == "action":
-        return source, bridge.list_clips(source)
-    if recipe.task == "video2world" and bridge.is_bridge(source):
+
+    name: str
+    samples: str
+    rows: Callable[[str, Note], tuple[str, list[Row]]]
+    training: str
+    shard: str = "cosmos_hpc.worker.datasets.shard:Shard"
+    settings: tuple[str, ...] = ()
+    check: Callable[[Data], None] = lambda data: None
+    before_shard: str | None = None
+    files: str | None = None
+    file_bytes: Callable[[Data, ModelConfig], int] = lambda data, model: 0
+    latent_frames: int | None = None
+
+
+def _captioned_rows(source: str, note: Note) -> tuple[str, list[Row]]:
+    """Videos with prompts: of a list, or the instructions of robot clips."""
+    if bridge.is_bridge(source):
         return source, bridge.list_instructions(source, note)
     root, rows = videos.list_rows(source, note)
-    if recipe.task == "video2world":
-        _check_prompts(source, rows)
-    return root, rows
-
-
-def _check_prompts(source: str, rows: list[Row]) -> None:
-    """Refuse rows without a prompt, which task ``video2world`` cannot learn from."""
     without = [row for row in rows if not str(row.get("prompt") or "").strip()]
     if without:
         raise RequestError(
@@ -43,3 +68,87 @@ def _check_prompts(source: str, rows: list[Row]) -> None:
             f"first is {without[0]['path']!r}; task video2world takes a JSONL with prompt and "
             f"visual_input in each line, or a folder in the Bridge layout"
         )
+    return root, rows
+
+
+def _captioned_bytes(data: Data, model: ModelConfig) -> int:
+    """Ids of 32 bits, and a bf16 embedding if all prompts differ."""
+    return model.sequence_length * 4 + TEXT_POSITIONS * (model.context_width or 0) * 2
+
+
+def _robot_bytes(data: Data, model: ModelConfig) -> int:
+    """Ids of every frame, in shards and joined of 16 bits and in the files of 32."""
+    return _ROBOT_FRAMES * data.ids_per_clip * (2 + 2 + 4)
+
+
+def _every_frame(data: Data) -> None:
+    """Actions go with every frame of a video, each of which is tokenized alone."""
+    if data.frames != 1:
+        raise ValueError(
+            f"data.frames={data.frames}: task=action takes frames one at a time, set 1"
+        )
+    fields = Data.model_fields
+    for key in ("clips", "start", "frame_rate", "stride"):
+        if getattr(data, key) != fields[key].default:
+            raise ValueError(
+                f"data.{key} does not go with task=action, whose actions go with every frame"
+            )
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        # Continues a video.
+        Task(
+            "video",
+            samples="clips",
+            rows=videos.list_rows,
+            training="cosmos_hpc.worker.datasets.sources:clips",
+        ),
+        # Continues a video, from a text as well.
+        Task(
+            "video2world",
+            samples="clips",
+            settings=("model.context_width", "model.pad_to_multiple_of", "data.text_encoder"),
+            rows=_captioned_rows,
+            before_shard="cosmos_hpc.worker.tokenizers.texts:encode_prompts",
+            files="cosmos_hpc.worker.datasets.video2world:write_samples",
+            file_bytes=_captioned_bytes,
+            training="cosmos_hpc.worker.datasets.sources:text_clips",
+        ),
+        # Gives the next frame, from a frame and a robot's action.
+        Task(
+            "action",
+            samples="pairs of frames",
+            settings=("model.context_width", "model.action_width", "model.pad_to_multiple_of"),
+            check=_every_frame,
+            rows=lambda source, note: (source, bridge.list_clips(source)),
+            shard="cosmos_hpc.worker.datasets.robots:RobotShard",
+            files="cosmos_hpc.worker.datasets.robots:write_robot_files",
+            file_bytes=_robot_bytes,
+            training="cosmos_hpc.worker.datasets.sources:frame_pairs",
+            latent_frames=2,
+        ),
+    )
+}
+
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    #: The name of a task, as a setting.
+    TaskName = Literal[tuple(TASKS)]
+
+
+def set_wrongly(task: Task, value: Callable[[str], Any]) -> str | None:
+    """What is wrong with the settings that go with some tasks only; None where nothing is.
+
+    Args:
+        task: of the recipe.
+        value: of a setting of the recipe by its dotted name.
+    """
+    for key in dict.fromkeys(key for other in TASKS.values() for key in other.settings):
+        if (value(key) is not None) != (key in task.settings):
+            names = [f"task={other.name}" for other in TASKS.values() if key in other.settings]
+            only = "them" if len(names) > 1 else "it"
+            return f"{key} goes with {' and '.join(names)}, and only with {only}"
+    return None

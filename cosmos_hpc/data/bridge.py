@@ -17,12 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc.data.parts import FOLDERS
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import counted
 
-#: Names of the folders, and of the parts that training knows.
-PARTS = {"train": "train", "val": "validation", "test": "test"}
+#: Parts by the names of their folders.
+_PARTS = {folder: part for part, folder in FOLDERS.items()}
 
 
 class AnnotationError(ValueError):
@@ -61,19 +62,19 @@ def list_clips(folder: str) -> list[dict[str, Any]]:
     try:
         names = {p.name for top in ("annotation", "videos") for p in (root / top).iterdir()}
         parts = sorted(name for name in names if not name.startswith("."))
-        unknown = [part for part in parts if part not in PARTS]
+        unknown = [part for part in parts if part not in _PARTS]
         if unknown:
             raise RequestError(
-                f"data.input={folder} holds a part {unknown[0]!r}; parts are {', '.join(PARTS)}"
+                f"data.input={folder} holds a part {unknown[0]!r}; parts are {', '.join(_PARTS)}"
             )
         divided = "train" in parts and len(parts) > 1
         rows = [
             {
                 "path": f"videos/{part}/{clip}/rgb.mp4",
                 "annotation": f"annotation/{part}/{clip}.json",
-                **({"part": PARTS[part]} if divided else {}),
+                **({"part": _PARTS[part]} if divided else {}),
             }
-            for part in PARTS
+            for part in _PARTS
             if part in parts
             for clip in sorted(_clips(root, part), key=lambda name: (len(name), name))
         ]

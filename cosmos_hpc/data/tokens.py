@@ -19,6 +19,8 @@ FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
 NUM_IDS = math.prod(FSQ_LEVELS)
 #: Special ids, which are read but never predicted.
 BEGIN_OF_VIDEO, PADDING = NUM_IDS, NUM_IDS + 2
+#: Rows of the embedding of a prompt: its tokens, and zeros behind them.
+TEXT_POSITIONS = 512
 #: (time, height, width) factors of the two published tokenizers.
 COMPRESSIONS = ((8, 16, 16), (4, 8, 8))
 

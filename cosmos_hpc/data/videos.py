@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cosmos_hpc.config.recipes import Data
 from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.progress import counted
 
 #: What opening a file costs, in bytes of video and in frames decoded.
@@ -181,36 +181,42 @@ def _files_below(root: str, enter: Callable[[str], bool]) -> Iterator[str]:
 
 
 def video_costs(
-    root: str, rows: list[Row], data: Data, note: Callable[[str], None] = ignore
+    root: str,
+    rows: list[Row],
+    *,
+    clips: str,
+    frames: int,
+    probe: bool,
+    note: Callable[[str], None] = ignore,
 ) -> tuple[str, list[int]]:
     """What preparing each video costs, for shards of equal cost, and in which unit.
 
     The first clip of a video costs the same whatever its length. For all clips it is the file's
-    size, which needs no file to be opened, or with ``data.probe`` the frames of its header.
+    size, which needs no file to be opened, or with ``probe`` the frames of its header.
 
     Args:
         root: that the rows' paths are relative to.
         rows: of the videos.
-        data: which clips are wanted.
+        clips, frames, probe: settings of the recipe's data.
         note: is told now and then how many headers have been read.
 
     Raises:
-        RequestError: ``data.probe`` is set and PyAV is not installed.
+        RequestError: ``probe`` is set and PyAV is not installed.
     """
-    if not data.probe and data.clips == "first":
+    if not probe and clips == "first":
         return "videos", [1] * len(rows)
     paths = [os.path.join(root, row["path"]) for row in rows]
-    if data.probe:
-        frames = _declared_frames(paths, note)
-        if data.clips == "first":
-            frames = [min(count, data.frames) for count in frames]
-        return "frames", [_OPENING_FRAMES + count for count in frames]
+    if probe:
+        declared = _declared_frames(paths, note)
+        if clips == "first":
+            declared = [min(count, frames) for count in declared]
+        return "frames", [_OPENING_FRAMES + count for count in declared]
     return "bytes", [_OPENING_BYTES + size for size in file_sizes(paths)]
 
 
 def _declared_frames(paths: list[str], note: Callable[[str], None]) -> list[int]:
     try:
-        from cosmos_hpc.worker.video.probe import declared_frames
+        declared_frames = load("cosmos_hpc.worker.video.probe:declared_frames")
     except ModuleNotFoundError as e:
         raise RequestError(
             f"data.probe=true reads the headers of the videos here, and {e.name} is not installed; "

@@ -1,7 +1,6 @@
-"""Published files on the Hub: what a recipe needs of them, checked first and then fetched.
+"""Fetches published files from the Hub into its cache, after all that can be checked before.
 
-Only this module and those beside it whose names begin with ``hub_`` know huggingface_hub, which is
-imported when it is needed: it takes a second.
+Only this room knows huggingface_hub, which is imported when it is needed: it takes a second.
 Files go into the Hub's own cache, below HF_HOME, where its other tools find them as well.
 """
 
@@ -10,104 +9,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cosmos_hpc.config.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
 from cosmos_hpc.errors import RequestError, explain_os_error
 from cosmos_hpc.hub.errors import explain, gated, joined, status_of
+from cosmos_hpc.hub.needs import HubFiles, matches
 from cosmos_hpc.hub.transfer import HubFile, Snapshot, transfer
 from cosmos_hpc.utils.progress import gigabytes, say
-
-TOKENIZER_FILES = ("encoder.jit", "decoder.jit")
-#: Folder of NVIDIA's repositories that holds the NeMo checkpoint.
-WEIGHTS_FOLDER = "nemo"
-#: What transformers reads of a T5 model. Weights may be in one file or in several with an index.
-TEXT_ENCODER_FILES = (
-    "config.json",
-    "tokenizer.json|spiece.model|tokenizer_config.json",
-    "tokenizer_config.json|",
-    "model*.safetensors*|pytorch_model*.bin*",
-)
-
-
-@dataclass(frozen=True)
-class HubFiles:
-    """Some files of one Hub repository.
-
-    Attributes:
-        repository: ``owner/name``.
-        patterns: their paths in the repository; a ``*`` stands for any text, slashes included.
-            Of several, with ``|`` between them, the first that is there counts; where the last is
-            empty, none need be.
-    """
-
-    repository: str
-    patterns: tuple[str, ...]
-
-
-def is_hub_name(text: str) -> bool:
-    """Whether a text names a Hub repository: ``owner/name``, and nothing of that path exists."""
-    part = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
-    named = re.fullmatch(f"{part}/{part}", text) and "--" not in text and ".." not in text
-    return bool(named) and not text.endswith(".git") and not Path(text).exists()
-
-
-def folders(recipe: Recipe) -> dict[str, str]:
-    """The Hub's folders that are set: absolute, and made where something is to be fetched.
-
-    Returns:
-        The folder of each environment variable, those that are there.
-
-    Raises:
-        RequestError: one cannot be made.
-    """
-    found = {}
-    for name in ("HF_HOME", "HF_HUB_CACHE"):
-        if not (value := os.environ.get(name)):
-            continue
-        folder = Path(os.path.expandvars(value)).expanduser().absolute()
-        if needs(recipe):
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as e:
-                raise RequestError(explain_os_error(e, f"making {name}")) from None
-        if folder.is_dir():
-            found[name] = str(folder)
-    return found
-
-
-def needs(recipe: Recipe) -> list[HubFiles]:
-    """What a recipe takes from the Hub: tokenizer, text encoder, and weights to start from.
-
-    Empty for a recipe of local files.
-    """
-    tokenizer, weights = recipe.data.tokenizer, recipe.train.init_from
-    found = []
-    if tokenizer != SMALL_TOKENIZER and is_hub_name(tokenizer):
-        found.append(HubFiles(tokenizer, TOKENIZER_FILES))
-    texts = recipe.data.text_encoder
-    if texts and texts != SMALL_TEXT_ENCODER and is_hub_name(texts):
-        found.append(HubFiles(texts, TEXT_ENCODER_FILES))
-    if weights and is_hub_name(weights):
-        found.append(HubFiles(weights, (f"{WEIGHTS_FOLDER}/*",)))
-    return found
-
-
-def matches(pattern: str, names: Iterable[str]) -> list[str] | None:
-    """Which of ``names`` a pattern of :class:`HubFiles` means; None where it lacks one."""
-    there = list(names)
-    for alternative in pattern.split("|"):
-        found = [name for name in there if fnmatchcase(name, alternative)]
-        if found or not alternative:
-            return found
-    return None
 
 
 def check_home(wanted: Sequence[HubFiles]) -> None:

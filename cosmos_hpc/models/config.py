@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from cosmos_hpc.data.tokens import NUM_IDS
+from cosmos_hpc.data.tokens import NUM_IDS, TEXT_POSITIONS
 from cosmos_hpc.models.shapes import action_shapes, published_shapes
 from cosmos_hpc.utils.settings import Section
 
@@ -108,7 +108,7 @@ class ModelConfig(Architecture):
         multiple = self.pad_to_multiple_of or 1
         return -(-length // multiple) * multiple
 
-    def training_flops(self, text_positions: int = 512) -> int:
+    def training_flops(self, text_positions: int = TEXT_POSITIONS) -> int:
         """Floating-point operations of one sample's forward and backward pass.
 
         Two for each multiplication with a weight and three passes over it (forward, and backward to

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.recipes import Recipe, Train
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.config.sections import Train
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.planning.memory import Layout, Memory, Recompute, training_memory

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
-import shutil
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
+from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.hub.cache import is_hub_name
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import Layout, Memory
-from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import gigabytes
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
@@ -168,26 +160,9 @@ def make_plan(
         micro_batches=train.global_batch_size
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
-        disk_bytes=kept + tokens + (videos or 0) * _sample_bytes(recipe),
+        disk_bytes=kept + tokens + (videos or 0) * recipe.kind.file_bytes(recipe.data, model),
         all_clips=recipe.data.clips == "all",
     )
-
-
-#: Frames of a robot's clip, about as many as the longest of Bridge have.
-_ROBOT_FRAMES = 60
-#: Rows of a text embedding.
-_TEXT_POSITIONS = 512
-
-
-def _sample_bytes(recipe: Recipe) -> int:
-    """What the files of a video's samples take at most beside its ids."""
-    if recipe.task == "video2world":
-        # Ids of 32 bits, and bf16 embeddings if all prompts differ.
-        embedding = _TEXT_POSITIONS * (recipe.model.context_width or 0) * 2
-        return recipe.model_for_clips().sequence_length * 4 + embedding
-    if recipe.task == "action":
-        return _ROBOT_FRAMES * recipe.data.ids_per_clip * (2 + 2 + 4)
-    return 0
 
 
 def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
@@ -199,93 +174,3 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
         "recompute": layout.recompute,
     }
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=chosen)})
-
-
-def check_sources(recipe: Recipe) -> None:
-    """Refuse a tokenizer or weights that are neither on this machine nor a name on the Hub.
-
-    Raises:
-        RequestError: says which.
-    """
-    start = recipe.train.init_from
-    if start and not Path(start).exists() and not is_hub_name(start):
-        raise RequestError(
-            f"train.init_from={start} is neither a file or folder on this machine, nor a Hub "
-            f"repository (owner/name); give one of them, or null for random weights"
-        )
-    name = recipe.data.tokenizer
-    if name != SMALL_TOKENIZER and not Path(name).is_dir() and not is_hub_name(name):
-        raise RequestError(
-            f"data.tokenizer={name} is neither a folder, nor a Hub repository (owner/name), "
-            f"nor {SMALL_TOKENIZER!r}"
-        )
-    texts = recipe.data.text_encoder
-    if (
-        texts
-        and texts != SMALL_TEXT_ENCODER
-        and not Path(texts).is_dir()
-        and not is_hub_name(texts)
-    ):
-        raise RequestError(
-            f"data.text_encoder={texts} is neither a folder, nor a Hub repository (owner/name), "
-            f"nor {SMALL_TEXT_ENCODER!r}"
-        )
-
-
-#: What helps where the Python of a login node has not all that jobs need.
-PYTHON_OF_JOBS = ", or say python: or container: in the profile, where jobs find it"
-
-#: What each stage imports, and the extra of this package that brings it.
-NEEDS = {
-    "download": ("torch", "worker"),
-    "preprocess": ("av", "worker"),
-    "finalize": ("megatron", "worker"),
-    "train": ("nemo", "train"),
-}
-
-
-def check_installed(stages: Sequence[str], otherwise: str = "") -> None:
-    """Refuse stages whose libraries are not installed on this machine, where they would run.
-
-    Args:
-        stages: names of them.
-        otherwise: what else to do than to install them.
-
-    Raises:
-        RequestError: names the library and how to install it.
-    """
-    for stage in stages:
-        library, extra = NEEDS[stage]
-        if importlib.util.find_spec(library) is None:
-            raise RequestError(
-                f"stage {stage} needs {library}, which is not installed; "
-                f"pip install -c constraints.txt '.[{extra}]'{otherwise}"
-            )
-
-
-def _bytes_in(folder: Path) -> int:
-    """Bytes of the files below a folder, in which jobs may be working."""
-    sizes = {}
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                status = os.lstat(os.path.join(parent, name))
-                # Links to one file are one file.
-                sizes[status.st_dev, status.st_ino] = status.st_size
-    return sum(sizes.values())
-
-
-def check_disk(plan: Plan, folder: Path) -> None:
-    """Refuse a folder whose file system will not hold the run, beside what is of it already.
-
-    Raises:
-        RequestError: too little space; says how much is needed.
-    """
-    existing = files.nearest_existing(folder)
-    free = shutil.disk_usage(existing).free
-    there = _bytes_in(folder)
-    if free < plan.disk_bytes - there:
-        raise RequestError(
-            f"the run needs up to {gigabytes(plan.disk_bytes - there)} in {existing}, which has "
-            f"{gigabytes(free)} free; free some space or choose another place with cluster.runs=DIR"
-        )

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cosmos_hpc.backends.slurm import submit as slurm_submit
-from cosmos_hpc.config.clusters import SlurmCluster, read_cluster
-from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import STAGES
@@ -35,26 +31,36 @@ def logs_of(
                 rows.append((attempt.started, name, number, attempt.log))
     for _, name, number, log in sorted(rows):
         if stage in (None, name) and task in (None, number):
-            yield f"{name}.{number}" if name == "preprocess" else name, log
+            yield STAGES[name].label(number), log
+
+
+def note_log(folder: RunFolder, stage: str, task: int, path: Path) -> None:
+    """Remember where an attempt's log is, relative to the run folder."""
+    row = {"stage": stage, "task": task, "log": str(path.relative_to(folder.path))}
+    files.append_jsonl(folder.log_index, {**row, "time": round(time.time(), 3)})
 
 
 def follow(
-    folder: RunFolder, stage: str | None = None, task: int | None = None, every: float = 0.5
+    folder: RunFolder,
+    working: Callable[[], bool],
+    stage: str | None = None,
+    task: int | None = None,
+    every: float = 0.5,
 ) -> Iterator[str]:
     """Text that is added to the run's newest log, stage after stage, while the run is worked on.
 
     Args:
         folder: of the run.
+        working: says whether it is; asked at every look.
         stage, task: only logs of these.
         every: seconds between looks.
     """
     log, position = None, 0
-    ask = _Asker(folder)
     newest, look_at = None, -math.inf
     while True:
-        working = ask.working()
+        at_work = working()
         began = time.monotonic()
-        if began >= look_at or not working:
+        if began >= look_at or not at_work:
             found = [path for _, path in logs_of(folder, stage, task)]
             newest = found[-1] if found else None
             # With thousands of tasks this reads thousands of files: a small share of the time.
@@ -70,27 +76,7 @@ def follow(
             position += len(text)
         if text:
             yield text.decode(errors="replace")
-        elif not working:
+        elif not at_work:
             return
         else:
             time.sleep(every)
-
-
-class _Asker:
-    """Whether a run is worked on; asks Slurm not more often than it should be."""
-
-    _SECONDS = 10.0
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        self._slurm = isinstance(read_cluster(folder.cluster_file), SlurmCluster)
-        self._asked, self._answer = -math.inf, True
-
-    def working(self) -> bool:
-        if not self._slurm:
-            return files.is_locked(self._folder.lock)
-        if time.monotonic() - self._asked > self._SECONDS:
-            self._asked = time.monotonic()
-            with contextlib.suppress(RequestError):  # it may answer again
-                self._answer = bool(slurm_submit.active_jobs(self._folder))
-        return self._answer

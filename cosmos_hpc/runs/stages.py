@@ -1,53 +1,194 @@
-"""The stages of a run: the spec and command line of each, and what is still to do."""
+"""The stages of a run: one table, and what is still to do of each.
+
+A row here and a file in ``worker/stages`` are all that a new stage takes.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_hpc.config.recipes import Recipe
-from cosmos_hpc.data.shards import read_marker
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.runs import completion
+from cosmos_hpc.runs import progress as words
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.snapshots import LAUNCHER
 from cosmos_hpc.utils import files
-
-#: In order; each needs the ones before it.
-STAGES = ("download", "preprocess", "finalize", "train")
+from cosmos_hpc.utils.settings import nearest, setting
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run.
+    """A stage, whatever the run.
 
     Attributes:
-        name: one of :data:`STAGES`.
+        name: as people type it.
+        work: function of a run, its recipe and a task's number that does a task, as
+            ``module:function``: only the job that does it imports it.
+        marker: file below the run folder that a task leaves when it is done; ``%05d`` stands for
+            the number of the task.
+        libraries: what it imports, each with the extra of this package that brings it.
+        after: the stages whose results it needs.
+        array: a task a shard, instead of one.
+        gpus: whether it works on GPUs where there are any.
+        ranks: setting of the recipe that says how many processes a task has; None: one.
+        time: limit of a job where the cluster has limits, ``HH:MM:SS``.
+        sources: settings of the recipe that name files, folders or repositories it reads.
+        is_done: whether a task's results are complete: run, recipe, marker's path, task.
+        progress: how far it is, in words: run, markers of its tasks.
+        results: paths of what it has made for people, by what it is: run, marker.
+        stops_anywhere: left as soon as that is asked for, not at a safe point: everywhere is one.
+    """
+
+    name: str
+    work: str
+    marker: str
+    libraries: dict[str, str]
+    after: tuple[str, ...] = ()
+    array: bool = False
+    gpus: bool = False
+    ranks: str | None = None
+    time: str = "02:00:00"
+    sources: tuple[str, ...] = ()
+    is_done: Callable[[RunFolder, Recipe, Path, int], bool] = completion.marked
+    progress: Callable[[RunFolder, Sequence[Path]], str] = words.nothing
+    results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
+    stops_anywhere: bool = False
+
+    def marker_of(self, task: int) -> str:
+        """The marker of a task, relative to the run folder."""
+        return self.marker % task if self.array else self.marker
+
+    def label(self, task: int) -> str:
+        """Names a task: ``STAGE``, or ``STAGE.TASK`` of an array."""
+        return f"{self.name}.{task}" if self.array else self.name
+
+
+#: Each behind the ones that it comes after.
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "download",
+            work="cosmos_hpc.worker.stages.download:download",
+            marker="tokenizer/done.json",
+            libraries={"torch": "worker"},
+            sources=("data.tokenizer", "data.text_encoder", "train.init_from"),
+            stops_anywhere=True,
+        ),
+        Stage(
+            "preprocess",
+            work="cosmos_hpc.worker.stages.preprocess:preprocess",
+            marker="tokens/shards/%05d/done.json",
+            libraries={"av": "worker"},
+            after=("download",),
+            array=True,
+            gpus=True,
+            time="04:00:00",
+            sources=("data.input",),
+            is_done=completion.shard_is_done,
+            progress=words.preprocess,
+        ),
+        Stage(
+            "finalize",
+            work="cosmos_hpc.worker.stages.finalize:finalize",
+            marker="tokens/done.json",
+            libraries={"megatron": "worker"},
+            after=("preprocess",),
+            is_done=completion.finalize_is_done,
+            progress=words.finalize,
+            stops_anywhere=True,
+        ),
+        Stage(
+            "train",
+            work="cosmos_hpc.worker.stages.train:train",
+            marker="train/done.json",
+            libraries={"nemo": "train"},
+            after=("finalize",),
+            gpus=True,
+            ranks="train.gpus",
+            time="04:00:00",
+            is_done=completion.train_is_done,
+            progress=words.train,
+            results=words.train_results,
+        ),
+    )
+}
+
+
+def stage_named(name: str) -> Stage:
+    """A row of the table.
+
+    Raises:
+        RequestError: there is no such stage; names the nearest.
+    """
+    if name not in STAGES:
+        hint = nearest(name, STAGES) or f"; there are {', '.join(STAGES)}"
+        raise RequestError(f"unknown stage {name!r}{hint}")
+    return STAGES[name]
+
+
+def stage_and_following(name: str) -> list[str]:
+    """A stage and those that need its results, directly or through others."""
+    found = [name]
+    for stage in STAGES.values():
+        if any(earlier in found for earlier in stage.after):
+            found.append(stage.name)
+    return found
+
+
+def source_settings() -> list[str]:
+    """Settings of a recipe that name what some stage reads outside of the run folder."""
+    return list(dict.fromkeys(key for stage in STAGES.values() for key in stage.sources))
+
+
+def sources_of(recipe: Recipe) -> dict[str, str]:
+    """What stages of a recipe read outside of the run folder, by the setting that names it."""
+    values = {key: setting(recipe, key) for key in source_settings()}
+    return {key: str(value) for key, value in values.items() if value}
+
+
+@dataclass(frozen=True)
+class RunStage:
+    """A stage of a certain run.
+
+    Attributes:
+        kind: its row.
         tasks: array tasks; 1 for a single job.
         ranks: processes of a task, started by torchrun when there are several.
     """
 
-    name: str
+    kind: Stage
     tasks: int = 1
     ranks: int = 1
 
+    @property
+    def name(self) -> str:
+        """Of the stage."""
+        return self.kind.name
 
-def stages_of(run: RunFolder, recipe: Recipe) -> list[Stage]:
+
+def stages_of(run: RunFolder, recipe: Recipe) -> list[RunStage]:
     """The stages of a run, in order."""
-    return list_stages(run.num_shards(), recipe.train.ranks)
+    return list_stages(run.data.num_shards(), recipe)
 
 
-def list_stages(shards: int, ranks: int) -> list[Stage]:
-    """The stages for so many shards and ranks of the training, in order."""
+def list_stages(shards: int, recipe: Recipe) -> list[RunStage]:
+    """The stages for so many shards and a recipe with a layout, in order."""
     return [
-        Stage("download"),
-        Stage("preprocess", tasks=shards),
-        Stage("finalize"),
-        Stage("train", ranks=ranks),
+        RunStage(
+            stage,
+            tasks=shards if stage.array else 1,
+            ranks=(setting(recipe, stage.ranks) if stage.ranks else None) or 1,
+        )
+        for stage in STAGES.values()
     ]
 
 
-def ask_for(run: RunFolder, names: Sequence[str]) -> None:
+def ask_for(run: RunFolder, names: Iterable[str]) -> None:
     """Remember that these stages were asked for, besides those of earlier submits."""
     before = (files.read_json(run.asked) or {"stages": []})["stages"]
     files.write_json(run.asked, {"stages": [s for s in STAGES if s in {*before, *names}]})
@@ -55,18 +196,20 @@ def ask_for(run: RunFolder, names: Sequence[str]) -> None:
 
 def asked_for(run: RunFolder) -> list[str]:
     """The stages that were asked for by any submit; all where only the text of a dry run was."""
-    return list((files.read_json(run.asked) or {"stages": STAGES})["stages"])
+    return list((files.read_json(run.asked) or {"stages": list(STAGES)})["stages"])
 
 
 def write_specs(run: RunFolder, recipe: Recipe) -> None:
-    """Write the spec file of every stage: all that its command needs to know."""
+    """Write the spec file of every stage: all that its worker needs to know."""
     for stage in STAGES:
         files.write_json(
             run.spec(stage), {"stage": stage, "recipe": recipe.model_dump(mode="json")}
         )
 
 
-def task_script(run: RunFolder, stage: Stage, task: int = 0, code: Path | None = None) -> list[str]:
+def task_script(
+    run: RunFolder, stage: RunStage, task: int = 0, code: Path | None = None
+) -> list[str]:
     """A Python script and its arguments that run one task of a stage on one rank.
 
     A script instead of a module: Python puts the script's folder first, so that the run's snapshot
@@ -75,33 +218,30 @@ def task_script(run: RunFolder, stage: Stage, task: int = 0, code: Path | None =
     return [str((code or run.code()) / LAUNCHER), str(run.spec(stage.name)), str(task)]
 
 
-def task_command(run: RunFolder, stage: Stage, task: int = 0) -> list[str]:
+def task_command(run: RunFolder, stage: RunStage, task: int = 0) -> list[str]:
     """Command line of one task of a stage on one rank."""
     return [sys.executable, *task_script(run, stage, task)]
 
 
-def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int) -> bool:
-    """Whether a task's results are whole, by its marker on the disk."""
-    if stage == "preprocess":
-        return read_marker(run.shard(task)) is not None
-    marker = files.read_json(run.marker(stage, task))
-    if marker is None:
-        return False
-    if stage == "finalize":
-        # A continued run may ask for the shards to be joined after all.
-        return bool(marker.get("joined", True) or not recipe.data.join)
-    if stage == "train":
-        # A continued run may ask for more steps than were done.
-        return bool(marker["steps"] >= recipe.train.max_steps)
-    return True
+def marker_path(run: RunFolder, stage: str, task: int = 0) -> Path:
+    """The file whose presence says that a task of a stage is done."""
+    return run.path / STAGES[stage].marker_of(task)
+
+
+def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int = 0) -> bool:
+    """Whether a task's results are complete, by its marker on the disk."""
+    return STAGES[stage].is_done(run, recipe, marker_path(run, stage, task), task)
+
+
+def stage_progress(run: RunFolder, stage: RunStage) -> str:
+    """How far a stage is, in words; empty where there is nothing to say."""
+    markers = [marker_path(run, stage.name, task) for task in range(stage.tasks)]
+    return stage.kind.progress(run, markers)
 
 
 def missing_tasks(
-    run: RunFolder, recipe: Recipe, stage: Stage, only: Sequence[int] | None = None
+    run: RunFolder, recipe: Recipe, stage: RunStage, only: Sequence[int] | None = None
 ) -> list[int]:
     """Tasks of a stage that are not done, of all or of ``only`` some."""
-    if stage.name == "finalize" and not all(run.shard(n).is_dir() for n in range(run.num_shards())):
-        # A shard that was taken away is prepared anew, and joined with the others then.
-        return [0]
     tasks = range(stage.tasks) if only is None else only
     return [task for task in tasks if not is_done(run, recipe, stage.name, task)]

@@ -5,7 +5,15 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib
 from collections.abc import Iterator
+from typing import Any
+
+
+def load(name: str) -> Any:
+    """What ``module:name`` stands for; the module is imported now, by who does the work."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 @contextlib.contextmanager

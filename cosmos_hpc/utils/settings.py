@@ -114,6 +114,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def setting(section: Section, key: str) -> Any:
+    """The value of a setting by its dotted name."""
+    value: Any = section
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def _section_of(annotation: Any) -> type[Section] | None:
     """The Section in an annotation, also inside ``X | None``."""
     for candidate in (annotation, *typing.get_args(annotation)):

@@ -20,42 +20,21 @@ from typing import Any
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import CosmosError, Stopped, explain_os_error
 from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
-from cosmos_hpc.runs.stages import is_done
+from cosmos_hpc.runs.stages import STAGES, is_done, stage_named
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.imports import end_quickly, large_imports
+from cosmos_hpc.utils.imports import end_quickly, large_imports, load
 from cosmos_hpc.utils.progress import say
 from cosmos_hpc.utils.settings import validate
 
-#: Stages that are left when that is asked for, not at a safe point: everywhere is one.
-_LEFT_AT_ONCE = ("download", "finalize")
 #: Seconds between looks for such a request.
 _LOOK_EVERY = 1.0
 
 
 def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
     # Imported late: each stage brings in only the libraries that it needs.
-    if stage == "download":
-        with large_imports(freeze=True):
-            from cosmos_hpc.worker.stages.download import download
-
-        download(run, recipe)
-    elif stage == "preprocess":
-        with large_imports(freeze=True):
-            from cosmos_hpc.worker.stages.preprocess import preprocess
-
-        preprocess(run, recipe, task)
-    elif stage == "finalize":
-        with large_imports(freeze=True):
-            from cosmos_hpc.worker.stages.finalize import finalize
-
-        finalize(run, recipe)
-    elif stage == "train":
-        with large_imports(freeze=True):
-            from cosmos_hpc.worker.stages.train import train
-
-        train(run, recipe)
-    else:
-        raise CosmosError(f"unknown stage {stage!r}")
+    with large_imports(freeze=True):
+        work = load(stage_named(stage).work)
+    work(run, recipe, task)
 
 
 def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
@@ -83,7 +62,7 @@ def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
         elif run.stop_requested():
             raise Stopped("stopped before it began")
         else:
-            if stage in _LEFT_AT_ONCE:
+            if STAGES[stage].stops_anywhere:
                 _leave_when_asked(run)
             _run(stage, run, recipe, task)
 

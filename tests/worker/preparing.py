@@ -51,8 +51,8 @@ def prepared(path: Path, name: str, *overrides: str, shards: int = 2) -> RunFold
 def samples(run: RunFolder) -> dict[str, bytes]:
     """Content of every file that training reads, by path."""
     return {
-        str(p.relative_to(run.samples)): p.read_bytes()
-        for p in run.samples.rglob("*")
+        str(p.relative_to(run.tokens.samples)): p.read_bytes()
+        for p in run.tokens.samples.rglob("*")
         if p.is_file()
     }
 

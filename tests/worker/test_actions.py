@@ -45,7 +45,7 @@ def small(tmp_path_factory):
 
 
 def load(run, part):
-    folder = run.samples / part
+    folder = run.tokens.samples / part
     return {name: torch.load(folder / name, weights_only=True) for name in FILES}
 
 
@@ -113,7 +113,7 @@ def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, small):
     whole = prepared(tmp_path / "whole", *settings, shards=1)
     run, recipe = planned(tmp_path / "run", *settings, "data.batch_size=1", shards=1)
     moments = [
-        kill_when(run, recipe, lambda n=n: len(files.read_jsonl(run.journal(0))) >= n)
+        kill_when(run, recipe, lambda n=n: len(files.read_jsonl(run.tokens.journal(0))) >= n)
         for n in (1, 4)
     ]
     assert any(moments)
@@ -130,7 +130,7 @@ def test_stopped_on_request_between_clips(tmp_path, small, monkeypatch):
     files.write_atomic(run.stop_request, "")
     with pytest.raises(Stopped, match="stopped after 1 of 8 videos"):
         preprocess(run, recipe, 0)
-    assert len(files.read_jsonl(run.journal(0))) == 1
+    assert len(files.read_jsonl(run.tokens.journal(0))) == 1
 
 
 def test_clips_that_cannot_be_used_are_listed_and_do_not_stop_the_rest(tmp_path):
@@ -170,7 +170,7 @@ def test_clips_that_cannot_be_used_are_listed_and_do_not_stop_the_rest(tmp_path)
     )
     settings = ("ar_tiny_action", f"data.input={folder}")
     run = prepared(tmp_path / "run", *settings, "data.max_failed_fraction=0.6")
-    failed = {row["video"].split("/")[2]: row for row in files.read_jsonl(run.failed)}
+    failed = {row["video"].split("/")[2]: row for row in files.read_jsonl(run.tokens.failed)}
     assert {clip: row["error"] for clip, row in failed.items()} == {
         "101": "actions",
         "102": "actions",
@@ -190,7 +190,7 @@ def test_clips_that_cannot_be_used_are_listed_and_do_not_stop_the_rest(tmp_path)
     assert reasons["105"].startswith("105.json is not JSON: ")
     assert reasons["109"] == "4 actions go with 5 frames, and the video has 4"
     assert reasons["110"] == "4 actions go with 5 frames, and the video has more than 5"
-    assert len(files.read_jsonl(run.samples / "clips.jsonl")) == 7
+    assert len(files.read_jsonl(run.tokens.samples / "clips.jsonl")) == 7
     with pytest.raises(WorkError, match=r"10 of 17 .*6? ?actions.*does not allow so many"):
         prepared(tmp_path / "strict", *settings)
 
@@ -206,26 +206,26 @@ def test_a_clip_that_kills_its_decoder_is_listed_and_the_rest_goes_on(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent / "hostile_site")}
     assert subprocess.run(task_command(run, stage), env=environment, check=False).returncode == 0
     finalize(run, recipe)
-    (failed,) = files.read_jsonl(run.failed)
+    (failed,) = files.read_jsonl(run.tokens.failed)
     assert (failed["video"], failed["error"]) == ("videos/train/14/rgb.mp4", "killed_worker")
-    assert len(files.read_jsonl(run.samples / "clips.jsonl")) == 2
+    assert len(files.read_jsonl(run.tokens.samples / "clips.jsonl")) == 2
 
 
 def test_a_folder_that_is_not_divided_is_split_by_weight(tmp_path):
     folder = write_bridge(tmp_path / "bridge", {"train": 8})
     run = prepared(tmp_path / "run", "ar_tiny_action", f"data.input={folder}")
-    parts = [row["part"] for row in files.read_jsonl(run.samples / "clips.jsonl")]
+    parts = [row["part"] for row in files.read_jsonl(run.tokens.samples / "clips.jsonl")]
     assert {part: parts.count(part) for part in set(parts)} == {
         "train": 6,
         "validation": 1,
         "test": 1,
     }
-    assert sorted(os.listdir(run.samples)) == ["clips.jsonl", "test", "train", "val"]
+    assert sorted(os.listdir(run.tokens.samples)) == ["clips.jsonl", "test", "train", "val"]
 
 
 def test_an_input_that_is_gone_is_no_fault_of_the_clips(tmp_path, small):
     run, recipe = planned(tmp_path / "run", "ar_tiny_action", f"data.input={small}")
-    pinned = files.read_json(run.shards)
-    files.write_json(run.shards, {**pinned, "root": str(tmp_path / "unmounted")})
+    pinned = files.read_json(run.data.shards)
+    files.write_json(run.data.shards, {**pinned, "root": str(tmp_path / "unmounted")})
     with pytest.raises(WorkError, match="unmounted is not there; is its file system mounted"):
         preprocess(run, recipe, 0)

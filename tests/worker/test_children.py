@@ -11,7 +11,7 @@ import pytest
 
 PROGRAM = """
 import multiprocessing, os, signal, sys, time
-from cosmos_hpc.worker.training.children import end_with_a_killed_child
+from cosmos_hpc.worker.children import end_with_a_killed_child
 
 def work(how):
     if how == "error":
@@ -35,7 +35,7 @@ if __name__ == "__main__":
 SAVING = """
 import multiprocessing, os, signal, sys
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
-from cosmos_hpc.worker.training.children import end_with_a_killed_child
+from cosmos_hpc.worker.children import end_with_a_killed_child
 
 class Tensor:
     @property
@@ -93,7 +93,7 @@ def test_megatron_still_waits_for_a_killed_writer():
 #: A rank with a manager as Megatron starts it, killed; the manager says which process it is.
 MANAGER = """
 import multiprocessing, os, signal, sys
-from cosmos_hpc.worker.training.children import let_managers_end_with_this_process
+from cosmos_hpc.worker.children import let_managers_end_with_this_process
 
 if __name__ == "__main__":
     if sys.argv[1] == "bound":

@@ -35,7 +35,7 @@ SMALL = ("data.frames=1", "data.height=32", "data.width=80")
 
 def write_shard(run, number, rows):
     """A published shard: rows of videos, with random ids for their clips."""
-    folder = run.shard(number)
+    folder = run.tokens.shard(number)
     folder.mkdir(parents=True)
     good = [row for row in rows if "error" not in row]
     failed = [row for row in rows if "error" in row]
@@ -82,7 +82,7 @@ def prepared(path, *overrides, rows=ROWS):
     open_run(run, recipe, cluster, make_plan(recipe, cluster, count))
     pin_videos(run, str(path), [f"{i}.mp4" for i in range(count)], len(rows))
     bounds = np.cumsum([0, *map(len, rows)]).tolist()
-    files.write_json(run.shards, {**files.read_json(run.shards), "bounds": bounds})
+    files.write_json(run.data.shards, {**files.read_json(run.data.shards), "bounds": bounds})
     write_specs(run, recipe)
     ids = [write_shard(run, number, shard) for number, shard in enumerate(rows)]
     return run, recipe, np.concatenate(ids)
@@ -93,12 +93,12 @@ def test_the_joined_files_are_those_of_megatrons_own_merge(tmp_path):
     finalize(run, recipe)
     builder = IndexedDatasetBuilder(str(tmp_path / "own.bin"), dtype=np.uint16)
     for number in range(3):
-        builder.add_index(str(run.shard(number) / "tokens"))
+        builder.add_index(str(run.tokens.shard(number) / "tokens"))
     builder.finalize(str(tmp_path / "own.idx"))
     for suffix in ("bin", "idx"):
         own = (tmp_path / f"own.{suffix}").read_bytes()
-        assert (run.tokens / f"tokens.{suffix}").read_bytes() == own
-    dataset = IndexedDataset(str(run.token_prefix))
+        assert (run.tokens.path / f"tokens.{suffix}").read_bytes() == own
+    dataset = IndexedDataset(str(run.tokens.prefix))
     assert [dataset[i].tolist() for i in range(len(dataset))] == ids.tolist()
     # Megatron's writer may replace what it writes to, devices as well.
     assert stat.S_ISCHR(Path(os.devnull).stat().st_mode)
@@ -109,7 +109,7 @@ def test_every_document_is_traced_to_its_video_and_clip(tmp_path):
     finalize(run, recipe)
     found = [
         (row["document"], row["video"], row["clip"], row["seconds"])
-        for row in files.read_jsonl(run.clips)
+        for row in files.read_jsonl(run.tokens.clips)
     ]
     assert found == [
         (0, "0.mp4", 0, 1.5),
@@ -131,13 +131,13 @@ def test_every_document_is_traced_to_its_video_and_clip(tmp_path):
 def test_what_failed_is_reported_by_kind_with_examples(tmp_path, capsys):
     run, recipe, _ = prepared(tmp_path / "run")
     finalize(run, recipe)
-    summary = files.read_json(run.failed_summary)
+    summary = files.read_json(run.tokens.failed_summary)
     assert summary["videos"] == 10
     kinds = summary["failed"]
     assert {kind: entry["count"] for kind, entry in kinds.items()} == {"unreadable": 4, "short": 1}
     shown = [example["video"] for example in kinds["unreadable"]["examples"]]
     assert shown == ["1.mp4", "4.mp4", "6.mp4"]
-    assert len(files.read_jsonl(run.failed)) == 5
+    assert len(files.read_jsonl(run.tokens.failed)) == 5
     said = capsys.readouterr().out
     assert "failed, unreadable: 4 of 10 videos, of which" in said
     assert "'5.mp4': short it is" in said
@@ -146,15 +146,15 @@ def test_what_failed_is_reported_by_kind_with_examples(tmp_path, capsys):
 def test_unjoined_shards_give_the_same_documents(tmp_path):
     run, recipe, ids = prepared(tmp_path / "run", "data.join=false")
     finalize(run, recipe)
-    assert not run.token_prefix.with_suffix(".bin").exists()
-    table = run.clips.read_bytes()
-    documents = open_documents(str(run.token_prefix))
+    assert not run.tokens.prefix.with_suffix(".bin").exists()
+    table = run.tokens.clips.read_bytes()
+    documents = open_documents(str(run.tokens.prefix))
     assert len(documents) == 6
     assert [documents[i].tolist() for i in range(6)] == ids.tolist()
     assert documents[0].dtype == np.uint16
     with pytest.raises(IndexError):
         documents[6]
-    left = Clips(str(run.token_prefix), [5, 0, 3], 9, IDS, seed=4)
+    left = Clips(str(run.tokens.prefix), [5, 0, 3], 9, IDS, seed=4)
     samples = [sample["tokens"].tolist() for sample in (left[i] for i in range(9))]
 
     # Joining them later changes nothing but where the ids are read from.
@@ -163,14 +163,14 @@ def test_unjoined_shards_give_the_same_documents(tmp_path):
     assert not is_done(run, wanted, "finalize", 0)
     finalize(run, wanted.model_copy(update={"data": recipe.data.model_copy(update={"join": True})}))
     assert is_done(run, wanted, "finalize", 0)
-    assert run.clips.read_bytes() == table
-    joined = Clips(str(run.token_prefix), [5, 0, 3], 9, IDS, seed=4)
+    assert run.tokens.clips.read_bytes() == table
+    joined = Clips(str(run.tokens.prefix), [5, 0, 3], 9, IDS, seed=4)
     assert [sample["tokens"].tolist() for sample in (joined[i] for i in range(9))] == samples
 
 
 def test_unjoined_shards_are_checked_all_the_same(tmp_path):
     run, recipe, _ = prepared(tmp_path / "run", "data.join=false")
-    flip(run.shard(2) / "tokens.bin", 17)
+    flip(run.tokens.shard(2) / "tokens.bin", 17)
     with pytest.raises(WorkError, match="00002/tokens.bin is not what its shard's marker says"):
         finalize(run, recipe)
 
@@ -184,7 +184,7 @@ def flip(path, position):
 @pytest.mark.parametrize("name", ["tokens.bin", "tokens.idx", "clips.jsonl", "failed.jsonl"])
 def test_damage_of_any_file_is_found_and_named(tmp_path, name):
     run, recipe, _ = prepared(tmp_path / "run")
-    path = run.shard(0) / name
+    path = run.tokens.shard(0) / name
     whole = path.read_bytes()
     says = rf"00000/{name} is not what its shard's marker says; delete .*/00000 and submit"
     for damage in ("flip", "cut", "gone", "empty", "longer"):
@@ -204,9 +204,9 @@ def test_damage_of_any_file_is_found_and_named(tmp_path, name):
 
 def test_several_bad_shards_are_counted(tmp_path):
     run, recipe, _ = prepared(tmp_path / "run")
-    (run.shard(0) / "done.json").write_text("{")
-    flip(run.shard(1) / "failed.jsonl", 3)
-    (run.shard(2) / "done.json").unlink()
+    (run.tokens.shard(0) / "done.json").write_text("{")
+    flip(run.tokens.shard(1) / "failed.jsonl", 3)
+    (run.tokens.shard(2) / "done.json").unlink()
     says = r"00000/done.json is damaged, .* \(and 2 more shards are damaged or missing\)"
     with pytest.raises(WorkError, match=says):
         finalize(run, recipe)
@@ -217,7 +217,7 @@ def test_a_shard_of_another_run_is_refused(tmp_path, change):
     run, recipe, _ = prepared(tmp_path / "run")
     marker = files.read_json(run.marker("preprocess", 0))
     del marker["digest"]
-    write_marker(run.shard(0), {**marker, **change})
+    write_marker(run.tokens.shard(0), {**marker, **change})
     with pytest.raises(WorkError, match="00000 is not of this run: .*; delete it and submit again"):
         finalize(run, recipe)
 
@@ -227,7 +227,7 @@ def test_counts_that_do_not_fit_the_files_are_refused(tmp_path):
     marker = files.read_json(run.marker("preprocess", 0))
     del marker["digest"]
     for change in ({"clips": 9}, {"failed": 0}):
-        write_marker(run.shard(0), {**marker, **change})
+        write_marker(run.tokens.shard(0), {**marker, **change})
         with pytest.raises(WorkError, match="00000/done.json counts other clips or videos than"):
             finalize(run, recipe)
 
@@ -239,35 +239,35 @@ def test_killed_at_any_moment_it_can_be_repeated(tmp_path):
     names = ("tokens.bin", "tokens.idx", "clips.jsonl")
     for delay in (0.0, 0.02, 0.05, 0.1):
         worker = subprocess.Popen(task_command(run, stage), stdout=subprocess.DEVNULL)
-        while worker.poll() is None and not (run.tokens / ".joined.tmp").exists():
+        while worker.poll() is None and not (run.tokens.path / ".joined.tmp").exists():
             time.sleep(0.002)
         time.sleep(delay)
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
         run.marker("finalize").unlink(missing_ok=True)
     finalize(run, recipe)
-    assert (run.tokens / "tokens.bin").read_bytes() == ids.astype(np.uint16).tobytes()
-    assert len(IndexedDataset(str(run.token_prefix))) == 6000
-    first = [hashlib.sha256((run.tokens / name).read_bytes()).hexdigest() for name in names]
+    assert (run.tokens.path / "tokens.bin").read_bytes() == ids.astype(np.uint16).tobytes()
+    assert len(IndexedDataset(str(run.tokens.prefix))) == 6000
+    first = [hashlib.sha256((run.tokens.path / name).read_bytes()).hexdigest() for name in names]
     run.marker("finalize").unlink()
     finalize(run, recipe)
-    again = [hashlib.sha256((run.tokens / name).read_bytes()).hexdigest() for name in names]
+    again = [hashlib.sha256((run.tokens.path / name).read_bytes()).hexdigest() for name in names]
     assert again == first
-    assert not (run.tokens / ".joined.tmp").exists()
+    assert not (run.tokens.path / ".joined.tmp").exists()
 
 
 def test_an_empty_shard_is_no_obstacle(tmp_path):
     run, recipe, _ = prepared(tmp_path / "run", "data.join=false")
-    assert files.read_jsonl(run.shard(1) / "clips.jsonl") == []
+    assert files.read_jsonl(run.tokens.shard(1) / "clips.jsonl") == []
     finalize(run, recipe)
-    assert len(open_documents(str(run.token_prefix))) == 6
+    assert len(open_documents(str(run.tokens.prefix))) == 6
 
 
 def test_nothing_at_all(tmp_path):
     run, recipe, _ = prepared(tmp_path / "run", rows=[[bad(0)], [bad(1)]])
     with pytest.raises(WorkError, match="no video could be prepared: 2 of 2 videos failed"):
         finalize(run, recipe)
-    assert files.read_json(run.failed_summary)["failed"]["unreadable"]["count"] == 2
+    assert files.read_json(run.tokens.failed_summary)["failed"]["unreadable"]["count"] == 2
 
 
 def test_videos_of_a_list_keep_their_identity(tmp_path, scenes):
@@ -295,21 +295,21 @@ def test_videos_of_a_list_keep_their_identity(tmp_path, scenes):
         for shard in range(shards):
             preprocess(run, recipe, shard)
         finalize(run, recipe)
-        tables.append(run.clips.read_bytes() + (run.tokens / "tokens.bin").read_bytes())
+        tables.append(run.tokens.clips.read_bytes() + (run.tokens.path / "tokens.bin").read_bytes())
     assert tables[0] == tables[1]
-    found = files.read_jsonl(run.clips)
+    found = files.read_jsonl(run.tokens.clips)
     assert [(row["document"], row["index"], row["video"]) for row in found] == [
         (0, 0, "two/same.mp4"),
         (1, 1, str(tmp_path / "one" / "same.mp4")),
         (2, 2, "two/same.mp4"),
     ]
-    assert [(row["index"], row["error"]) for row in files.read_jsonl(run.failed)] == [
+    assert [(row["index"], row["error"]) for row in files.read_jsonl(run.tokens.failed)] == [
         (3, "missing")
     ]
-    documents = open_documents(str(run.token_prefix))
+    documents = open_documents(str(run.tokens.prefix))
     assert documents[0].tolist() == documents[2].tolist() != documents[1].tolist()
     assert pinned_prompts(run) == ["a", None, "b", None]
 
 
 def pinned_prompts(run):
-    return [row.get("prompt") for n in range(run.num_shards()) for row in shard_rows(run, n)]
+    return [row.get("prompt") for n in range(run.data.num_shards()) for row in shard_rows(run, n)]

@@ -59,7 +59,7 @@ def test_a_shard_that_is_made_anew_is_joined_anew(tmp_path, long_videos):
     recipe, before = run.recipe(), content(run)
     (stage,) = [s for s in stages_of(run, recipe) if s.name == "finalize"]
     assert missing_tasks(run, recipe, stage) == []
-    shutil.rmtree(run.shard(1))
+    shutil.rmtree(run.tokens.shard(1))
     # Before the shard is there as well: the stage is to be submitted with it.
     assert missing_tasks(run, recipe, stage) == [0]
     preprocess(run, recipe, 1)
@@ -71,7 +71,8 @@ def test_a_shard_that_is_made_anew_is_joined_anew(tmp_path, long_videos):
 
 def content(run):
     return [
-        (run.tokens / name).read_bytes() for name in ("tokens.bin", "tokens.idx", "clips.jsonl")
+        (run.tokens.path / name).read_bytes()
+        for name in ("tokens.bin", "tokens.idx", "clips.jsonl")
     ]
 
 
@@ -114,14 +115,14 @@ def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, reference, scenes
         worker = subprocess.Popen(
             task_command(run, stage), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while worker.poll() is None and len(files.read_jsonl(run.journal(0))) < lines:
+        while worker.poll() is None and len(files.read_jsonl(run.tokens.journal(0))) < lines:
             time.sleep(0.002)
         moments += worker.poll() is None
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
     assert moments >= 1
-    journal = files.read_jsonl(run.journal(0))
-    before = run.journal(0).with_suffix(".ids").stat().st_size
+    journal = files.read_jsonl(run.tokens.journal(0))
+    before = run.tokens.journal(0).with_suffix(".ids").stat().st_size
     assert journal or run.marker("preprocess", 0).exists()
     preprocess(run, recipe, 0)
     finalize(run, recipe)
@@ -132,12 +133,12 @@ def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, reference, scenes
 def test_a_whole_shard_is_not_done_again(tmp_path, scenes):
     run, recipe = planned(tmp_path / "run", scenes)
     preprocess(run, recipe, 0)
-    inode = run.shard(0).stat().st_ino
+    inode = run.tokens.shard(0).stat().st_ino
     (stage,) = [s for s in stages_of(run, recipe) if s.name == "preprocess"]
     again = subprocess.run(task_command(run, stage), capture_output=True, text=True)
     assert again.returncode == 0
     assert "preprocess task 0 is done already" in again.stdout
-    assert run.shard(0).stat().st_ino == inode
+    assert run.tokens.shard(0).stat().st_ino == inode
 
 
 def test_two_workers_on_one_shard_wait_for_each_other(tmp_path, reference, scenes):
@@ -207,7 +208,7 @@ def test_a_stop_keeps_finished_clips_also_within_a_video(
         with contextlib.suppress(Stopped):
             preprocess(run, recipe, 0)
             break
-        rows = files.read_jsonl(run.journal(0))
+        rows = files.read_jsonl(run.tokens.journal(0))
         assert len(rows) >= 2 * attempt
         within += not rows[-1].get("last")
     assert attempt > 5 and within > 2
@@ -223,7 +224,7 @@ def killed(run, stage, rows, **environment):
         stderr=subprocess.DEVNULL,
         env={**os.environ, **environment},
     )
-    while worker.poll() is None and len(files.read_jsonl(run.journal(0))) < rows:
+    while worker.poll() is None and len(files.read_jsonl(run.tokens.journal(0))) < rows:
         time.sleep(0.002)
     alive = worker.poll() is None
     worker.kill()
@@ -241,7 +242,7 @@ def test_a_worker_killed_within_a_long_video_goes_on_there(tmp_path, all_clips, 
     preprocess(run, recipe, 0)
     finalize(run, recipe)
     assert content(run) == content(all_clips)
-    assert not list(run.journal(0).parent.iterdir())
+    assert not list(run.tokens.journal(0).parent.iterdir())
 
 
 @pytest.mark.slow
@@ -260,10 +261,10 @@ def test_a_video_that_kills_the_worker_itself_is_listed_at_the_third_try(tmp_pat
     ]
     assert codes == [-signal.SIGSEGV, -signal.SIGSEGV, 0]
     finalize(run, recipe)
-    (failed,) = files.read_jsonl(run.failed)
+    (failed,) = files.read_jsonl(run.tokens.failed)
     assert (failed["video"], failed["error"]) == ("kills.mp4", "killed_worker")
     assert failed["reason"] == "2 workers died with it in hand, the last with it alone"
-    assert [row["video"] for row in files.read_jsonl(run.clips)] == ["a.mp4", "z.mp4"]
+    assert [row["video"] for row in files.read_jsonl(run.tokens.clips)] == ["a.mp4", "z.mp4"]
 
 
 def test_a_video_damaged_late_keeps_its_clips_and_is_listed(tmp_path):
@@ -274,8 +275,8 @@ def test_a_video_damaged_late_keeps_its_clips_and_is_listed(tmp_path):
     make_videos.truncate(path, 0.6)
     make_videos.write(folder / "w.mp4", make_videos.noisy(10))
     run = prepared(tmp_path / "run", folder, "data.clips=all", shards=1)
-    (failed,) = files.read_jsonl(run.failed)
-    kept = [row for row in files.read_jsonl(run.clips) if row["video"] == "v.mp4"]
+    (failed,) = files.read_jsonl(run.tokens.failed)
+    kept = [row for row in files.read_jsonl(run.tokens.clips) if row["video"] == "v.mp4"]
     assert failed["error"] == "truncated"
     assert len(kept) == failed["clips"] > 3
 
@@ -330,14 +331,14 @@ def mixed_folder(folder):
 
 def test_broken_videos_are_listed_and_do_not_stop_the_rest(tmp_path, capsys):
     run = prepared(tmp_path / "run", mixed_folder(tmp_path / "videos"))
-    failed = files.read_jsonl(run.failed)
+    failed = files.read_jsonl(run.tokens.failed)
     assert sorted(row["video"] for row in failed if row["video"][0] != "b") == [
         "cut.mp4",
         "empty.mp4",
         "text.mp4",
     ]
     assert all(row["reason"] and row["error"] == "unreadable" for row in failed)
-    clips = files.read_jsonl(run.clips)
+    clips = files.read_jsonl(run.tokens.clips)
     assert [row["video"] for row in clips if row["padded"]] == ["short.mp4"]
     assert len(clips) == 5
     said = capsys.readouterr().out
@@ -353,7 +354,7 @@ def test_too_many_failures_fail_the_run_but_leave_the_list(tmp_path):
         preprocess(run, recipe, shard)
     with pytest.raises(WorkError, match=r"4 of 9 .*max_failed_fraction=0.4 does not allow so many"):
         finalize(run, recipe)
-    assert len(files.read_jsonl(run.failed)) == 4
+    assert len(files.read_jsonl(run.tokens.failed)) == 4
     assert not run.marker("finalize").exists()
     finalize(run, load_recipe("ar_tiny", [*SMALL, "data.max_failed_fraction=0.45"]))
     assert run.marker("finalize").exists()
@@ -361,11 +362,11 @@ def test_too_many_failures_fail_the_run_but_leave_the_list(tmp_path):
 
 def test_an_input_folder_that_is_gone_is_no_fault_of_the_videos(tmp_path, scenes):
     run, recipe = planned(tmp_path / "run", scenes)
-    pinned = files.read_json(run.shards)
-    files.write_json(run.shards, {**pinned, "root": str(tmp_path / "unmounted")})
+    pinned = files.read_json(run.data.shards)
+    files.write_json(run.data.shards, {**pinned, "root": str(tmp_path / "unmounted")})
     with pytest.raises(WorkError, match="unmounted is not there; is its file system mounted"):
         preprocess(run, recipe, 0)
-    files.write_json(run.shards, pinned)
+    files.write_json(run.data.shards, pinned)
     preprocess(run, recipe, 0)
     assert files.read_json(run.marker("preprocess", 0))["failed"] == 0
 
@@ -374,7 +375,7 @@ def test_short_videos_can_be_refused(tmp_path):
     folder = mixed_folder(tmp_path / "videos")
     allowed = "data.max_failed_fraction=1"
     run = prepared(tmp_path / "run", folder, "data.short_videos=reject", allowed)
-    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.failed)}
+    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.tokens.failed)}
     assert kinds["short.mp4"] == "short"
 
 
@@ -411,7 +412,7 @@ def test_a_damaged_shard_is_found(tmp_path, scenes):
     with pytest.raises(WorkError, match="shard 00001 is not whole"):
         finalize(run, recipe)
     preprocess(run, recipe, 1)
-    with open(run.shard(1) / "tokens.bin", "r+b") as f:
+    with open(run.tokens.shard(1) / "tokens.bin", "r+b") as f:
         f.write(b"\x00\x01")
     with pytest.raises(WorkError, match="tokens.bin is not what its shard's marker says; delete"):
         finalize(run, recipe)
@@ -424,7 +425,7 @@ def test_a_video_that_vanishes_meanwhile(tmp_path):
     for shard in range(2):
         preprocess(run, recipe, shard)
     finalize(run, recipe)
-    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.failed)}
+    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.tokens.failed)}
     assert kinds["good 1.mp4"] == "missing"
 
 

@@ -85,7 +85,7 @@ def test_samples_with_one_prompt_share_its_embedding(reference):
 
 def test_samples_are_shuffled_with_the_seed_of_the_split(tmp_path, reference, source):
     def order(run):
-        return [row["video"] for row in files.read_jsonl(run.samples / "samples.jsonl")]
+        return [row["video"] for row in files.read_jsonl(run.tokens.samples / "samples.jsonl")]
 
     assert order(reference) != sorted(order(reference))
     other = prepared(tmp_path / "run", "ar_tiny_v2w", *source, "data.split.seed=1", shards=1)
@@ -100,7 +100,7 @@ def test_files_do_not_depend_on_shards_or_batches(
     how = (f"data.prompts_per_shard={prompts}", f"data.batch_size={batch}")
     run = prepared(tmp_path / "run", "ar_tiny_v2w", *source, *how, shards=shards)
     assert samples(run) == samples(reference)
-    markers = [files.read_json(p) for p in sorted(run.prompts.glob("*.json"))]
+    markers = [files.read_json(p) for p in sorted(run.tokens.prompts.glob("*.json"))]
     owned = [name for marker in markers for name in marker["sha256"]]
     assert (len(owned), len(set(owned))) == (5, 5)
     assert len(markers) == min(shards, -(-5 // prompts))
@@ -110,10 +110,13 @@ def test_files_do_not_depend_on_shards_or_batches(
 def test_a_killed_worker_goes_on_and_changes_nothing(tmp_path, reference, source):
     run, recipe = planned(tmp_path / "run", "ar_tiny_v2w", *source, "data.batch_size=1", shards=1)
     moments = [
-        kill_when(run, recipe, lambda n=n: len(list(run.prompts.glob("*.pt"))) >= n) for n in (1, 3)
+        kill_when(run, recipe, lambda n=n: len(list(run.tokens.prompts.glob("*.pt"))) >= n)
+        for n in (1, 3)
     ]
-    kept = {p: p.stat().st_mtime_ns for p in run.prompts.glob("*.pt")}
-    moments.append(kill_when(run, recipe, lambda: len(files.read_jsonl(run.journal(0))) >= 2))
+    kept = {p: p.stat().st_mtime_ns for p in run.tokens.prompts.glob("*.pt")}
+    moments.append(
+        kill_when(run, recipe, lambda: len(files.read_jsonl(run.tokens.journal(0))) >= 2)
+    )
     assert any(moments)
     assert kept
     preprocess(run, recipe, 0)
@@ -129,7 +132,7 @@ def test_stopped_on_request_between_prompts(tmp_path, source):
         preprocess(run, recipe, 0)
     run.stop_request.unlink()
     preprocess(run, recipe, 0)
-    assert files.read_json(run.prompts / "00000.json")["prompts"] == 5
+    assert files.read_json(run.tokens.prompts / "00000.json")["prompts"] == 5
 
 
 def test_finalize_again_gives_the_same_split(tmp_path, source, reference):
@@ -146,8 +149,8 @@ def test_finalize_goes_on_with_the_samples_of_an_attempt_that_was_stopped(
     run, recipe = planned(tmp_path / "run", "ar_tiny_v2w", *source, shards=1)
     preprocess(run, recipe, 0)
     finalize(run, recipe)
-    begun = run.samples.with_name(".samples.tmp")
-    run.samples.rename(begun)
+    begun = run.tokens.samples.with_name(".samples.tmp")
+    run.tokens.samples.rename(begun)
     kept = {p.name: p.stat().st_ino for p in begun.glob("train_*.pt")}
     changed = begun / "train_video_1.pt"
     changed.write_bytes(changed.read_bytes()[:-1])
@@ -158,7 +161,7 @@ def test_finalize_goes_on_with_the_samples_of_an_attempt_that_was_stopped(
     run.marker("finalize").unlink()
     finalize(run, recipe)
     assert samples(run) == samples(reference)
-    assert kept.items() <= {p.name: p.stat().st_ino for p in run.samples.iterdir()}.items()
+    assert kept.items() <= {p.name: p.stat().st_ino for p in run.tokens.samples.iterdir()}.items()
 
 
 def test_a_damaged_embedding_is_found_and_made_again(tmp_path, source, reference):
@@ -168,7 +171,7 @@ def test_a_damaged_embedding_is_found_and_made_again(tmp_path, source, reference
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     with pytest.raises(WorkError, match=f"{damaged.name} is not there or not what its shard's ma"):
         finalize(run, recipe)
-    (run.shard(0) / "done.json").unlink()
+    (run.tokens.shard(0) / "done.json").unlink()
     preprocess(run, recipe, 0)
     finalize(run, recipe)
     assert samples(run) == samples(reference)
@@ -178,15 +181,15 @@ def test_instructions_of_robot_clips_keep_the_folder_s_own_parts(tmp_path, sourc
     folder = write_bridge(tmp_path / "bridge", {"train": 5, "val": 2})
     write_clip(folder, "train", "999", 4, texts=[])
     run = prepared(tmp_path / "run", "ar_tiny_v2w", *source, f"data.input={folder}")
-    assert files.read_json(run.samples / "metadata.json") == {
+    assert files.read_json(run.tokens.samples / "metadata.json") == {
         "train_samples": 5,
         "val_samples": 2,
         "test_samples": 0,
     }
-    for row in files.read_jsonl(run.samples / "samples.jsonl"):
+    for row in files.read_jsonl(run.tokens.samples / "samples.jsonl"):
         assert row["video"].startswith(f"videos/{row['sample'].split('_')[0]}/")
         assert row["prompt"] == f"move {int(row['video'].split('/')[2]) % 3} to the pot"
-    (failed,) = files.read_jsonl(run.failed)
+    (failed,) = files.read_jsonl(run.tokens.failed)
     assert (failed["error"], failed["video"]) == ("annotation", "videos/train/999/rgb.mp4")
 
 

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
-import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
+from cosmos_hpc.backends.findings import (
+    Finding,
+    environment_findings,
+    libraries,
+    python_finding,
+    runs_finding,
+)
 from cosmos_hpc.backends.slurm import commands as slurm
 from cosmos_hpc.backends.slurm import containers
 from cosmos_hpc.backends.slurm.commands import Facts, Partition
-from cosmos_hpc.config.clusters import SlurmCluster, minutes
-from cosmos_hpc.errors import explain_os_error
-from cosmos_hpc.planning.plans import NEEDS, PYTHON_OF_JOBS
+from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
+from cosmos_hpc.backends.slurm.script import placement
+from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils.settings import nearest
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at.
-
-    Attributes:
-        level: ``ok``, ``problem``, or ``note`` for what may be meant so.
-        text: what was found, and what to do.
-    """
-
-    level: str
-    text: str
-
-
-#: Stages and whether they run on GPUs.
-STAGES = {"download": False, "preprocess": True, "finalize": False, "train": True}
+#: What helps where the Python of a login node has not all that jobs need.
+PYTHON_OF_JOBS = ", or say python: or container: in the profile, where jobs find it"
 
 
 def check(cluster: SlurmCluster) -> list[Finding]:
@@ -48,8 +37,8 @@ def check(cluster: SlurmCluster) -> list[Finding]:
         *_compared(cluster, facts),
         *_accepted(cluster),
         *_python(cluster),
-        *_folders(cluster),
-        *_environment(cluster),
+        runs_finding(cluster),
+        *environment_findings(cluster.environment),
     ]
 
 
@@ -91,8 +80,8 @@ def _partitions(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
 
 
 def _times(cluster: SlurmCluster, partition: Partition, with_gpus: bool) -> Iterator[Finding]:
-    for stage in (s for s, gpus in STAGES.items() if gpus == with_gpus):
-        asked = getattr(cluster.time, stage)
+    for stage in (name for name, row in STAGES.items() if row.gpus == with_gpus):
+        asked = cluster.time_of(stage)
         if minutes(asked) > partition.limit:
             yield Finding(
                 "problem",
@@ -135,11 +124,11 @@ def _charged_to(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
 
 def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
     """What Slurm itself says to a job of each stage."""
-    for stage, gpus in STAGES.items():
-        count = (cluster.gpus_per_node if stage == "train" else 1) if gpus else 0
-        nodes = cluster.nodes if stage == "train" else 1
-        placement = slurm.placement(cluster, stage, count)
-        reason = slurm.refusal(f"--nodes={nodes}", *placement, "--wrap", "true")
+    for stage, row in STAGES.items():
+        count = (cluster.gpus_per_node if row.ranks else 1) if row.gpus else 0
+        nodes = cluster.nodes if row.ranks else 1
+        flags = [f"--nodes={nodes}", *placement(cluster, stage, count)]
+        reason = slurm.refusal(*flags, "--wrap", "true")
         if reason:
             yield Finding("problem", f"Slurm would not take a job of stage {stage}: {reason}")
         else:
@@ -175,41 +164,15 @@ def _python(cluster: SlurmCluster) -> Iterator[Finding]:
     """Whether the Python of jobs that need no container has their libraries."""
     if cluster.container:
         return
-    libraries = dict(NEEDS.values())
     code = (
         "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))"
     )
     try:
-        words = [cluster.python, "-c", code, *libraries]
+        words = [cluster.python, "-c", code, *libraries()]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as e:
         yield Finding("note", f"python={cluster.python} does not run here: {e}")
         return
-    missing = done.stdout.split()
-    if not missing:
-        yield Finding("ok", f"python: {cluster.python} has {', '.join(libraries)}")
-        return
-    # What is loaded in setup lines may bring them.
-    yield Finding(
-        "note" if cluster.setup else "problem",
-        f"python={cluster.python} has no {', '.join(missing)}; "
-        f"pip install -c constraints.txt '.[{libraries[missing[-1]]}]'{PYTHON_OF_JOBS}",
-    )
-
-
-def _folders(cluster: SlurmCluster) -> Iterator[Finding]:
-    folder = Path(cluster.runs).absolute()
-    existing = next(p for p in (folder, *folder.parents) if p.is_dir())
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as e:
-        yield Finding("problem", explain_os_error(e, f"runs={cluster.runs}: writing to {existing}"))
-    else:
-        yield Finding("ok", f"runs: {folder} can be written")
-
-
-def _environment(cluster: SlurmCluster) -> Iterator[Finding]:
-    for name in cluster.environment:
-        present = bool(os.environ.get(name))
-        yield Finding("ok" if present else "note", f"{name} is {'set' if present else 'not set'}")
+    # What is loaded in setup lines may bring what is missing.
+    level = "note" if cluster.setup else "problem"
+    yield python_finding(cluster.python, done.stdout.split(), PYTHON_OF_JOBS, level)

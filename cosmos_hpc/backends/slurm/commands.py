@@ -1,4 +1,4 @@
-"""The one place that knows Slurm's commands: what a cluster is and allows."""
+"""Slurm's commands; no other module runs one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from cosmos_hpc.config.clusters import SlurmCluster, minutes
+from cosmos_hpc.backends.slurm.profile import minutes
 from cosmos_hpc.errors import RequestError
 
-_SECONDS = 60
-#: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
-#: pass its own node and task counts on. What a person has set for squeue would hide jobs.
-_INHERITED = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
-#: Say where the cluster is, not what the job is.
-_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_TIME_FORMAT"}
+#: States of a job that is in the queue; in all others it has ended.
+WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
+RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
+_BETWEEN = "\x1f"
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,54 @@ class Facts:
         return next((p for p in self.partitions if p.name == name), None)
 
 
+@dataclass(frozen=True)
+class SlurmJob:
+    """A job or array task as Slurm shows it.
+
+    Attributes:
+        id: ``123``, or ``123_4`` of an array task.
+        name, comment: as given to sbatch.
+        state: Slurm's word, such as ``PENDING``.
+        reason: why it is in that state; ``None`` in Slurm's words where there is nothing to say.
+        start: when it began, or may begin; empty where Slurm does not know.
+    """
+
+    id: str
+    name: str
+    comment: str
+    state: str
+    reason: str
+    start: str
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is yet to begin."""
+        return self.state in WAITING
+
+    @property
+    def active(self) -> bool:
+        """Whether it is in the queue, waiting or running."""
+        return self.waits or self.state in RUNNING
+
+    @property
+    def whole(self) -> str:
+        """Id of the array that a task belongs to; of a single job its own."""
+        return self.id.partition("_")[0]
+
+    @property
+    def index(self) -> int:
+        """Of an array task; 0 for a single job."""
+        return int(self.id.rpartition("_")[2]) if "_" in self.id else 0
+
+
+_SECONDS = 60
+#: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
+#: pass its own node and task counts on. What a person has set for squeue would hide jobs.
+_INHERITED = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
+#: Say where the cluster is, not what the job is.
+_KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_TIME_FORMAT"}
+
+
 def environment() -> dict[str, str]:
     """This process's variables without those of a job that it may run in."""
     return {
@@ -76,13 +124,18 @@ def environment() -> dict[str, str]:
     }
 
 
+def is_here(name: str) -> bool:
+    """Whether one of Slurm's commands is installed on this machine."""
+    return shutil.which(name) is not None
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 
     Raises:
         RequestError: it is not installed here, or does not answer.
     """
-    if shutil.which(words[0]) is None:
+    if not is_here(words[0]):
         raise RequestError(
             f"{words[0]} is not on the PATH: run this on a login node of the cluster"
         )
@@ -196,22 +249,6 @@ def _associations() -> tuple[dict[str, set[str]], int | None]:
     return {name: accounts[name] for name in names}, min(limits, default=None)
 
 
-def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
-    """Flags of sbatch that say where a stage's job runs and what it is charged to.
-
-    Args:
-        cluster: the profile.
-        stage: name of the stage.
-        gpus: of one node; 0 for a job on the CPU partition.
-    """
-    flags = [f"--partition={cluster.gpu_partition if gpus else cluster.cpu_partition}"]
-    flags += [f"--time={getattr(cluster.time, stage)}"]
-    flags += [f"--account={cluster.account}"] if cluster.account else []
-    flags += [f"--qos={cluster.qos}"] if cluster.qos else []
-    flags += [f"--gres={cluster.gres}:{gpus}"] if gpus else []
-    return [*flags, *cluster.sbatch]
-
-
 def refusal(*flags: str) -> str | None:
     """Why Slurm would not take a job now; None if it would.
 
@@ -220,3 +257,102 @@ def refusal(*flags: str) -> str | None:
     """
     done = command("sbatch", "--test-only", *flags)
     return None if done.returncode == 0 else last_line(done.stderr).strip()
+
+
+def sbatch(script: Path, flags: Sequence[str]) -> str:
+    """Submit a script; returns the job's id.
+
+    Args:
+        script: complete, with its ``#SBATCH`` lines.
+        flags: of sbatch, on top of them.
+
+    Raises:
+        RequestError: Slurm does not take it, or does not answer.
+    """
+    done = command("sbatch", "--parsable", *flags, str(script))
+    if done.returncode:
+        raise RequestError(f"Slurm does not take {script}: {last_line(done.stderr)}")
+    # On federated clusters the id comes with the name of its cluster.
+    return done.stdout.strip().partition(";")[0]
+
+
+def queued(names: Sequence[str]) -> list[SlurmJob]:
+    """Jobs of these names, array tasks one by one; for some minutes also those that have ended.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    form = _BETWEEN.join(["%i", "%j", "%k", "%T", "%r", "%S"])
+    words = ["squeue", "-h", "-r", "--states=all", f"--name={','.join(names)}", "-o", form]
+    done = command(*words)
+    if done.returncode:
+        raise RequestError(f"squeue failed: {last_line(done.stderr)}")
+    jobs = []
+    for line in done.stdout.splitlines():
+        job_id, name, comment, state, reason, start = line.split(_BETWEEN)
+        start = "" if start == "N/A" else start
+        jobs.append(SlurmJob(job_id, name, comment, state, reason, start))
+    return jobs
+
+
+def mine() -> int:
+    """How many jobs this user has in the queue, of this run or not, array tasks one by one.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    done = command("squeue", "-h", "-r", "--me", "-o", "%i")
+    if done.returncode:
+        raise RequestError(f"squeue failed: {last_line(done.stderr)}")
+    return len(done.stdout.splitlines())
+
+
+def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
+    """States of jobs that accounting knows, by id: ``{"123_4": "TIMEOUT"}``.
+
+    Args:
+        names: of the jobs.
+        since: time before which none of them was submitted, as ``2026-01-31T12:00:00``.
+
+    Returns:
+        None where there is no accounting, or none that answers.
+    """
+    if not is_here("sacct"):
+        return None
+    words = ["sacct", "-nPX", f"--name={','.join(names)}", f"--starttime={since}"]
+    # As they are later reported: of a job that was requeued, the latest state.
+    try:
+        done = command(*words, "--format=JobID,State")
+    except RequestError:
+        return None
+    if done.returncode:
+        return None
+    rows = (line.split("|") for line in done.stdout.splitlines())
+    return {job_id: re.split(r"[ +]", state)[0] for job_id, state in rows}
+
+
+def cancel(ids: Sequence[str], only_waiting: bool = False) -> None:
+    """Cancel jobs; those that have ended meanwhile are no error.
+
+    Args:
+        ids: of jobs, or of whole arrays.
+        only_waiting: leave alone what has begun by the time that Slurm looks.
+
+    Raises:
+        RequestError: Slurm does not answer, or the jobs are somebody else's.
+    """
+    flags = ["--state=PENDING"] if only_waiting else []
+    for start in range(0, len(ids), 500):
+        done = command("scancel", *flags, *ids[start : start + 500])
+        if "ermission denied" in done.stderr:
+            raise RequestError(f"scancel failed: {last_line(done.stderr)}")
+
+
+def depend(job_id: str, dependency: str) -> str:
+    """Have a job that waits in the queue wait for others; why Slurm does not, empty if it does.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    done = command("scontrol", "update", f"JobId={job_id}", f"Dependency={dependency}")
+    return last_line(done.stderr) if done.returncode else ""

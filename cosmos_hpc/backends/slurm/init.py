@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_hpc.backends.slurm.commands import Facts, Partition, read_facts
-from cosmos_hpc.config.clusters import PASSED_ON, TimeLimits, minutes, profile_folders
+from cosmos_hpc.backends.slurm.profile import minutes
+from cosmos_hpc.config.clusters import PASSED_ON, profile_folders
 from cosmos_hpc.config.gpus import GPU_GIGABYTES, UNKNOWN_GPU
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
 
 
@@ -98,11 +100,11 @@ def _memory(kind: str) -> tuple[str, str]:
 def _times(gpu: Partition, cpu: Partition) -> list[str]:
     """Time limits, as long as the partitions allow."""
     lines = []
-    for stage, wanted in TimeLimits().model_dump().items():
-        limit = (gpu if stage in ("preprocess", "train") else cpu).limit
-        short = min(minutes(wanted), limit)
+    for name, stage in STAGES.items():
+        limit = (gpu if stage.gpus else cpu).limit
+        short = min(minutes(stage.time), limit)
         assert not math.isinf(short)
-        lines.append(_setting(stage, f"{int(short) // 60:02d}:{int(short) % 60:02d}:00"))
+        lines.append(_setting(name, f"{int(short) // 60:02d}:{int(short) % 60:02d}:00"))
     return lines
 
 

@@ -1,16 +1,17 @@
-"""What a stage becomes on a Slurm cluster: jobs, their sizes, and arrays that Slurm will take."""
+"""What a stage becomes on a Slurm cluster: jobs of a size and name, arrays."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cosmos_hpc.config.clusters import MAX_SINGLE_JOBS, SlurmCluster
+from cosmos_hpc.backends.slurm.commands import SlurmJob
+from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.runs.stages import Stage
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import RunStage
 
-#: Stages that work on GPUs where the cluster has them.
-GPU_STAGES = ("preprocess", "train")
 #: Characters of ``--array`` that Slurm takes are 4096 with the end and the throttle: scattered
 #: shards, as after a partial failure, need more.
 _LONGEST_RANGES = 4000
@@ -61,7 +62,7 @@ class Job:
         part: number of the array among those of the stage.
     """
 
-    stage: Stage
+    stage: RunStage
     nodes: int = 1
     gpus: int = 0
     processes: int = 1
@@ -127,25 +128,49 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
     ]
 
 
-def jobs_of(stage: Stage, missing: Sequence[int], cluster: SlurmCluster) -> list[Job]:
+def jobs_of(stage: RunStage, missing: Sequence[int], cluster: SlurmCluster) -> list[Job]:
     """The jobs of a stage for its missing tasks.
 
     Raises:
         RequestError: the ranks do not spread evenly over nodes.
     """
     per_node = cluster.gpus_per_node
-    if stage.name == "preprocess":
+    if stage.kind.array:
         arrays = plan_arrays(missing, stage.tasks, cluster)
-        gpus = min(1, per_node)
+        gpus = min(1, per_node) if stage.kind.gpus else 0
         return [Job(stage, gpus=gpus, array=array, part=n) for n, array in enumerate(arrays)]
-    if stage.name not in GPU_STAGES:
+    if not stage.kind.gpus:
         return [Job(stage)]
     if not per_node or stage.ranks <= per_node:
         return [Job(stage, gpus=min(stage.ranks, per_node), processes=stage.ranks)]
     if stage.ranks % per_node:
         raise RequestError(
-            f"train.gpus={stage.ranks} does not spread over nodes of {per_node} GPUs; use a "
-            f"multiple of {per_node}, or set cluster.gpus_per_node"
+            f"{stage.kind.ranks}={stage.ranks} does not spread over nodes of {per_node} GPUs; use "
+            f"a multiple of {per_node}, or set cluster.gpus_per_node"
         )
     nodes = stage.ranks // per_node
     return [Job(stage, nodes=nodes, gpus=per_node, processes=per_node)]
+
+
+def job_name(run: RunFolder, stage: str, run_id: str) -> str:
+    """Name of a stage's jobs in the queue, by which any login node finds them."""
+    return f"{stage}.{run.name}.{run_id}"
+
+
+def array_comment(array: Array) -> str:
+    """Says in the queue which shards array tasks prepare; see :func:`read_array_comment`."""
+    return f"shards {array.first} {array.stride}"
+
+
+def read_array_comment(comment: str) -> tuple[int, int] | None:
+    """First shard and stride of an array in the queue; None where the comment says neither."""
+    found = re.search(r"(?:^| )shards (\d+) (\d+)$", comment)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def tasks_of(job: SlurmJob, total: int) -> range:
+    """Tasks of its stage that a job in the queue works on, of so many in all."""
+    array = read_array_comment(job.comment)
+    if array is None:
+        return range(job.index, job.index + 1)
+    return range(array[0] + job.index, total, array[1])

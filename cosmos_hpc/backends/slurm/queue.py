@@ -3,103 +3,133 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 
-from cosmos_hpc.backends.slurm import job_commands as slurm_jobs
-from cosmos_hpc.backends.slurm.job_commands import SlurmJob
-from cosmos_hpc.backends.slurm.submit import STUCK, active_jobs, names_of, tasks_of
+from cosmos_hpc.backends.slurm import commands
+from cosmos_hpc.backends.slurm.commands import SlurmJob
+from cosmos_hpc.backends.slurm.jobs import job_name, tasks_of
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import Stage
+from cosmos_hpc.runs.queue import Queue, StageQueue
+from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
+
+#: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
+#: did not take them, after which Slurm holds them.
+STUCK = (
+    "DependencyNeverSatisfied",
+    "launch failed requeued held",
+    "user env retrieval failed requeued held",
+)
+
+
+def names_of(run: RunFolder) -> dict[str, str]:
+    """Stages by the names of their jobs in the queue."""
+    run_id = run.id()
+    return {job_name(run, stage, run_id): stage for stage in STAGES}
+
+
+def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
+    """Jobs of the run in the queue, each with its stage.
+
+    Raises:
+        RequestError: Slurm does not answer, or would not show them to this user.
+    """
+    names = names_of(run)
+    found = [(names[job.name], job) for job in commands.queued(list(names)) if job.active]
+    mine = os.geteuid() in (0, run.info.stat().st_uid)
+    if not found and not mine and commands.hides_jobs_of_others():
+        raise RequestError(
+            f"run {run.name} was submitted by somebody else, and this cluster shows nobody the "
+            f"jobs of others"
+        )
+    return found
 
 
 @dataclass
-class StageJobs:
-    """Jobs of a stage in the queue.
-
-    Attributes:
-        jobs: array tasks one by one.
-    """
-
-    jobs: list[SlurmJob] = field(default_factory=list)
-
-    @property
-    def running(self) -> bool:
-        """Whether one has begun."""
-        return any(not job.waits for job in self.jobs)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Jobs and array tasks by Slurm's state."""
-        return dict(Counter(job.state for job in self.jobs).most_common())
-
-    @property
-    def waiting_for(self) -> str:
-        """Why jobs are pending, and when the first may begin; empty where none is."""
-        pending = [job for job in self.jobs if job.waits]
-        reasons = Counter(job.reason for job in pending if job.reason != "None")
-        said = ", ".join(reason for reason, _ in reasons.most_common(3))
-        start = min((job.start for job in pending if job.start), default="")
-        return said + (f", may begin {start.replace('T', ' ')}" if start else "")
-
-
-class SlurmView:
+class SlurmQueue(Queue):
     """What Slurm says of a run now.
 
     Attributes:
-        problem: why Slurm does not say anything; empty where it does.
+        run: its folder.
+        jobs: its jobs in the queue, array tasks one by one, each with its stage.
     """
 
-    def __init__(self, run: RunFolder) -> None:
-        self._run = run
-        self._stages: dict[str, StageJobs] = {}
-        self._ended: dict[str, str] | None = None
-        self.problem = ""
-        try:
-            for stage, job in active_jobs(run):
-                self._stages.setdefault(stage, StageJobs()).jobs.append(job)
-        except RequestError as e:
-            self.problem = str(e)
-
-    def stage(self, name: str) -> StageJobs:
-        """Jobs of a stage in the queue."""
-        return self._stages.get(name, StageJobs())
+    run: RunFolder | None = None
+    jobs: list[tuple[str, SlurmJob]] = field(default_factory=list)
 
     @property
-    def queue_is_empty(self) -> bool:
-        """Whether nothing of the run is queued, for all that is known."""
-        return not self.problem and not self._stages
+    def stuck(self) -> list[SlurmJob]:
+        """Jobs that will never begin."""
+        return [job for _, job in self.jobs if job.reason in STUCK]
 
-    @property
-    def stuck(self) -> bool:
-        """Whether a job is in the queue that will never begin."""
-        return any(job.reason in STUCK for stage in self._stages.values() for job in stage.jobs)
-
-    def silent_deaths(self, stage: Stage, missing: list[int]) -> dict[int, str]:
+    def deaths(self, stage: str, missing: list[int]) -> dict[int, str]:
         """What is known of tasks that began, are not done, and left neither a reason nor the queue.
 
         A killed script, a node that failed for good or a time limit that came without a warning
         leaves nothing behind.
         """
-        if self.problem:
+        if self.problem or self.run is None:
             return {}
-        busy = {t for job in self.stage(stage.name).jobs for t in tasks_of(job, stage.tasks)}
-        found = {}
-        for task in set(attempted_tasks(self._run, stage.name)) & set(missing) - busy:
-            attempt = read_attempt(self._run, stage.name, task)
+        found, ended = {}, None
+        for task in set(attempted_tasks(self.run, stage)) & set(missing) - self.stage(stage).tasks:
+            attempt = read_attempt(self.run, stage, task)
             if attempt and not attempt.why:
-                found[task] = f"ended without a word on {attempt.node}" + self._verdict(attempt.job)
+                ended = _ended(self.run) if ended is None else ended
+                state = ended.get(attempt.job)
+                verdict = f"; Slurm says {state}" if state else ", perhaps killed"
+                found[task] = f"ended without a word on {attempt.node}{verdict}"
         return found
 
-    def _verdict(self, job: str) -> str:
-        """How accounting says that a job ended, where it says anything."""
-        if self._ended is None:
-            created = files.read_json(self._run.info)["created"]
-            # Slurm's times are local ones, and its clock may be another.
-            since = datetime.datetime.fromisoformat(created) - datetime.timedelta(days=1)
-            self._ended = slurm_jobs.ended(list(names_of(self._run)), f"{since:%Y-%m-%d}") or {}
-        state = self._ended.get(job)
-        return f"; Slurm says {state}" if state else ", perhaps killed"
+    def advice(self, done: bool, begun: bool, retry: str) -> str:
+        """Why Slurm says nothing, or how to submit what is neither done nor queued."""
+        if self.problem:
+            return f"what is in the queue is not known: {self.problem}"
+        if self.stuck:
+            return f"jobs that Slurm will not start are replaced by {retry}"
+        if done or self.jobs:
+            return ""
+        if not begun:
+            return "nothing of it was submitted yet; the folder is only prepared"
+        return f"nothing of it is in the queue; {retry} goes on"
+
+
+def read_queue(run: RunFolder) -> SlurmQueue:
+    """Ask Slurm about a run."""
+    if not run.info.exists():
+        return SlurmQueue()
+    try:
+        jobs = active_jobs(run)
+    except RequestError as e:
+        return SlurmQueue(problem=str(e), reachable=commands.is_here("squeue"), run=run)
+    by_stage: dict[str, list[SlurmJob]] = {}
+    for stage, job in jobs:
+        by_stage.setdefault(stage, []).append(job)
+    total = run.data.num_shards()
+    stages = {name: _stage_queue(name, own, total) for name, own in by_stage.items()}
+    return SlurmQueue(stages, run=run, jobs=jobs)
+
+
+def _stage_queue(stage: str, jobs: list[SlurmJob], shards: int) -> StageQueue:
+    pending = [job for job in jobs if job.waits]
+    reasons = Counter(job.reason for job in pending if job.reason != "None")
+    said = ", ".join(reason for reason, _ in reasons.most_common(3))
+    start = min((job.start for job in pending if job.start), default="")
+    total = shards if STAGES[stage].array else 1
+    return StageQueue(
+        counts=dict(Counter(job.state for job in jobs).most_common()),
+        running=len(pending) < len(jobs),
+        waiting_for=said + (f", may begin {start.replace('T', ' ')}" if start else ""),
+        tasks={task for job in jobs for task in tasks_of(job, total)},
+    )
+
+
+def _ended(run: RunFolder) -> dict[str, str]:
+    """How accounting says that jobs ended, by id, where it says anything."""
+    created = files.read_json(run.info)["created"]
+    # Slurm's times are local ones, and its clock may be another.
+    since = datetime.datetime.fromisoformat(created) - datetime.timedelta(days=1)
+    return commands.ended(list(names_of(run)), f"{since:%Y-%m-%d}") or {}

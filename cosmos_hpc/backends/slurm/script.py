@@ -8,9 +8,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cosmos_hpc.backends.slurm import containers
-from cosmos_hpc.backends.slurm.commands import placement
-from cosmos_hpc.backends.slurm.jobs import Array, Job
-from cosmos_hpc.config.clusters import SlurmCluster
+from cosmos_hpc.backends.slurm.jobs import Job, array_comment, job_name
+from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
 from cosmos_hpc.runs.stages import task_script
@@ -20,141 +19,10 @@ _BASIC_VARIABLES = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG")
 #: What Slurm's ``--output`` or bash would not take as it is.
 _UNSAFE_PATH = re.compile(r"[%\\\x00-\x1f\x7f]")
 
-# How every job works on its tasks. What it needs to know stands in variables before it.
-_TAIL = r"""
-# One line when work on a task begins and one when it ends: status and logs read them.
-note() {
-    printf '{"%s": %s, "job": "%s", "restart": %s, "node": "%s", "log": "%s", "why": "%s"}\n' \
-        "$1" "$(date +%s)" "$job" "${SLURM_RESTART_COUNT:-0}" "${SLURMD_NODENAME:-}" "$log" "$2" \
-        >>"$attempts"
-}
-
-# Slurm warns before the time limit (USR1) and some preemptions (TERM). The worker finds the file,
-# stops at the next safe point, and this job queues itself again. Slurm warns once: a task that was
-# done all the same must not be followed by another.
-warned=
-trap 'interrupted=yes; warned=yes; : >"${COSMOS_HPC_STOP:-/dev/null}"' USR1 TERM
-
-give_up() {
-    note end "$1"
-    printf '%s\n' "$2" >"$reason.tmp" && mv "$reason.tmp" "$reason"
-    return 1
-}
-
-# How Slurm sees this job; it may be too busy to say so at once.
-state_in_queue() {
-    for _ in 1 2 3 4; do
-        squeue --noheader --jobs="$job" --format=%T && return
-        sleep 5
-    done
-    echo UNKNOWN
-}
-
-go_on() {
-    case "$(state_in_queue)" in
-        COMPLETING | CANCELLED) # by scancel: not to come back
-            note end cancelled
-            return 75
-            ;;
-        PENDING) # Slurm has queued it again already
-            note end "$1"
-            return 75
-            ;;
-        UNKNOWN) # perhaps cancelled
-            give_up "$1" "$2, and Slurm did not say whether it is to be queued again"
-            return
-            ;;
-    esac
-    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$requeues" ]; then
-        give_up "$1" "$2, and requeues=$requeues times it was started again already"
-        return
-    fi
-    note end "$1"
-    echo "$2; queueing the job again"
-    for _ in 1 2 3 4 5 6; do # Slurm may be busy
-        if scontrol requeue "$job"; then
-            sleep 60 # Slurm ends this script when it takes the job back
-            break
-        fi
-        sleep 10
-    done
-    return 75
-}
-
-do_task() {
-    attempts=$run/stages/attempts/$stage.$1
-    reason=$run/stages/errors/$stage.$1.txt
-    export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
-    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done" "$COSMOS_HPC_STOP.stopped"
-    note start ""
-    if [ -n "$warned" ]; then
-        go_on stopped "the job was asked to stop"
-        return
-    fi
-    work "$1" &
-    interrupted=yes
-    while [ "$interrupted" = yes ]; do
-        interrupted=no
-        wait $!
-        code=$?
-    done
-    # srun says 0 as well when it has lost its node: the worker itself must have said so.
-    if [ "$code" = 0 ] && [ -e "$COSMOS_HPC_STOP.done" ]; then
-        note end "done"
-    elif [ -s "$reason" ]; then
-        note end failed
-        return 1
-    elif [ -e "$run/stages/stop" ]; then
-        note end cancelled
-        return 75
-    elif [ -n "$warned" ] || [ -e "$COSMOS_HPC_STOP.stopped" ]; then
-        go_on stopped "the job was asked to stop"
-    elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
-        give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
-    else
-        go_on killed "the worker was killed without a reason"
-    fi
-}
-"""
-
-_SINGLE = r"""
-do_task 0
-"""
-
-_ARRAY = r"""
-result=0
-echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
-for ((shard = first + SLURM_ARRAY_TASK_ID; shard < shards; shard += stride)); do
-    [ ! -e "$run/tokens/shards/$(printf %05d "$shard")/done.json" ] || continue
-    if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$shard"; then
-        echo "shard $shard has failed in this job before; cosmos-hpc retry tries it again"
-        result=1
-        continue
-    fi
-    do_task "$shard" || result=$?
-    [ "$result" != 75 ] || break
-done
-exit "$result"
-"""
-
+#: How every job works on its tasks; what it needs to know stands in variables before it.
+_JOB = Path(__file__).with_name("job.sh")
 #: Seconds that torchrun gives its ranks to end.
 _PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
-
-
-def job_name(run: RunFolder, stage: str, run_id: str) -> str:
-    """Name of a stage's jobs in the queue, by which any login node finds them."""
-    return f"{stage}.{run.name}.{run_id}"
-
-
-def array_comment(array: Array) -> str:
-    """Says in the queue which shards array tasks prepare; see :func:`read_array_comment`."""
-    return f"shards {array.first} {array.stride}"
-
-
-def read_array_comment(comment: str) -> tuple[int, int] | None:
-    """First shard and stride of an array in the queue; None where the comment says neither."""
-    found = re.search(r"(?:^| )shards (\d+) (\d+)$", comment)
-    return (int(found[1]), int(found[2])) if found else None
 
 
 def check_path(path: Path) -> None:
@@ -169,6 +37,22 @@ def check_path(path: Path) -> None:
             f"{text!r} holds a percent sign, a backslash, a control character or bytes that are "
             f"not UTF-8, which Slurm's scripts cannot name; choose another path"
         )
+
+
+def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
+    """Flags of sbatch that say where a stage's job runs and what it is charged to.
+
+    Args:
+        cluster: the profile.
+        stage: name of the stage.
+        gpus: of one node; 0 for a job on the CPU partition.
+    """
+    flags = [f"--partition={cluster.gpu_partition if gpus else cluster.cpu_partition}"]
+    flags += [f"--time={cluster.time_of(stage)}"]
+    flags += [f"--account={cluster.account}"] if cluster.account else []
+    flags += [f"--qos={cluster.qos}"] if cluster.qos else []
+    flags += [f"--gres={cluster.gres}:{gpus}"] if gpus else []
+    return [*flags, *cluster.sbatch]
 
 
 def render(
@@ -207,7 +91,7 @@ def render(
     }
     if array:
         settings |= {"first": str(array.first), "stride": str(array.stride)}
-        settings["shards"] = str(stage.tasks)
+        settings |= {"tasks": str(stage.tasks), "marker": stage.kind.marker}
     lines = [
         # A login shell knows the commands of module systems.
         "#!/bin/bash -l" if cluster.setup else "#!/bin/bash",
@@ -221,9 +105,16 @@ def render(
         *cluster.setup,
         *_container_lines(cluster),
         *_work(job, run, cluster, code, [str(run.path), *folders], pyxis),
-        *(_TAIL + (_ARRAY if array else _SINGLE)).splitlines(),
+        "",
+        *_job_functions(),
+        "do_turns" if array else "do_task 0",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _job_functions() -> list[str]:
+    """The lines of ``job.sh`` but for its first ones, which are for who reads that file."""
+    return [*_JOB.read_text().partition("\n\n")[2].splitlines(), ""]
 
 
 def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str) -> list[str]:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cosmos_hpc.data.parts import FOLDERS
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
-from cosmos_hpc.worker.datasets.samples import FOLDERS, Epochs, conditioned_sample
+from cosmos_hpc.worker.datasets.samples import Epochs, conditioned_sample
 
 
 def read_tensor(path: Path, *, mmap: bool = False) -> Tensor:
@@ -130,7 +131,7 @@ class FramePairs(Epochs):
                 f"{folder}: {len(self._frames)} frames of {self._frames.dtype} do not go with "
                 f"{len(self._actions)} actions"
             )
-        self._starts = frame_pairs(self._actions)
+        self._starts = pair_starts(self._actions)
         super().__init__(len(self._starts), length, seed, once)
 
     def predicted(self, item: int) -> np.ndarray:
@@ -146,6 +147,6 @@ class FramePairs(Epochs):
         return {**sample, "action": self._actions[start].clone()}
 
 
-def frame_pairs(actions: Tensor) -> Tensor:
+def pair_starts(actions: Tensor) -> Tensor:
     """Rows that begin a pair, of actions ``[N, width]``: all but those that are NaN."""
     return (~actions.isnan().any(1)).nonzero()[:, 0]

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cosmos_hpc.config.recipes import Split
+from cosmos_hpc.config.sections import Split
+from cosmos_hpc.data.parts import FOLDERS
 from cosmos_hpc.data.tokens import BEGIN_OF_VIDEO, PADDING
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.worker.datasets.documents import open_documents
-
-#: Parts of the data, and what the files of each are called in NVIDIA's guide.
-FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, list[int]]:

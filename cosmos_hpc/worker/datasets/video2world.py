@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.data.parts import FOLDERS
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import Progress
 from cosmos_hpc.worker.datasets.documents import open_documents
-from cosmos_hpc.worker.datasets.samples import FOLDERS, padded_sequence, split_documents
+from cosmos_hpc.worker.datasets.samples import padded_sequence, split_documents
 from cosmos_hpc.worker.tokenizers.texts import checked_prompts, tensor_bytes
 
 #: Samples that wait for their turn at a time, of millions.
@@ -40,15 +41,15 @@ def write_samples(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
         WorkError: an embedding is missing or damaged.
     """
     prompts = checked_prompts(run, recipe)
-    pinned = files.read_jsonl(run.videos)
-    clips = [{**pinned[clip["index"]], **clip} for clip in files.read_jsonl(run.clips)]
+    pinned = files.read_jsonl(run.data.videos)
+    clips = [{**pinned[clip["index"]], **clip} for clip in files.read_jsonl(run.tokens.clips)]
     parts = split_documents(clips, recipe.data.split)
     samples = [
         (FOLDERS[part], number, document)
         for part, documents in parts.items()
         for number, document in enumerate(_shuffled(documents, clips, recipe.data.split.seed))
     ]
-    final = run.samples
+    final = run.tokens.samples
     temporary = final.with_name(f".{final.name}.tmp")
     # What an earlier attempt has written is compared, not written again.
     temporary.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def _write_files(
     folder: Path,
 ) -> list[dict[str, Any]]:
     """Write both files of each sample (part, number, document); returns the rows of the table."""
-    ids = open_documents(str(run.token_prefix))
+    ids = open_documents(str(run.tokens.prefix))
     length = recipe.model_for_clips().sequence_length
     links = Links()
 

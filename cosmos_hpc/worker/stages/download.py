@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cosmos_hpc.config.recipes import SMALL_TEXT_ENCODER, SMALL_TOKENIZER, Recipe
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.config.sections import SMALL_TEXT_ENCODER, SMALL_TOKENIZER
 from cosmos_hpc.errors import RequestError, WorkError
-from cosmos_hpc.hub import cache as hub
+from cosmos_hpc.hub import needs as hub
+from cosmos_hpc.hub.cache import fetch_all
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import say
 
@@ -15,7 +18,7 @@ from cosmos_hpc.utils.progress import say
 _T5 = "t5"
 
 
-def download(run: RunFolder, recipe: Recipe) -> None:
+def download(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     """Fetch or write tokenizer and text encoder, fetch published weights, note where they lie.
 
     Raises:
@@ -28,7 +31,7 @@ def download(run: RunFolder, recipe: Recipe) -> None:
     if texts and texts != SMALL_TEXT_ENCODER and not hub.is_hub_name(texts):
         _check_text_encoder(Path(texts), recipe)
     try:
-        fetched = hub.fetch_all(hub.needs(recipe))
+        fetched = fetch_all(hub.needs(recipe))
         for repository, folder in fetched.items():
             say(f"{repository} is in {folder}")
         start = fetched.get(weights) if weights else None
@@ -44,50 +47,7 @@ def download(run: RunFolder, recipe: Recipe) -> None:
         "text_encoder": _text_encoder(run, recipe, fetched),
         "init_from": str(start / hub.WEIGHTS_FOLDER) if start else None,
     }
-    files.write_json(run.marker("download"), marker)
-
-
-def tokenizer_folder(run: RunFolder) -> Path:
-    """Where the download stage put ``encoder.jit`` and ``decoder.jit``.
-
-    Raises:
-        WorkError: the stage has not run.
-    """
-    marker = files.read_json(run.marker("download"))
-    if marker is None:
-        raise WorkError(f"run {run.name} has no tokenizer yet: its download stage has not run")
-    return run.tokenizer / marker["folder"]
-
-
-def text_encoder_folder(run: RunFolder) -> Path:
-    """Where the download stage put the text encoder.
-
-    Raises:
-        WorkError: the stage has not run, or not for a recipe with texts.
-    """
-    marker = files.read_json(run.marker("download"))
-    if marker is None or not marker.get("text_encoder"):
-        raise WorkError(f"run {run.name} has no text encoder yet: its download stage has not run")
-    return run.tokenizer / marker["text_encoder"]
-
-
-def initial_weights(run: RunFolder, recipe: Recipe) -> Path | None:
-    """The checkpoint that training starts from: a fetched folder, or the path in the recipe.
-
-    Returns:
-        Its path; None for random weights.
-
-    Raises:
-        WorkError: it is published on the Hub, and the download stage has not fetched it.
-    """
-    start = recipe.train.init_from
-    marker = files.read_json(run.marker("download"))
-    # Markers of earlier versions say nothing of weights.
-    if marker and marker.get("init_from"):
-        return Path(marker["init_from"])
-    if start and hub.is_hub_name(start):
-        raise WorkError(f"run {run.name} has no {start} yet: its download stage has not run")
-    return Path(start) if start else None
+    files.write_json(marker_path(run, "download"), marker)
 
 
 def _check_folder(tokenizer: str) -> None:

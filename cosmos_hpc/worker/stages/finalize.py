@@ -19,7 +19,9 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.shards import ShardMarker, read_marker
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.progress import ByteProgress, say
 from cosmos_hpc.worker.datasets.journal import ID_DTYPE
 
@@ -50,7 +52,7 @@ class Shard(NamedTuple):
     lengths: np.ndarray
 
 
-def finalize(run: RunFolder, recipe: Recipe) -> None:
+def finalize(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     """Check the shards and join them into one indexed dataset, with a table of its clips.
 
     Without ``data.join`` the ids stay in the shards, in the order of their numbers.
@@ -58,11 +60,11 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
     Raises:
         WorkError: shards are missing or damaged, or more videos failed than the recipe allows.
     """
-    bounds = run.bounds()
+    bounds = run.data.bounds()
 
     def read(number: int) -> Shard:
         videos = bounds[number + 1] - bounds[number]
-        return _read(run.shard(number), number, videos, recipe.data.ids_per_clip)
+        return _read(run.tokens.shard(number), number, videos, recipe.data.ids_per_clip)
 
     shards = _each(read, range(len(bounds) - 1))
     # Before anything can go wrong: the list is what a person needs then.
@@ -73,31 +75,25 @@ def finalize(run: RunFolder, recipe: Recipe) -> None:
 
     joined = _join(run, shards, recipe.data.join)
     marker = {
-        "videos": run.num_videos(),
+        "videos": run.data.num_videos(),
         "failed": by_kind,
         **joined,
         **_task_files(run, recipe),
     }
-    files.write_json(run.marker("finalize"), marker)
+    files.write_json(marker_path(run, "finalize"), marker)
     say(f"{joined['clips']} clips of {marker['videos']} videos, {len(failed)} videos failed")
 
 
 def _task_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     """Write what the training of the recipe's task reads besides; returns what to say of it."""
-    if recipe.task == "video2world":
-        from cosmos_hpc.worker.datasets.video2world import write_samples
-
-        return {"samples": write_samples(run, recipe)}
-    if recipe.task == "action":
-        from cosmos_hpc.worker.datasets.actions import write_robot_files
-
-        return {"samples": write_robot_files(run, recipe)}
-    return {}
+    if recipe.kind.files is None:
+        return {}
+    return {"samples": load(recipe.kind.files)(run, recipe)}
 
 
 def _join(run: RunFolder, shards: list[Shard], join: bool) -> dict[str, Any]:
     """Check the ids and write what training reads; returns what the marker says of it."""
-    temporary = run.tokens / ".joined.tmp"
+    temporary = run.tokens.path / ".joined.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _copy_ids(shards, temporary / "tokens.bin" if join else None)
@@ -105,12 +101,12 @@ def _join(run: RunFolder, shards: list[Shard], join: bool) -> dict[str, Any]:
         _write_index(shards, temporary / "tokens.idx")
     files.write_jsonl(temporary / "clips.jsonl", _table(shards))
     for name in _JOINED:
-        (run.tokens / name).unlink(missing_ok=True)
+        (run.tokens.path / name).unlink(missing_ok=True)
         if (temporary / name).exists():
             files.fsync_path(temporary / name)
-            (temporary / name).rename(run.tokens / name)
+            (temporary / name).rename(run.tokens.path / name)
     shutil.rmtree(temporary)
-    files.fsync_path(run.tokens)
+    files.fsync_path(run.tokens.path)
     return {
         "clips": sum(shard.marker.clips for shard in shards),
         "padded": sum(shard.marker.padded for shard in shards),
@@ -198,10 +194,12 @@ def _report(run: RunFolder, failed: list[dict[str, Any]]) -> dict[str, int]:
         }
         for kind, rows in ordered
     }
-    files.write_jsonl(run.failed, failed)
-    files.write_json(run.failed_summary, {"videos": run.num_videos(), "failed": summary})
+    files.write_jsonl(run.tokens.failed, failed)
+    files.write_json(
+        run.tokens.failed_summary, {"videos": run.data.num_videos(), "failed": summary}
+    )
     for kind, rows in ordered:
-        say(f"failed, {kind}: {len(rows)} of {run.num_videos()} videos, of which")
+        say(f"failed, {kind}: {len(rows)} of {run.data.num_videos()} videos, of which")
         for row in rows[:_EXAMPLES]:
             say(f"  {row['video']!r}: {row['reason']}")
     return {kind: len(rows) for kind, rows in ordered}
@@ -216,18 +214,21 @@ def _check_failures(
 ) -> None:
     if not failed:
         return
-    videos = run.num_videos()
+    videos = run.data.num_videos()
     kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
     first = f"the first is {failed[0]['video']!r}: {failed[0]['reason']}"
-    summary = f"{len(failed)} of {videos} videos failed ({kinds}); {first}; all are in {run.failed}"
+    summary = (
+        f"{len(failed)} of {videos} videos failed ({kinds}); {first}; all are in "
+        f"{run.tokens.failed}"
+    )
     if nothing:
         raise WorkError(f"no video could be prepared: {summary}")
     allowed = recipe.data.max_failed_fraction
     if len(failed) > allowed * videos:
         raise WorkError(
             f"{summary}; data.max_failed_fraction={allowed:g} does not allow so many. Allow more, "
-            f"or mend them, delete the shards that hold them below {run.tokens / 'shards'} and "
-            f"submit again"
+            f"or mend them, delete the shards that hold them below "
+            f"{run.tokens.path / 'shards'} and submit again"
         )
     say(summary)
 

@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import WorkError
+from cosmos_hpc.runs.fetched import initial_weights
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.imports import large_imports
+from cosmos_hpc.utils.imports import large_imports, load
 from cosmos_hpc.utils.progress import say
-from cosmos_hpc.worker.datasets.conditioned import (
-    FramePairs,
-    TextClips,
-    frame_pairs,
-    read_tensor,
-    sample_counts,
-)
-from cosmos_hpc.worker.datasets.samples import FOLDERS, Clips, Epochs, split_documents
-from cosmos_hpc.worker.stages.download import initial_weights
-from cosmos_hpc.worker.training.children import (
+from cosmos_hpc.worker.children import (
     end_with_a_killed_child,
     let_managers_end_with_this_process,
 )
+from cosmos_hpc.worker.datasets.samples import Epochs
 
 
-def train(run: RunFolder, recipe: Recipe) -> None:
+def train(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     """Train to ``train.max_steps`` and mark the stage done. Every rank runs this.
 
     Raises:
@@ -38,8 +30,7 @@ def train(run: RunFolder, recipe: Recipe) -> None:
             was written.
     """
     training, validation, counts = load_data(run, recipe)
-    what = "pairs of frames" if recipe.task == "action" else "clips"
-    say(f"{what}: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
+    say(f"{recipe.kind.samples}: " + ", ".join(f"{count} {part}" for part, count in counts.items()))
     reference = {"untrained": math.log(recipe.model.output_vocab_size)}
     if _is_first_rank():
         reference["unigram"] = training.unigram_loss()
@@ -51,13 +42,13 @@ def train(run: RunFolder, recipe: Recipe) -> None:
         from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
         from cosmos_hpc.worker.training.metrics import MetricsFile
 
-    latest = latest_checkpoint(run.checkpoints)
+    latest = latest_checkpoint(run.train.checkpoints)
     # A run that was killed between its last checkpoint and its marker has no step left to do.
     if latest is None or latest[0] < recipe.train.max_steps:
         prepare_device()
         end_with_a_killed_child()
         let_managers_end_with_this_process()
-        metrics = MetricsFile(run.metrics, run.loss_curve, reference)
+        metrics = MetricsFile(run.train.metrics, run.train.loss_curve, reference)
         data = nemo.ClipData(training, validation, recipe)
         nemo.fit(
             recipe,
@@ -85,7 +76,7 @@ def load_data(run: RunFolder, recipe: Recipe) -> tuple[Epochs, Epochs | None, di
         WorkError: there is nothing to train on, or it does not fit the recipe.
     """
     train = recipe.train
-    make, counts = _SOURCES[recipe.task](run, recipe)
+    make, counts = load(recipe.kind.training)(run, recipe)
     if not counts["train"]:
         raise WorkError(f"run {run.name} has no clips to train on")
     steps = train.max_steps * train.global_batch_size
@@ -94,46 +85,6 @@ def load_data(run: RunFolder, recipe: Recipe) -> tuple[Epochs, Epochs | None, di
         return training, None, counts
     batches = train.validation_batches * train.global_batch_size
     return training, make("validation", length=batches, once=True), counts
-
-
-#: Makes the samples of a part, given the arguments of :class:`Epochs`.
-_Make = Callable[..., Epochs]
-
-
-def _videos(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
-    sequence = recipe.model_for_clips().sequence_length
-    documents = split_documents(files.iterate_jsonl(run.clips), recipe.data.split)
-
-    def make(part: str, **settings: Any) -> Epochs:
-        prefix = str(run.token_prefix)
-        return Clips(prefix, documents[part], sequence_length=sequence, **settings)
-
-    return make, {part: len(chosen) for part, chosen in documents.items()}
-
-
-def _texts(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
-    sequence, ids = recipe.model_for_clips().sequence_length, recipe.data.ids_per_clip
-
-    def make(part: str, **settings: Any) -> Epochs:
-        return TextClips(run.samples, part, ids, sequence, **settings)
-
-    return make, sample_counts(run.samples)
-
-
-def _actions(run: RunFolder, recipe: Recipe) -> tuple[_Make, dict[str, int]]:
-    sequence = recipe.model_for_clips().sequence_length
-
-    def make(part: str, **settings: Any) -> Epochs:
-        return FramePairs(run.samples / FOLDERS[part], sequence, **settings)
-
-    def pairs(part: str) -> int:
-        path = run.samples / FOLDERS[part] / "actions.pt"
-        return len(frame_pairs(read_tensor(path))) if path.exists() else 0
-
-    return make, {part: pairs(part) for part in FOLDERS}
-
-
-_SOURCES = {"video": _videos, "video2world": _texts, "action": _actions}
 
 
 def prepare_device() -> None:
@@ -157,12 +108,12 @@ def _mark_done(
     from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
     from cosmos_hpc.worker.training.metrics import draw_losses
 
-    latest = latest_checkpoint(run.checkpoints)
+    latest = latest_checkpoint(run.train.checkpoints)
     if latest is None or latest[0] < steps:
         found = f"its latest is of step {latest[0]}" if latest else "it has none"
         raise WorkError(f"training ended at step {steps} without a whole checkpoint: {found}")
-    rows = files.read_jsonl(run.metrics)
-    draw_losses(rows, run.loss_curve, reference)
+    rows = files.read_jsonl(run.train.metrics)
+    draw_losses(rows, run.train.loss_curve, reference)
     losses = [row["loss"] for row in rows if "loss" in row]
     validated = [row["validation_loss"] for row in rows if "validation_loss" in row]
     marker = {
@@ -174,5 +125,5 @@ def _mark_done(
         "reference": reference,
         "checkpoint": str(latest[1].relative_to(run.path)),
     }
-    files.write_json(run.marker("train"), marker)
+    files.write_json(marker_path(run, "train"), marker)
     say(f"trained {latest[0]} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}")

@@ -16,14 +16,12 @@ import torch
 from torch import Tensor
 
 from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.data.tokens import TEXT_POSITIONS
 from cosmos_hpc.errors import Stopped, WorkError
+from cosmos_hpc.runs.fetched import text_encoder_folder
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import Progress, Stopwatch, say
-from cosmos_hpc.worker.stages.download import text_encoder_folder
-
-#: Rows of an embedding: the tokens of a prompt, and zeros behind them.
-TEXT_POSITIONS = 512
 
 
 class TextEncoder:
@@ -118,13 +116,13 @@ def write_small_text_encoder(folder: Path, width: int) -> None:
 
 def distinct_prompts(run: RunFolder) -> list[str]:
     """The different prompts of a run's pinned videos, in the order of their first use."""
-    rows = files.read_jsonl(run.videos)
+    rows = files.read_jsonl(run.data.videos)
     return list(dict.fromkeys(row["prompt"] for row in rows if "prompt" in row))
 
 
 def prompt_file(run: RunFolder, prompt: str) -> Path:
     """Where the embedding of a prompt is, or will be."""
-    return run.prompts / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.pt"
+    return run.tokens.prompts / f"{hashlib.sha256(prompt.encode()).hexdigest()[:16]}.pt"
 
 
 def _owned(prompts: list[str], shard: int, shards: int, each: int) -> list[str]:
@@ -139,7 +137,7 @@ def _owned(prompts: list[str], shard: int, shards: int, each: int) -> list[str]:
 
 
 def _marker(run: RunFolder, shard: int) -> Path:
-    return run.prompts / f"{shard:05d}.json"
+    return run.tokens.prompts / f"{shard:05d}.json"
 
 
 def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
@@ -151,7 +149,7 @@ def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
         WorkError: the text encoder cannot be loaded, or gives another width than the model reads.
         Stopped: on request, after a prompt.
     """
-    own = _owned(distinct_prompts(run), shard, run.num_shards(), recipe.data.prompts_per_shard)
+    own = _owned(distinct_prompts(run), shard, run.data.num_shards(), recipe.data.prompts_per_shard)
     known: dict[str, Any] = files.read_json(_marker(run, shard)) or {"sha256": {}}
     todo = [prompt for prompt in own if not _is_whole(prompt_file(run, prompt), known["sha256"])]
     if not own or (not todo and known["sha256"]):
@@ -226,7 +224,7 @@ def checked_prompts(run: RunFolder, recipe: Recipe) -> dict[str, Path]:
     Raises:
         WorkError: one is missing, or is not what the marker says.
     """
-    prompts, shards = distinct_prompts(run), run.num_shards()
+    prompts, shards = distinct_prompts(run), run.data.num_shards()
     found: dict[str, Path] = {}
     progress = Progress("prompts checked", len(prompts))
     with ThreadPoolExecutor(files.THREADS) as pool:
@@ -238,7 +236,7 @@ def checked_prompts(run: RunFolder, recipe: Recipe) -> dict[str, Path]:
                 if digest is None or digest != known.get(path.name):
                     raise WorkError(
                         f"{path} is not there or not what its shard's marker says; delete "
-                        f"{run.shard(shard)} and submit again"
+                        f"{run.tokens.shard(shard)} and submit again"
                     )
                 found[prompt] = path
                 progress.update(len(found))

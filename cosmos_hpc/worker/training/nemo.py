@@ -220,7 +220,7 @@ def _wandb(run: RunFolder) -> WandbLogger | None:
     try:
         return _wandb_logger(run)
     except wandb.errors.CommError as e:
-        say(f"Weights & Biases cannot be reached, so its files are kept in {run.train}: {e}")
+        say(f"Weights & Biases cannot be reached, so its files are kept in {run.train.path}: {e}")
         os.environ["WANDB_MODE"] = "offline"
         return _wandb_logger(run)
 
@@ -232,7 +232,7 @@ def _wandb_logger(run: RunFolder) -> WandbLogger:
         name=run.name,
         id=files.read_json(run.info)["id"],
         resume="allow",
-        save_dir=str(run.train),
+        save_dir=str(run.train.path),
     )
     if int(os.environ.get("RANK", "0")) == 0:
         # Begins it now: many nodes of clusters have no network.
@@ -258,12 +258,12 @@ def run_logger(run: RunFolder, recipe: Recipe, validates: bool) -> nl.NeMoLogger
     train = recipe.train
     return nl.NeMoLogger(
         # A folder of its own: NeMo moves files of earlier attempts out of it.
-        explicit_log_dir=str(run.train / "nemo"),
+        explicit_log_dir=str(run.train.path / "nemo"),
         ckpt=Checkpoints(
             save_every=train.save_every,
             validate_every=train.validate_every if validates else None,
             stop_requested=run.stop_requested,
-            dirpath=run.checkpoints,
+            dirpath=run.train.checkpoints,
             filename="{step}-{reduced_train_loss:.4f}",
             monitor="reduced_train_loss",
             save_top_k=train.keep_checkpoints,

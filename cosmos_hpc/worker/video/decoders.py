@@ -23,7 +23,7 @@ from pathlib import Path
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.in_hand import InHand
 from cosmos_hpc.utils.progress import Stopwatch, say
-from cosmos_hpc.worker.training.children import block_stops
+from cosmos_hpc.worker.children import block_stops
 from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError, read_clips
 from cosmos_hpc.worker.video.decoder import MAX_DECODERS, Slots, serve
 

@@ -40,6 +40,20 @@ _SEEK_BACK = (Fraction(0), Fraction(1, 4), Fraction(2), Fraction(10))
 TOLERANCE = Fraction(1, 1000)
 
 
+def declared_duration(
+    container: av.container.InputContainer, stream: av.video.stream.VideoStream
+) -> Fraction:
+    """Seconds that a stream takes, as its header says; 0 where it does not say."""
+    if stream.duration and stream.time_base:
+        return Fraction(stream.duration * stream.time_base)
+    # Matroska says the duration of a stream in words.
+    words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if words:
+        hours, minutes, seconds = map(Fraction, words.groups())
+        return hours * 3600 + minutes * 60 + seconds
+    return Fraction(container.duration or 0, 1_000_000)
+
+
 class VideoError(Exception):
     """A video that gives no clip, or no more of them.
 
@@ -169,17 +183,9 @@ class Video:
 
     def declared_end(self) -> Fraction:
         """When the video ends, as the header says; 0 where it does not say."""
-        stream = self._stream
-        if stream.frames:
-            return stream.frames / self.rate
-        if stream.duration and stream.time_base:
-            return Fraction(stream.duration * stream.time_base)
-        # Matroska says the duration of a stream in words.
-        words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-        if words:
-            hours, minutes, seconds = map(Fraction, words.groups())
-            return hours * 3600 + minutes * 60 + seconds
-        return Fraction(self._container.duration or 0, 1_000_000)
+        if self._stream.frames:
+            return self._stream.frames / self.rate
+        return declared_duration(self._container, self._stream)
 
     def time_of(self, pts: int) -> Fraction:
         """When the frame with a time stamp is shown."""

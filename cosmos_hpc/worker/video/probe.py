@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import av
 
-from cosmos_hpc.worker.video.frames import OPTIONS
+from cosmos_hpc.worker.video.frames import OPTIONS, declared_duration
 
 #: Reading a header is mostly waiting for the disk.
 _THREADS = 16
@@ -36,12 +35,4 @@ def _of_file(path: str) -> int:
 def _of_stream(container: av.container.InputContainer, stream: av.video.stream.VideoStream) -> int:
     if stream.frames:
         return int(stream.frames)
-    rate = float(stream.average_rate or 0)
-    if stream.duration and stream.time_base:
-        return round(stream.duration * stream.time_base * rate)
-    # Matroska counts no frames, and says the duration of a stream in words.
-    words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    if words:
-        hours, minutes, seconds = map(float, words.groups())
-        return round((hours * 3600 + minutes * 60 + seconds) * rate)
-    return round((container.duration or 0) / 1e6 * rate)
+    return round(float(declared_duration(container, stream)) * float(stream.average_rate or 0))

@@ -18,12 +18,13 @@ import torch
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.bridge import AnnotationError, movements, read_annotation
+from cosmos_hpc.data.parts import FOLDERS
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.datasets.documents import open_documents
 from cosmos_hpc.worker.datasets.journal import Journal
-from cosmos_hpc.worker.datasets.samples import FOLDERS, split_documents
-from cosmos_hpc.worker.stages.preprocess import Shard
+from cosmos_hpc.worker.datasets.samples import split_documents
+from cosmos_hpc.worker.datasets.shard import Shard
 from cosmos_hpc.worker.video.clips import Clip, VideoError
 from cosmos_hpc.worker.video.decoders import Job
 
@@ -97,9 +98,9 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     Returns:
         What the stage's marker says of them.
     """
-    pinned = files.read_jsonl(run.videos)
+    pinned = files.read_jsonl(run.data.videos)
     clips: list[dict[str, Any]] = []
-    for row in files.iterate_jsonl(run.clips):
+    for row in files.iterate_jsonl(run.tokens.clips):
         if row["clip"] == 0:
             own = {k: v for k, v in pinned[row["index"]].items() if k == "part"}
             clips.append({"document": len(clips), "video": row["video"], "frames": 0, **own})
@@ -111,7 +112,7 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
             clips[number].update(part=part, first=first)
             first += clips[number]["frames"]
 
-    final = run.samples
+    final = run.tokens.samples
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     for part, chosen in parts.items():
@@ -141,9 +142,9 @@ def _write_part(
     frames = torch.empty(total, *recipe.data.latent_shape, dtype=torch.int32)
     actions, state = torch.full((total, width), math.nan), torch.empty(total, width)
     gripper = torch.empty(total)
-    ids = open_documents(str(run.token_prefix))
+    ids = open_documents(str(run.tokens.prefix))
     number, at = -1, 0
-    for row in files.iterate_jsonl(run.clips):
+    for row in files.iterate_jsonl(run.tokens.clips):
         number += row["clip"] == 0
         if clips[number]["part"] != part:
             continue

@@ -1,0 +1,144 @@
+"""The interface of a backend: a place where the stages of a run are carried out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.logs import logs_of
+from cosmos_hpc.runs.queue import Queue
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.console import Console
+
+if TYPE_CHECKING:
+    from cosmos_hpc.backends.findings import Finding
+    from cosmos_hpc.planning.plans import Plan
+
+C = TypeVar("C", bound=Cluster)
+Q = TypeVar("Q", bound=Queue)
+#: What a backend has found to be started.
+P = TypeVar("P")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run, and what of it to start.
+
+    Attributes:
+        folder: of the run, which need not exist yet.
+        recipe: resolved; with a layout once there is a plan.
+        stages: to start, those of them that are missing.
+        tasks: of these stages; None: all that are missing.
+        dry_run: only prepare the run folder, and say what would be started.
+    """
+
+    folder: RunFolder
+    recipe: Recipe
+    stages: Sequence[str]
+    tasks: Sequence[int] | None = None
+    dry_run: bool = False
+
+
+def head_of_dry_run(plan: Plan, run: RunFolder) -> list[str]:
+    """What the text of a dry run begins with: the plan, as comments of a shell."""
+    return [
+        *(f"# {line}" for line in plan.render().splitlines()),
+        f"# The run folder {str(run.path)!r} is prepared; nothing was started.",
+        "# These commands do what submit does.",
+    ]
+
+
+class Backend(ABC, Generic[C, Q, P]):
+    """A kind of place to run, opened with a profile.
+
+    Attributes:
+        schema: what profiles of this kind say.
+        returns_when: when :meth:`submit` returns: ``done`` or ``queued``.
+    """
+
+    schema: ClassVar[type[Cluster]]
+    returns_when: ClassVar[str] = "done"
+
+    def __init__(self, cluster: C) -> None:
+        self.cluster = cluster
+
+    @abstractmethod
+    def check(self) -> list[Finding]:
+        """What works and what does not of the profile, before anything is started.
+
+        Raises:
+            RequestError: the place cannot be asked from here.
+        """
+
+    @abstractmethod
+    def check_request(self, request: Request, queue: Q) -> None:
+        """Refuse what this place cannot do, before anything is written.
+
+        Args:
+            request: what is asked for.
+            queue: what :meth:`queue` said of the run.
+
+        Raises:
+            RequestError: says what, and what to do.
+        """
+
+    @abstractmethod
+    def queue(self, run: RunFolder) -> Q:
+        """What is queued or working of a run; asked once a command and handed on."""
+
+    @abstractmethod
+    def prepare(self, request: Request, queue: Q) -> P:
+        """What is to be started for the stages that are neither done nor queued.
+
+        Raises:
+            RequestError: this place cannot take it.
+        """
+
+    @abstractmethod
+    def submit(self, request: Request, prepared: P, console: Console) -> None:
+        """Start what :meth:`prepare` found.
+
+        Raises:
+            RequestError: nothing was started.
+            WorkError: a stage failed.
+        """
+
+    @abstractmethod
+    def render(self, request: Request, prepared: P, plan: Plan) -> str:
+        """Shell text that does, when it is pasted, what :meth:`submit` would do."""
+
+    def write(self, request: Request, prepared: P, plan: Plan, folder: Path) -> list[Path]:
+        """Write :meth:`render`'s text, in as many scripts as there are; returns the files."""
+        path = folder / "submit.sh"
+        files.write_atomic(
+            path.absolute(), f"#!/bin/bash\n{self.render(request, prepared, plan)}\n"
+        )
+        return [path]
+
+    @abstractmethod
+    def cancel(self, run: RunFolder, now: bool = False) -> int:
+        """Stop what works on a run at a safe point, and wait until nothing does.
+
+        Args:
+            run: its folder.
+            now: kill it instead, where this place can.
+
+        Returns:
+            How many processes or jobs worked on it or were queued.
+        """
+
+    def logs(
+        self, run: RunFolder, stage: str | None = None, task: int | None = None
+    ) -> dict[str, Path]:
+        """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``."""
+        return dict(logs_of(run, stage, task))
+
+    def is_working(self, run: RunFolder) -> bool:
+        """Whether somebody works on a run now; called often, by who follows its logs."""
+        return self.queue(run).working

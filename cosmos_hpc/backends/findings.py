@@ -1,0 +1,70 @@
+"""What a look at a profile has found, and the looks that all kinds have in common."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.errors import explain_os_error
+from cosmos_hpc.runs.requirements import install_command
+from cosmos_hpc.runs.stages import STAGES
+from cosmos_hpc.utils import files
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        level: ``ok``, ``problem``, or ``note`` for what may be meant so.
+        text: what was found, and what to do.
+    """
+
+    level: str
+    text: str
+
+
+def libraries() -> dict[str, str]:
+    """What the stages import, each with the extra of this package that brings it."""
+    return {name: extra for stage in STAGES.values() for name, extra in stage.libraries.items()}
+
+
+def python_finding(
+    python: str, missing: list[str], otherwise: str = "", level: str = "problem"
+) -> Finding:
+    """What a Python lacks of the libraries of the stages."""
+    wanted = libraries()
+    if not missing:
+        return Finding("ok", f"python: {python} has {', '.join(wanted)}")
+    command = install_command(wanted[missing[-1]])
+    return Finding(level, f"python={python} has no {', '.join(missing)}; {command}{otherwise}")
+
+
+def missing_here() -> list[str]:
+    """Libraries of the stages that this Python lacks."""
+    return [name for name in libraries() if importlib.util.find_spec(name) is None]
+
+
+def runs_finding(cluster: Cluster) -> Finding:
+    """Whether run folders can be made."""
+    folder = Path(cluster.runs).absolute()
+    existing = files.nearest_existing(folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as e:
+        doing = f"runs={cluster.runs}: writing to {existing}"
+        return Finding("problem", explain_os_error(e, doing))
+    return Finding("ok", f"runs: {folder} can be written")
+
+
+def environment_findings(names: Iterable[str]) -> Iterator[Finding]:
+    """Which variables that jobs are given are set here."""
+    for name in names:
+        present = bool(os.environ.get(name))
+        yield Finding("ok" if present else "note", f"{name} is {'set' if present else 'not set'}")

@@ -1,0 +1,55 @@
+"""Opens cluster profiles: the one place that knows which backend is for which kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cosmos_hpc.backends.base import Backend
+from cosmos_hpc.config.clusters import BUILT_IN, Cluster, find_profile
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils.imports import load
+from cosmos_hpc.utils.settings import apply_overrides, load_mapping, validate
+
+AnyBackend = Backend[Any, Any, Any]
+
+#: Backends by the ``kind`` of their profiles; imported when one of theirs is opened.
+KINDS = {
+    BUILT_IN: "cosmos_hpc.backends.local:LocalBackend",
+    "docker": "cosmos_hpc.backends.docker:DockerBackend",
+    "slurm": "cosmos_hpc.backends.slurm.backend:SlurmBackend",
+}
+
+
+def _backend(kind: Any, where: str) -> type[AnyBackend]:
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise RequestError(f"{where}: kind={kind!r}: there are {', '.join(KINDS)}")
+    backend: type[AnyBackend] = load(KINDS[kind])
+    return backend
+
+
+def load_cluster(name: str = BUILT_IN, overrides: Iterable[str] = ()) -> Cluster:
+    """A cluster profile by name, or by path when it ends in ``.yaml``.
+
+    A profile of kind ``local`` or ``docker`` says only what differs from this machine's numbers.
+
+    Raises:
+        RequestError: no such profile, an unknown key or a wrong type.
+    """
+    data = find_profile(name)
+    where = f"cluster {data['name']}"
+    schema = _backend(data["kind"], where).schema
+    data = apply_overrides({**schema.defaults(), **data}, overrides, schema)
+    return validate(schema, schema.completed(data), where)
+
+
+def read_cluster(path: Path) -> Cluster:
+    """The resolved profile that a run was submitted with."""
+    data = load_mapping(path)
+    return validate(_backend(data.get("kind"), str(path)).schema, data, str(path))
+
+
+def open_backend(cluster: Cluster) -> AnyBackend:
+    """The backend of a profile."""
+    return _backend(cluster.kind, f"cluster {cluster.name}")(cluster)

@@ -1,0 +1,61 @@
+"""This machine, in processes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from cosmos_hpc.backends.base import Request
+from cosmos_hpc.backends.findings import Finding, missing_here, python_finding
+from cosmos_hpc.backends.machine import Array, Job, MachineBackend, MachineCluster
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.requirements import check_installed
+from cosmos_hpc.runs.stages import RunStage, task_command
+
+
+class LocalCluster(MachineCluster):
+    """This machine, in processes."""
+
+    kind: Literal["local"]
+
+
+class LocalBackend(MachineBackend[LocalCluster]):
+    """Array tasks through submitit, single tasks as NeMo-Run's experiments."""
+
+    schema = LocalCluster
+
+    def check(self) -> list[Finding]:
+        """GPUs, folders, and the libraries of the stages."""
+        return [*super().check(), python_finding("this one", missing_here())]
+
+    def open(self, request: Request) -> None:
+        """The libraries of the stages, in the Python that submits them."""
+        check_installed(request.stages)
+
+    def array(
+        self, run: RunFolder, stage: RunStage, opened: Any, threads: int, gpus: list[str]
+    ) -> Array:
+        """Processes that end with this one."""
+        from cosmos_hpc.backends.submitit_arrays import LocalArray
+
+        environment = {"OMP_NUM_THREADS": str(threads), "COSMOS_HPC_DIE_WITH_PARENT": "1"}
+        return LocalArray(run, stage, environment, gpus)
+
+    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
+        """A process, or torchrun and its ranks."""
+        from cosmos_hpc.backends.experiments import LocalJob
+
+        return LocalJob(run, stage, {"CUDA_VISIBLE_DEVICES": ",".join(gpus)})
+
+    def command(
+        self, run: RunFolder, stage: RunStage, task: int, opened: Any, gpus: list[str]
+    ) -> list[str]:
+        """The worker, under torchrun with several ranks."""
+        python, *script = task_command(run, stage, task)
+        return [python, *torchrun_flags(stage), *script]
+
+
+def torchrun_flags(stage: RunStage) -> list[str]:
+    """Arguments of a Python that starts a script on all ranks of this machine."""
+    if stage.ranks == 1:
+        return []
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stage.ranks}"]

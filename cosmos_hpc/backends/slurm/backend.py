@@ -1,0 +1,103 @@
+"""A Slurm cluster: every stage a job or an array, each waiting for those before it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cosmos_hpc.backends.base import Backend, Request
+from cosmos_hpc.backends.findings import Finding
+from cosmos_hpc.backends.slurm.profile import SlurmCluster
+from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.planning.plans import Plan
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils.console import Console
+
+if TYPE_CHECKING:
+    from cosmos_hpc.backends.slurm.submit import Submission
+
+# What each method needs beside these is imported by it: status asks the queue and no more.
+
+#: Seconds between questions whether jobs are left, by who follows the logs.
+_ASK_EVERY = 10.0
+
+
+class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
+    """Slurm, through its commands."""
+
+    schema = SlurmCluster
+    returns_when = "queued"
+
+    def __init__(self, cluster: SlurmCluster) -> None:
+        super().__init__(cluster)
+        self._asked: tuple[float, bool] | None = None
+
+    def check(self) -> list[Finding]:
+        """Compare the profile with the cluster that this machine belongs to."""
+        from cosmos_hpc.backends.slurm.check import check
+
+        return check(self.cluster)
+
+    def check_request(self, request: Request, queue: SlurmQueue) -> None:
+        """Refuse what the cluster cannot do, as far as is known without asking about a job."""
+        from cosmos_hpc.backends.slurm.check import PYTHON_OF_JOBS, problems
+        from cosmos_hpc.backends.slurm.script import check_path
+        from cosmos_hpc.backends.slurm.submit import record_pasted
+        from cosmos_hpc.runs.requirements import check_installed
+
+        if self.cluster.python == sys.executable:
+            check_installed(request.stages, PYTHON_OF_JOBS)
+        check_path(request.folder.path)
+        if not request.dry_run:
+            for problem in problems(self.cluster):
+                raise RequestError(f"cluster {self.cluster.name}: {problem}. Nothing was submitted")
+        if queue.problem:
+            raise RequestError(queue.problem)
+        if request.folder.info.exists():
+            record_pasted(request.folder, queue)
+
+    def queue(self, run: RunFolder) -> SlurmQueue:
+        """Ask Slurm about the jobs of a run."""
+        return read_queue(run)
+
+    def prepare(self, request: Request, queue: SlurmQueue) -> Submission:
+        """The jobs that are to be submitted, each with its script."""
+        from cosmos_hpc.backends.slurm.submit import prepare
+
+        return prepare(request, self.cluster, queue)
+
+    def submit(self, request: Request, prepared: Submission, console: Console) -> None:
+        """Submit jobs, all or none of them."""
+        from cosmos_hpc.backends.slurm.submit import submit
+
+        submit(request.folder, self.cluster, prepared, console)
+
+    def render(self, request: Request, prepared: Submission, plan: Plan) -> str:
+        """Commands that submit each script with what it waits for."""
+        from cosmos_hpc.backends.slurm.dry_run import text
+
+        return text(plan, request.folder, prepared)
+
+    def write(self, request: Request, prepared: Submission, plan: Plan, folder: Path) -> list[Path]:
+        """Each script, and one that submits them."""
+        from cosmos_hpc.backends.slurm.dry_run import write
+
+        return write(plan, request.folder, prepared, folder)
+
+    def cancel(self, run: RunFolder, now: bool = False) -> int:
+        """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""
+        from cosmos_hpc.backends.slurm.submit import cancel
+
+        return cancel(run, now)
+
+    def is_working(self, run: RunFolder) -> bool:
+        """As the queue says, which is not asked more often than it should be."""
+        if self._asked is None or time.monotonic() - self._asked[0] > _ASK_EVERY:
+            found = read_queue(run)
+            # It may answer again.
+            before = self._asked[1] if self._asked else True
+            self._asked = time.monotonic(), before if found.problem else found.working
+        return self._asked[1]

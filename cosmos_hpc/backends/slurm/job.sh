@@ -1,0 +1,117 @@
+# shellcheck shell=bash disable=SC2154
+# How a job works on its tasks. Before this stand the variables run, stage, job, log, requeues and
+# retries, of an array also first, stride, tasks and marker, and the function work that does a task.
+
+# One line when work on a task begins and one when it ends: status and logs read them.
+note() {
+    printf '{"%s": %s, "job": "%s", "restart": %s, "node": "%s", "log": "%s", "why": "%s"}\n' \
+        "$1" "$(date +%s)" "$job" "${SLURM_RESTART_COUNT:-0}" "${SLURMD_NODENAME:-}" "$log" "$2" \
+        >>"$attempts"
+}
+
+# Slurm warns before the time limit (USR1) and some preemptions (TERM). The worker finds the file,
+# stops at the next safe point, and this job queues itself again. Slurm warns once: a task that was
+# done all the same must not be followed by another.
+warned=
+trap 'interrupted=yes; warned=yes; : >"${COSMOS_HPC_STOP:-/dev/null}"' USR1 TERM
+
+give_up() {
+    note end "$1"
+    printf '%s\n' "$2" >"$reason.tmp" && mv "$reason.tmp" "$reason"
+    return 1
+}
+
+# How Slurm sees this job; it may be too busy to say so at once.
+state_in_queue() {
+    for _ in 1 2 3 4; do
+        squeue --noheader --jobs="$job" --format=%T && return
+        sleep 5
+    done
+    echo UNKNOWN
+}
+
+requeue() {
+    case "$(state_in_queue)" in
+        COMPLETING | CANCELLED) # by scancel: not to come back
+            note end cancelled
+            return 75
+            ;;
+        PENDING) # Slurm has queued it again already
+            note end "$1"
+            return 75
+            ;;
+        UNKNOWN) # perhaps cancelled
+            give_up "$1" "$2, and Slurm did not say whether it is to be queued again"
+            return
+            ;;
+    esac
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge "$requeues" ]; then
+        give_up "$1" "$2, and requeues=$requeues times it was started again already"
+        return
+    fi
+    note end "$1"
+    echo "$2; queueing the job again"
+    for _ in 1 2 3 4 5 6; do # Slurm may be busy
+        if scontrol requeue "$job"; then
+            sleep 60 # Slurm ends this script when it takes the job back
+            break
+        fi
+        sleep 10
+    done
+    return 75
+}
+
+do_task() {
+    attempts=$run/stages/attempts/$stage.$1
+    reason=$run/stages/errors/$stage.$1.txt
+    export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
+    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done" "$COSMOS_HPC_STOP.stopped"
+    note start ""
+    if [ -n "$warned" ]; then
+        requeue stopped "the job was asked to stop"
+        return
+    fi
+    work "$1" &
+    interrupted=yes
+    while [ "$interrupted" = yes ]; do
+        interrupted=no
+        wait $!
+        code=$?
+    done
+    # srun says 0 as well when it has lost its node: the worker itself must have said so.
+    if [ "$code" = 0 ] && [ -e "$COSMOS_HPC_STOP.done" ]; then
+        note end "done"
+    elif [ -s "$reason" ]; then
+        note end failed
+        return 1
+    elif [ -e "$run/stages/stop" ]; then
+        note end cancelled
+        return 75
+    elif [ -n "$warned" ] || [ -e "$COSMOS_HPC_STOP.stopped" ]; then
+        requeue stopped "the job was asked to stop"
+    elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
+        give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
+    else
+        requeue killed "the worker was killed without a reason"
+    fi
+}
+
+# The turns of an array task, without those that are done or have failed in this job before.
+do_turns() {
+    result=0
+    echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}," \
+        "on ${SLURMD_NODENAME:-}"
+    for ((task = first + SLURM_ARRAY_TASK_ID; task < tasks; task += stride)); do
+        # shellcheck disable=SC2059 # the marker is a format that takes the task's number
+        [ ! -e "$run/$(printf "$marker" "$task")" ] || continue
+        if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$task"
+        then
+            echo "shard $task has failed in this job before; cosmos-hpc retry tries it again"
+            result=1
+            continue
+        fi
+        do_task "$task" || result=$?
+        [ "$result" != 75 ] || break
+    done
+    return "$result"
+}

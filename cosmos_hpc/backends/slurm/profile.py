@@ -1,0 +1,169 @@
+"""Profiles of Slurm clusters."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    create_model,
+    model_validator,
+)
+
+from cosmos_hpc.config.clusters import (
+    PASSED_ON,
+    AnyLine,
+    Cluster,
+    Line,
+    MountText,
+    Variable,
+)
+from cosmos_hpc.config.gpus import NODE_GPUS
+from cosmos_hpc.runs.stages import STAGES
+from cosmos_hpc.utils.settings import Section
+
+
+def minutes(walltime: str) -> int:
+    """Minutes of a Slurm time limit: ``MM``, ``HH:MM:SS`` or ``D-HH:MM:SS``; seconds round up.
+
+    Raises:
+        ValueError: it is none of these, or zero.
+    """
+    found = re.fullmatch(r"(?:(?:(\d+)-)?(\d+):(\d\d):(\d\d)|(\d+))", walltime)
+    if not found:
+        raise ValueError(f"{walltime!r} is not a time limit; write HH:MM:SS or D-HH:MM:SS")
+    days, hours, mins, seconds, only = (int(part or 0) for part in found.groups())
+    total = only or days * 1440 + hours * 60 + mins + (seconds > 0)
+    if not total:
+        raise ValueError(f"{walltime!r} is no time at all")
+    return total
+
+
+def _walltime(text: str) -> str:
+    minutes(text)
+    return text
+
+
+#: Flags of sbatch on which finding jobs in the queue, and what they do, depends.
+_OWN_FLAGS = {
+    *("array", "chdir", "clusters", "dependency", "export", "export-file", "job-name"),
+    *("kill-on-invalid-dep", "no-requeue", "open-mode", "output", "parsable", "signal"),
+    *("wait", "wrap"),
+}
+
+
+def _flag(text: str) -> str:
+    if not re.fullmatch(r"--[a-z][a-z0-9-]*(=.*)?", text) or "\n" in text:
+        raise ValueError(f"{text!r} is not a long flag of sbatch, such as --mem=0")
+    name = text.removeprefix("--").partition("=")[0]
+    if name in _OWN_FLAGS:
+        raise ValueError(f"--{name} is set by the scripts themselves; leave it out")
+    return text
+
+
+Walltime = Annotated[str, AfterValidator(_walltime)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
+
+#: Jobs of a run beside those of arrays.
+MAX_SINGLE_JOBS = sum(not stage.array for stage in STAGES.values())
+
+if TYPE_CHECKING:
+    TimeLimits = Section
+else:
+    #: Time limits of the stages' jobs, ``HH:MM:SS`` or ``D-HH:MM:SS``: a setting a stage.
+    TimeLimits = create_model(
+        "TimeLimits", __base__=Section, **{s.name: (Walltime, s.time) for s in STAGES.values()}
+    )
+
+
+class SlurmCluster(Cluster):
+    """A cluster with Slurm.
+
+    Attributes:
+        account, qos: what jobs are charged to, and their quality of service; None: the defaults.
+        gpu_partition, cpu_partition: for stages with GPUs, and those without.
+        gpus_per_node: GPUs of a node; 0 where there are none.
+        cpus_per_gpu: CPUs that a job gets with each GPU; None: Slurm's default.
+        gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
+        nodes: most nodes of one job.
+        time: limits of the stages' jobs.
+        grace_seconds: how long before its time limit a job is asked to stop at a safe point and
+            queue itself again.
+        requeues: how often a job may be started again, by itself or by Slurm.
+        retries: how often a task that was killed without leaving a reason is tried again.
+        max_array_size: the cluster's MaxArraySize; larger arrays are split.
+        max_submit: jobs that you may have in the queue, array tasks counted one by one; where
+            fewer are left than there are shards, an array task prepares several. None: no limit.
+        container: image, a local file or a registry's name; None: the host's Python.
+        container_runtime: what runs it, ``pyxis`` or ``apptainer``.
+        mounts: folders inside the container, ``/from:/to``.
+        python: runs the workers; ``python3`` in a container, else the one that submits.
+        setup: shell lines before the work, for module systems.
+        environment: names of variables to pass on; never values.
+        sbatch: further flags.
+    """
+
+    kind: Literal["slurm"]
+    account: Name | None = None
+    qos: Name | None = None
+    gpu_partition: Name
+    cpu_partition: Name
+    gpus_per_node: NonNegativeInt = NODE_GPUS
+    cpus_per_gpu: PositiveInt | None = None
+    gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?$")] = "gpu"
+    nodes: PositiveInt = 1
+    time: TimeLimits = TimeLimits()
+    grace_seconds: PositiveInt = 300
+    requeues: NonNegativeInt = 20
+    retries: NonNegativeInt = 2
+    max_array_size: PositiveInt = 1001
+    max_submit: Annotated[int, Field(gt=MAX_SINGLE_JOBS)] | None = None
+    container: Line | None = None
+    container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
+    mounts: list[MountText] = Field(default=[])
+    python: Line = sys.executable
+    setup: list[AnyLine] = Field(default=[])
+    environment: list[Variable] = Field(default=PASSED_ON)
+    sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
+
+    def time_of(self, stage: str) -> str:
+        """The limit of a stage's jobs."""
+        return str(getattr(self.time, stage))
+
+    @property
+    def max_gpus(self) -> int:
+        """Of all nodes that a job may have."""
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def node_gpus(self) -> int:
+        """As the profile says."""
+        return self.gpus_per_node or NODE_GPUS
+
+    @model_validator(mode="after")
+    def _time_for_grace(self) -> SlurmCluster:
+        for stage, walltime in self.time.model_dump().items():
+            # Slurm may send the signal a minute early.
+            if minutes(walltime) * 60 <= self.grace_seconds + 60:
+                raise ValueError(
+                    f"time.{stage}={walltime} leaves no time to work before a job is asked to "
+                    f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
+                )
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _which_python(cls, data: dict[str, Any]) -> dict[str, Any]:
+        default = "python3" if data.get("container") else sys.executable
+        return {**data, "python": data.get("python") or default}
+
+    @model_validator(mode="after")
+    def _mounts_need_a_container(self) -> SlurmCluster:
+        if self.mounts and self.container is None:
+            raise ValueError("mounts are for a container, and container is not set")
+        return self

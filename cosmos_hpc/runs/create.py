@@ -1,0 +1,136 @@
+"""Makes run folders, and decides whether a request continues the run that is there."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import platform
+import re
+import uuid
+from typing import Any
+
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.planning.plans import Plan
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.snapshots import git_state, installed_versions, snapshot_code
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.settings import dump_yaml, flatten
+
+#: Settings that may change when a run is continued: they decide how far or how to go on, not what
+#: the finished parts contain.
+CHANGEABLE = {
+    "data.max_failed_fraction",
+    "data.batch_size",
+    "data.join",
+    "data.probe",
+    "data.decoders",
+    "train.max_steps",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.validate_every",
+    # Any layout reads the checkpoints of any other.
+    "train.gpus",
+    "train.tensor_parallel",
+    "train.sequence_parallel",
+    "train.recompute",
+    "train.transformer_impl",
+    "train.micro_batch_size",
+}
+
+
+def default_name(recipe: Recipe, cluster: Cluster) -> str:
+    """A name that the same request always gets, so that repeating it continues the run."""
+    wanted = json.dumps([recipe.model_dump(mode="json"), cluster.name], sort_keys=True)
+    return f"{recipe.name}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+
+
+def check_name(name: str) -> None:
+    """Refuse a run name that is not a plain folder name.
+
+    Raises:
+        RequestError: it is empty, begins with a dot or dash, or holds other than letters, digits,
+            and ``. _ -``.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise RequestError(
+            f"run name {name!r} may hold letters, digits, '.', '_' and '-', "
+            f"and begin with none of '.' and '-'"
+        )
+
+
+def open_run(
+    folder: RunFolder, recipe: Recipe, cluster: Cluster, plan: Plan, dry_run: bool = False
+) -> bool:
+    """Create the run folder, or check that an existing one continues the same request.
+
+    Args:
+        folder: of the run.
+        recipe, cluster, plan: resolved.
+        dry_run: nothing is going to be started; the next submit may ask for something else.
+
+    Returns:
+        Whether the run existed.
+
+    Raises:
+        RequestError: the folder holds another run, or something that is no run.
+    """
+    exists = check_folder(folder, recipe)
+    # First: from here on the folder is this request's, and repeating it completes the rest.
+    files.write_atomic(folder.recipe_file, dump_yaml(recipe))
+    digest = snapshot_code(folder.path / "code")
+    new = {"created": _now(), "name": folder.name, "id": uuid.uuid4().hex[:12]}
+    info: dict[str, Any] = files.read_json(folder.info) or {**new, "dry_run": True}
+    info.update(
+        dry_run=dry_run and info.get("dry_run", False),
+        submitted=[*info.get("submitted", []), _now()],
+        code=digest,
+        git=git_state(),
+        host=platform.node(),
+        versions=installed_versions(),
+    )
+    files.write_atomic(folder.cluster_file, dump_yaml(cluster))
+    files.write_json(folder.plan_file, plan.as_dict())
+    files.write_json(folder.info, info)
+    return exists
+
+
+def check_folder(folder: RunFolder, recipe: Recipe) -> bool:
+    """Whether there is a run of this request in the folder.
+
+    Raises:
+        RequestError: the folder holds another run, or something that is no run.
+    """
+    if folder.recipe_file.exists():
+        if folder.begun():
+            _check_same(folder, recipe)
+        return True
+    # The package's own temporary files begin with a dot: of a submit that was killed early.
+    if folder.path.is_dir() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
+        raise RequestError(f"{folder.path} exists and is not a run; choose another --name")
+    return False
+
+
+def _check_same(folder: RunFolder, recipe: Recipe) -> None:
+    old = flatten(folder.recipe().model_dump(mode="json"))
+    new = flatten(recipe.model_dump(mode="json"))
+    differ = [k for k in new if old.get(k) != new[k] and k not in CHANGEABLE]
+    if differ:
+        key = differ[0]
+        more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
+        raise RequestError(
+            f"run {folder.name} was made with {key}={old.get(key)}, not {new[key]}{more}; "
+            f"choose another --name, or repeat the run's own settings"
+        )
+
+
+def forget_plan(folder: RunFolder) -> None:
+    """Unpin what a dry run has pinned: the request may be another one now."""
+    if not folder.begun():
+        folder.data.shards.unlink(missing_ok=True)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

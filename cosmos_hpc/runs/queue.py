@@ -1,0 +1,62 @@
+"""What a backend's queue says of a run, at one moment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class StageQueue:
+    """Jobs of a stage in the queue.
+
+    Attributes:
+        counts: jobs and array tasks, by the queue's word for their state.
+        running: whether one has begun.
+        waiting_for: why jobs are pending, and when the first may begin; empty where none is.
+        tasks: numbers of the stage's tasks that they work on.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    running: bool = False
+    waiting_for: str = ""
+    tasks: set[int] = field(default_factory=set)
+
+
+@dataclass
+class Queue:
+    """What is known of a run's jobs without looking into its folder.
+
+    Attributes:
+        stages: those that have jobs in the queue.
+        problem: why the queue says nothing; empty where it does.
+        reachable: whether this machine has the commands to ask it at all.
+        driven: whether a submit is alive that works through the stages itself.
+    """
+
+    stages: dict[str, StageQueue] = field(default_factory=dict)
+    problem: str = ""
+    reachable: bool = True
+    driven: bool = False
+
+    def stage(self, name: str) -> StageQueue:
+        """Jobs of a stage."""
+        return self.stages.get(name, StageQueue())
+
+    @property
+    def working(self) -> bool:
+        """Whether somebody works on the run, or is going to, for all that is known."""
+        return self.driven or bool(self.stages)
+
+    def deaths(self, stage: str, missing: list[int]) -> dict[int, str]:
+        """What is known of tasks that began, are not done, and have left no reason."""
+        return {}
+
+    def advice(self, done: bool, begun: bool, retry: str) -> str:
+        """What a person may want to do about the queue; empty for nothing.
+
+        Args:
+            done: whether the run is.
+            begun: whether it was ever submitted.
+            retry: the command that submits what is missing.
+        """
+        return ""
