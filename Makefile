@@ -29,7 +29,8 @@ lint: setup
 	$(bin)/ruff format --check .
 	$(bin)/mypy
 	$(bin)/lint-imports
-	$(bin)/shellcheck install.sh .ci/run containers/*.sh tests/*.sh tests/slurm/*.sh
+	$(bin)/shellcheck install.sh .ci/run containers/*.sh tests/*.sh tests/slurm/*.sh \
+		cosmos_hpc/backends/slurm/*.sh sbatch/*/*.sh
 	$(bin)/hadolint containers/Dockerfile
 
 clean:

@@ -27,14 +27,16 @@ from unittest import mock
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.data.shards import write_marker
 from cosmos_hpc.planning.plans import make_plan
-from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
+from cosmos_hpc.runs.create import open_run
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
+from cosmos_hpc.worker.datasets.shard import write_documents
 from cosmos_hpc.worker.stages.finalize import finalize
-from cosmos_hpc.worker.stages.preprocess import write_documents
 
 T = TypeVar("T")
 
@@ -43,7 +45,7 @@ def make_shards(folder: Path, recipe: Recipe, shards: int, clips: int) -> RunFol
     """A run whose shards are published, with random ids."""
     run, cluster, count = RunFolder(folder), load_cluster(), shards * clips
     open_run(run, recipe, cluster, make_plan(recipe, cluster, count))
-    pin_videos(run, str(folder), [f"{i:08d}.mp4" for i in range(count)], shards)
+    run.data.pin(str(folder), [f"{i:08d}.mp4" for i in range(count)], shards)
     random = np.random.default_rng(0)
     ids_per_clip = recipe.data.ids_per_clip
     for shard in range(shards):
@@ -102,7 +104,7 @@ def megatron(run: RunFolder, target: Path) -> float:
 def hashed(run: RunFolder) -> None:
     """Compare every file of every shard with its marker."""
     for shard in range(run.data.num_shards()):
-        digests = files.read_json(run.marker("preprocess", shard))["sha256"]
+        digests = files.read_json(marker_path(run, "preprocess", shard))["sha256"]
         assert all(
             files.sha256(run.tokens.shard(shard) / name) == digests[name] for name in digests
         )

@@ -39,6 +39,7 @@ import numpy as np
 if TYPE_CHECKING:
     from cosmos_hpc.config.recipes import Recipe
     from cosmos_hpc.runs.folder import RunFolder
+    from cosmos_hpc.runs.stages import marker_path
     from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 
 # Decoders import this file: torch is left to the functions.
@@ -136,13 +137,13 @@ def _rate(call: Callable[[], None], seconds: float, finish: Callable[[], None]) 
 
 def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, int]:
     """Clips a second of the decoders when nobody makes them wait, and how many they are."""
-    from cosmos_hpc.runs.folder import shard_videos
+
     from cosmos_hpc.runs.in_hand import InHand
-    from cosmos_hpc.worker.stages.preprocess import _decoders, _encodings_at_once, cut_of
+    from cosmos_hpc.worker.datasets.shard import _decoders, _encodings_at_once, cut_of
     from cosmos_hpc.worker.video.decoders import Decoded, Decoders, Job
 
-    root, _, videos = shard_videos(run, 0)
-    jobs = [Job(i, root / video) for i, video in enumerate(videos)]
+    root, _, rows = run.data.of_shard(0)
+    jobs = [Job(i, root / row["path"]) for i, row in enumerate(rows)]
     count = _decoders(recipe.data, device)
     slots = count + _encodings_at_once(recipe.data, device) + 2
     note = InHand(run.path / "note.json", {})
@@ -162,7 +163,7 @@ def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, in
 def pipeline(run: RunFolder, recipe: Recipe, repeats: int) -> tuple[dict[str, float], int]:
     """Seconds of each activity of the package's way from files to the journal, and clips."""
     from cosmos_hpc.worker.datasets.journal import Journal, in_order
-    from cosmos_hpc.worker.stages.preprocess import Shard
+    from cosmos_hpc.worker.datasets.shard import Shard
 
     with Journal(run.tokens.journal(0), recipe.data.ids_per_clip) as journal:
         shard = Shard(run, recipe, 0, journal)
@@ -186,9 +187,9 @@ def main(
     from random_tokenizer import write_random_tokenizer
 
     from cosmos_hpc.config.recipes import load_recipe
-    from cosmos_hpc.runs.folder import RunFolder, pin_videos
+    from cosmos_hpc.runs.folder import RunFolder
     from cosmos_hpc.utils import files
-    from cosmos_hpc.worker.stages.preprocess import _encodings_at_once
+    from cosmos_hpc.worker.datasets.shard import _encodings_at_once
     from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -209,14 +210,14 @@ def main(
         parameters = write_random_tokenizer(
             run.tokenizer, size, 8 if tiny else 160, 1 if tiny else 2, device
         )
-        files.write_json(run.marker("download"), {"folder": "."})
+        files.write_json(marker_path(run, "download"), {"folder": "."})
         recipe = load_recipe(
             "ar4b",
             [f"data.tokenizer={run.tokenizer}"]
             + [f"data.{k}={v}" for k, v in zip(("frames", "height", "width"), size, strict=True)]
             + overrides,
         )
-        pin_videos(run, str(videos), sorted(p.name for p in videos.iterdir()), 1)
+        run.data.pin(str(videos), sorted(p.name for p in videos.iterdir()), 1)
         streams = recipe.data.batch_size if device == "cuda" else 1
         tokenizer = VideoTokenizer(run.tokenizer, recipe.data.latent_shape, device, streams)
         name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()

@@ -20,11 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.data.videos import list_rows, video_costs
 from cosmos_hpc.planning.plans import make_plan
-from cosmos_hpc.runs.folder import RunFolder, pin_videos, shard_rows
+from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 
 PROMPT = "A robot arm picks up the cup on the table and puts it into the sink, number {}."
@@ -34,9 +34,11 @@ def plan(source: str, folder: str, *overrides: str) -> None:
     """What `submit` does with the videos before anything starts."""
     recipe = load_recipe("ar_tiny", [f"data.input={source}", *overrides])
     root, rows = list_rows(source)
-    costs = video_costs(root, rows, recipe.data)
+    costs = video_costs(
+        root, rows, clips=recipe.data.clips, frames=recipe.data.frames, probe=recipe.data.probe
+    )
     planned = make_plan(recipe, load_cluster(), len(rows))
-    pin_videos(RunFolder(folder), root, rows, planned.shards or 1, costs)
+    RunFolder(folder).data.pin(root, rows, planned.shards or 1, costs)
 
 
 def straightforward(source: str, folder: str) -> None:
@@ -100,11 +102,12 @@ def main(entries: int = 1_000_000, tree: int = 200_000) -> None:
                 seconds, peak = measure("plan", path, run, f"data.clips={clips}")
                 numbers = f"{seconds:.1f}", f"{peak:.2f}", f"{plain:.1f}", f"{plain / seconds:.2f}"
                 print(row.format(source, videos, clips, *numbers), flush=True)
-        pinned = RunFolder(folder / "JSONL with prompts first")
+        pinned = RunFolder(folder / "JSONL with prompts first").data
+        middle = pinned.num_shards() // 2
         started = time.perf_counter()
-        mine = shard_rows(pinned, pinned.num_shards() // 2)
+        mine = pinned.of_shard(middle).rows
         by_offset = time.perf_counter() - started
-        first = pinned.bounds()[pinned.num_shards() // 2]
+        first = pinned.bounds()[middle]
         started = time.perf_counter()
         whole = files.read_jsonl(pinned.videos)[first : first + len(mine)]
         in_full = time.perf_counter() - started

@@ -28,14 +28,16 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
-from cosmos_hpc.data.videos import list_videos
+from cosmos_hpc.data.videos import list_rows
 from cosmos_hpc.planning.plans import make_plan
-from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
-from cosmos_hpc.runs.stages import stages_of, task_command, write_specs
+from cosmos_hpc.runs.create import open_run
+from cosmos_hpc.runs.fetched import tokenizer_folder
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path, stages_of, task_command, write_specs
 from cosmos_hpc.utils import files
-from cosmos_hpc.worker.stages.download import download, tokenizer_folder
+from cosmos_hpc.worker.stages.download import download
 from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 from cosmos_hpc.worker.video.clips import fit
 
@@ -61,7 +63,7 @@ def ours(run: RunFolder, recipe: Recipe) -> tuple[float, Counter[str], np.ndarra
     """Seconds, those of each activity in all tasks, and ids of the package's way."""
     stage = next(s for s in stages_of(run, recipe) if s.name == "preprocess")
     for task in range(stage.tasks):
-        run.marker("preprocess", task).unlink(missing_ok=True)
+        marker_path(run, "preprocess", task).unlink(missing_ok=True)
     # As a local run does it: the tasks share the cores.
     threads = str(max(1, CORES // stage.tasks))
     tasks = [
@@ -74,7 +76,7 @@ def ours(run: RunFolder, recipe: Recipe) -> tuple[float, Counter[str], np.ndarra
         for task in range(stage.tasks)
     ]
     assert [task.wait() for task in tasks] == [0] * stage.tasks
-    markers = [files.read_json(run.marker("preprocess", task)) for task in range(stage.tasks)]
+    markers = [files.read_json(marker_path(run, "preprocess", task)) for task in range(stage.tasks)]
     total: Counter[str] = Counter()
     for marker in markers:
         total.update(marker["seconds"])
@@ -103,13 +105,14 @@ def main(videos: str, overrides: list[str], repeat: int, turns: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "videos"
         inputs.mkdir()
-        for number, video in enumerate(list_videos(videos) * repeat):
+        names = [row["path"] for row in list_rows(videos)[1]]
+        for number, video in enumerate(names * repeat):
             (inputs / f"{number:04d}{Path(video).suffix}").symlink_to(Path(videos, video).resolve())
         recipe = load_recipe("ar_tiny", [f"data.input={inputs}", *overrides])
-        cluster, found = load_cluster(), list_videos(str(inputs))
+        cluster, found = load_cluster(), [row["path"] for row in list_rows(str(inputs))[1]]
         run = RunFolder(Path(folder) / "run")
         open_run(run, recipe, cluster, make_plan(recipe, cluster, len(found)))
-        pin_videos(run, str(inputs), found, cluster.parallel)
+        run.data.pin(str(inputs), found, cluster.parallel)
         write_specs(run, recipe)
         download(run, recipe)
         tokenizer = VideoTokenizer(tokenizer_folder(run), recipe.data.latent_shape)

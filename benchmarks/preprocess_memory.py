@@ -31,10 +31,10 @@ def resident() -> list[float]:
 def main(clips: int) -> None:
     """Print the memory at every twentieth of the way."""
     from cosmos_hpc.config.recipes import load_recipe
-    from cosmos_hpc.runs.folder import RunFolder, pin_videos
+    from cosmos_hpc.runs.folder import RunFolder
     from cosmos_hpc.worker.datasets.journal import Journal
+    from cosmos_hpc.worker.datasets.shard import Shard
     from cosmos_hpc.worker.stages.download import download
-    from cosmos_hpc.worker.stages.preprocess import Shard
     from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
 
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +49,7 @@ def main(clips: int) -> None:
             "ar_tiny", [f"data.input={videos}", "data.batch_size=32", "data.decoders=2", *size]
         )
         run = RunFolder(Path(folder, "run"))
-        pin_videos(run, str(videos), sorted(p.name for p in videos.iterdir()), 1)
+        run.data.pin(str(videos), sorted(p.name for p in videos.iterdir()), 1)
         download(run, recipe)
 
         class Watched(Shard):

@@ -13,7 +13,7 @@ import time
 GOALS = {("--help",): 0.3, ("recipes",): None, ("plan", "recipe=ar_tiny"): 0.5}
 
 #: Modules of the worker side that bring large libraries: torch and PyAV, Megatron, NeMo.
-WORKERS = ("preprocess", "finalize", "nemo")
+WORKERS = ("datasets.shard", "stages.finalize", "training.nemo")
 
 
 def seconds(command: list[str]) -> float:
@@ -34,9 +34,8 @@ def main() -> None:
         print(f"cosmos-hpc {' '.join(arguments):<20} {median:.3f} s{aim}")
     for name in WORKERS:
         plain = f"import cosmos_hpc.worker.{name}"
-        quick = (
-            "from cosmos_hpc.imports import *; end_quickly()\nwith large_imports(freeze=True):\n  "
-        )
+        quick = "from cosmos_hpc.utils.imports import *; end_quickly()\n"
+        quick += "with large_imports(freeze=True):\n  "
         both = [
             statistics.median(
                 seconds([sys.executable, "-W", "ignore", "-c", code]) for _ in range(5)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import submitit
 
-from cosmos_hpc.backends.slurm.job_commands import clean_environment
+from cosmos_hpc.backends.slurm.commands import environment
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.slurm.lab import Lab
@@ -75,7 +75,9 @@ def main() -> None:
     singles = int(sys.argv[2]) if len(sys.argv) > 2 else 100
     home = Path(tempfile.mkdtemp(prefix="lab-"))
     calls = counting_sbatch(home / "bin")
-    with Lab(home / "lab", max_array_size=LARGEST_ARRAY) as lab, clean_environment():
+    for name in os.environ.keys() - environment().keys():
+        del os.environ[name]
+    with Lab(home / "lab", max_array_size=LARGEST_ARRAY) as lab:
         os.environ.update(lab.environment | {"PATH": os.environ["PATH"]})
         rows = []
         for name, tasks, run in [

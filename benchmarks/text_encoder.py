@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
 
-from cosmos_hpc.worker.tokenizers.texts import TEXT_POSITIONS, TextEncoder, free_memory
+from cosmos_hpc.data.tokens import TEXT_POSITIONS
+from cosmos_hpc.worker.tokenizers.texts import TextEncoder, free_memory
 
 PROMPT = "Put the metal pot in front of the yellow cloth, number {}"
 

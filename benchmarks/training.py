@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cosmos_hpc.config.clusters import load_cluster
+from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.data.tokens import NUM_IDS
 from cosmos_hpc.planning.layouts import size

@@ -261,22 +261,9 @@ def submit(
         RequestError: the request is wrong; nothing was started.
         WorkError: a stage failed.
     """
-    from cosmos_hpc.backends.base import Request
-    from cosmos_hpc.backends.launch import absolute_paths, start
-    from cosmos_hpc.hub.needs import check_sources
-    from cosmos_hpc.runs.create import check_name, default_name
+    from cosmos_hpc.backends.launch import make_request, start
 
-    for stage in stages:
-        stage_named(stage)
     resolved, profile = _resolve(recipe, cluster, overrides)
-    name = name or default_name(resolved, profile)
-    check_name(name)
-    folder = RunFolder(Path(profile.runs) / name)
-    check_sources(resolved)
-    if resolved.data.input is None:
-        raise RequestError(
-            "data.input is not set; give the folder that holds the videos, or a list of them"
-        )
-    request = Request(folder, absolute_paths(resolved), stages, dry_run=dry_run)
+    request = make_request(resolved, profile, name, stages, dry_run)
     text = start(request, profile, console or Console(), Path(output) if output else None)
-    return Run(folder.path, dry_run=text)
+    return Run(request.folder.path, dry_run=text)

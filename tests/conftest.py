@@ -6,12 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
+from cosmos_hpc.data.videos import list_rows
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from tests.fake_hub import FakeHub
@@ -60,6 +62,42 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
     make_sample_videos(folder, Samples(count=8, frames=20, height=96, width=160))
     return folder
+
+
+@dataclass(frozen=True)
+class OldRun:
+    """What version 0.1.0 left before its modules moved, and what it had been given.
+
+    Attributes:
+        path: a finished run on this machine, whose snapshot is that version.
+        recipe: its recipe, resolved.
+        videos, weights: what it was made from.
+        checkpoint: a NeMo checkpoint that the same version converted from the weights.
+    """
+
+    path: Path
+    recipe: Path
+    videos: Path
+    weights: Path
+    checkpoint: Path
+
+    @property
+    def code(self) -> Path:
+        """The package as it was."""
+        return next((self.path / "code").iterdir())
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> OldRun:
+    """The archive of an old run, as if it had been made in this folder."""
+    place = tmp_path / "old"
+    with tarfile.open(Path(__file__).parent / "fixtures" / "old_run.tar.xz") as archive:
+        archive.extractall(place, filter="data")
+    for path in place.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".yaml") and "checkpoint" not in str(path):
+            path.write_text(path.read_text().replace("/OLD", str(place)))
+    names = ("run", "tiny.yaml", "videos", "weights.pt", "checkpoint")
+    return OldRun(*(place / name for name in names))
 
 
 @pytest.fixture
@@ -129,6 +167,20 @@ def cosmos_hpc(
         timeout=timeout,
     )
     return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def executables(folder: Path, **texts: str) -> Path:
+    """A folder for the PATH with these commands, each by its text in bash."""
+    folder.mkdir(exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def list_videos(source: str) -> list[str]:
+    """Paths of the videos of a source, in their order."""
+    return [row["path"] for row in list_rows(source)[1]]
 
 
 def steps_of(run: RunFolder, since: float = 0) -> int:

@@ -15,6 +15,7 @@ import pytest
 
 from cosmos_hpc.api import Run
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from tests.conftest import CANARIES, REQUEST, cosmos_hpc, steps_of
 
@@ -33,7 +34,7 @@ def test_raw_videos_in_a_trained_model_out(finished):
     ):
         assert path.stat().st_size > 0
     assert run.train.loss_curve.read_bytes().startswith(b"\x89PNG")
-    marker = files.read_json(run.marker("train"))
+    marker = files.read_json(marker_path(run, "train"))
     checkpoint = run.path / marker["checkpoint"]
     assert (checkpoint / "weights" / ".metadata").is_file()
     assert (checkpoint / "context" / "io.json").is_file()
@@ -45,7 +46,7 @@ def test_raw_videos_in_a_trained_model_out(finished):
 
 
 def test_the_model_learns_more_than_the_frequency_of_ids(finished):
-    marker = files.read_json(RunFolder(finished.path).marker("train"))
+    marker = files.read_json(marker_path(RunFolder(finished.path), "train"))
     assert marker["first_loss"] == pytest.approx(marker["reference"]["untrained"], abs=0.2)
     last = [loss for _, loss in Run(finished.path).losses()][-5:]
     assert max(last) < marker["reference"]["untrained"] - 3
@@ -90,7 +91,7 @@ def test_the_same_request_again_redoes_nothing(finished):
 
 
 def test_another_request_may_not_take_over_a_run(finished):
-    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    source = json.loads(RunFolder(finished.path).data.shards.read_text())["root"]
     other = cosmos_hpc(
         "submit",
         *REQUEST,
@@ -119,7 +120,7 @@ def test_weights_and_biases_works_offline(finished):
 
 def submit_again(finished, home, *overrides):
     """Submit the finished run's request again, with overrides, from another folder."""
-    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    source = json.loads(RunFolder(finished.path).data.shards.read_text())["root"]
     request = [*REQUEST, f"data.input={source}", *overrides, "--name", "whole"]
     return cosmos_hpc("submit", *request, cwd=home)
 
@@ -137,7 +138,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_marker_is_finished(fin
 
 
 def test_validations_fall_on_their_steps(finished):
-    rows = files.read_jsonl(RunFolder(finished.path).metrics)
+    rows = files.read_jsonl(RunFolder(finished.path).train.metrics)
     assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
 
 
@@ -154,7 +155,7 @@ def test_without_validation_the_last_step_is_saved_all_the_same(finished, tmp_pa
         "train.tensor_parallel=2",
     )
     assert short.code == 0, short.err
-    marker = files.read_json(RunFolder(home / "runs" / "whole").marker("train"))
+    marker = files.read_json(marker_path(RunFolder(home / "runs" / "whole"), "train"))
     assert marker["checkpoint"].startswith("train/checkpoints/step=3-")
     assert "whole: done" in cosmos_hpc("status", "whole", cwd=home).out
 
@@ -176,9 +177,10 @@ def test_a_longer_run_goes_on_with_another_layout(finished, tmp_path):
 
 def test_training_starts_from_a_given_checkpoint(finished, tmp_path):
     checkpoint = (
-        finished.path / files.read_json(RunFolder(finished.path).marker("train"))["checkpoint"]
+        finished.path
+        / files.read_json(marker_path(RunFolder(finished.path), "train"))["checkpoint"]
     )
-    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    source = json.loads(RunFolder(finished.path).data.shards.read_text())["root"]
     started = cosmos_hpc(
         "submit",
         *REQUEST,
@@ -236,7 +238,7 @@ def interrupt(submit, how):
 def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path):
     """Stopped again and again, the tokens and every loss are those of the undisturbed run."""
     moments = random.Random(os.environ.get("COSMOS_HPC_TEST_SEED", "5"))
-    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    source = json.loads(RunFolder(finished.path).data.shards.read_text())["root"]
     command = [sys.executable, "-m", "cosmos_hpc", "submit", *REQUEST, f"data.input={source}"]
     command += ["data.batch_size=1", "--name", "broken"]
     run, whole = RunFolder(tmp_path / "runs" / "broken"), RunFolder(finished.path)
@@ -265,13 +267,13 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     # Training itself was interrupted at least three times.
     assert (tmp_path / "log").read_text().count("  train       starting") >= 4
     for name in ("tokens.bin", "tokens.idx", "clips.jsonl"):
-        assert (run.tokens.path / name).read_bytes() == (whole.tokens / name).read_bytes()
+        assert (run.tokens.path / name).read_bytes() == (whole.tokens.path / name).read_bytes()
     losses = Run(run.path).losses()
     assert [step for step, _ in losses] == list(range(1, 41))
     expected = [loss for _, loss in Run(whole.path).losses()]
     assert [loss for _, loss in losses] == pytest.approx(expected, rel=1e-4)
     steps = [
-        [row["step"] for row in files.read_jsonl(r.metrics) if "validation_loss" in row]
+        [row["step"] for row in files.read_jsonl(r.train.metrics) if "validation_loss" in row]
         for r in (run, whole)
     ]
     assert steps[0] == steps[1]
@@ -357,7 +359,7 @@ def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
 
 def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path):
     """Once while videos are prepared, once in training, and once without its submit."""
-    source = json.loads(RunFolder(finished.path).shards.read_text())["root"]
+    source = json.loads(RunFolder(finished.path).data.shards.read_text())["root"]
     command = [sys.executable, "-m", "cosmos_hpc", "submit", *REQUEST, f"data.input={source}"]
     command += ["data.batch_size=1", "--name", "calm"]
     run = RunFolder(tmp_path / "runs" / "calm")
@@ -404,7 +406,7 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
     assert text.count("stopped on request; the same command goes on from here") == 2
     whole = RunFolder(finished.path)
     assert run.tokens.prefix.with_suffix(".bin").read_bytes() == (
-        whole.token_prefix.with_suffix(".bin").read_bytes()
+        whole.tokens.prefix.with_suffix(".bin").read_bytes()
     )
     expected = [loss for _, loss in Run(whole.path).losses()]
     assert [loss for _, loss in Run(run.path).losses()] == pytest.approx(expected, rel=1e-4)

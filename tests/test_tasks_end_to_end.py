@@ -14,6 +14,7 @@ import pytest
 
 from cosmos_hpc.api import Run
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc, real_data, steps_of
 from tests.worker.preparing import samples
@@ -78,7 +79,7 @@ def test_videos_with_prompts_in_a_trained_model_out(tmp_path, scenes):
     check_learning(whole.path)
     assert samples(broken) == samples(whole)
     assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
-    marker = files.read_json(whole.marker("train"))
+    marker = files.read_json(marker_path(whole, "train"))
     assert marker["clips"] == {"train": 6, "validation": 1, "test": 1}
     assert math.isfinite(marker["validation_loss"])
     assert "whole: done" in cosmos_hpc("status", "whole", cwd=tmp_path).out
@@ -90,8 +91,8 @@ def test_robot_clips_in_a_trained_model_out(tmp_path):
     check_learning(whole.path)
     assert samples(broken) == samples(whole)
     assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
-    marker = files.read_json(whole.marker("train"))
-    pairs = files.read_json(whole.marker("finalize"))["samples"]["pairs"]
+    marker = files.read_json(marker_path(whole, "train"))
+    pairs = files.read_json(marker_path(whole, "finalize"))["samples"]["pairs"]
     assert marker["clips"]["train"] == pairs["train"] > 0
     assert math.isfinite(marker["validation_loss"])
 

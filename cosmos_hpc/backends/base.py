@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.logs import logs_of
 from cosmos_hpc.runs.queue import Queue
@@ -17,8 +18,11 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
 if TYPE_CHECKING:
+    import nemo_run
+
     from cosmos_hpc.backends.findings import Finding
     from cosmos_hpc.planning.plans import Plan
+    from cosmos_hpc.runs.stages import RunStage
 
 C = TypeVar("C", bound=Cluster)
 Q = TypeVar("Q", bound=Queue)
@@ -132,6 +136,33 @@ class Backend(ABC, Generic[C, Q, P]):
         Returns:
             How many processes or jobs worked on it or were queued.
         """
+
+    def executor(self, stage: RunStage, run: RunFolder | None, number: int) -> nemo_run.Executor:
+        """NeMo-Run's executor for a task of a stage, for other people's experiments.
+
+        Args:
+            stage: the stage, with its ranks.
+            run: a run folder, so that the task finds all that the run reads. None: one of any run,
+                which finds what the profile names.
+            number: of the task.
+
+        Raises:
+            RequestError: NeMo-Run has none for this kind, or what it needs cannot be had.
+        """
+        raise RequestError(f"NeMo-Run has no executor for clusters of kind {self.cluster.kind}")
+
+    def task(self, run: RunFolder, stage: RunStage, number: int) -> nemo_run.Script:
+        """A task of a stage as NeMo-Run's task, for :meth:`executor`.
+
+        Args:
+            run: a run folder that was prepared for this place.
+            stage: the stage.
+            number: of the task.
+
+        Raises:
+            RequestError: NeMo-Run has no executor for this kind, or this place cannot run it.
+        """
+        raise RequestError(f"NeMo-Run has no executor for clusters of kind {self.cluster.kind}")
 
     def logs(
         self, run: RunFolder, stage: str | None = None, task: int | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,9 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, sources_of, task_script
+
+if TYPE_CHECKING:
+    import nemo_run
 
 
 class DockerCluster(MachineCluster):
@@ -130,13 +133,34 @@ class DockerBackend(MachineBackend[DockerCluster]):
         inside = [opened.python, *torchrun_flags(stage), *task_script(run, stage, task)]
         return docker_command(opened, gpus, inside)
 
+    def executor(
+        self, stage: RunStage, run: RunFolder | None, number: int
+    ) -> nemo_run.DockerExecutor:
+        """Containers of the profile's image; those of no certain run see the folder of all runs."""
+        from cosmos_hpc.backends.experiments import docker_executor, gpus_of
 
-def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Containers:
+        if run is None:
+            runs = RunFolder(self.cluster.runs)
+            runs.path.mkdir(parents=True, exist_ok=True)
+            containers = containers_of(runs, None, self.cluster)
+        else:
+            containers = containers_of(run, run.recipe(), self.cluster)
+        return docker_executor(containers, gpus_of(self.cluster, stage, number))
+
+    def task(self, run: RunFolder, stage: RunStage, number: int) -> nemo_run.Script:
+        """The worker with the image's Python, under torchrun with several ranks."""
+        from cosmos_hpc.backends.experiments import docker_task, threads_of
+
+        threads = threads_of(self.cluster, stage)
+        return docker_task(run, stage, number, self.cluster.python, threads)
+
+
+def containers_of(run: RunFolder, recipe: Recipe | None, cluster: DockerCluster) -> Containers:
     """What the containers of a run are given.
 
     Args:
         run: the run folder, which need not exist yet.
-        recipe: resolved, its folders absolute.
+        recipe: resolved, its folders absolute. None: nothing is known of what the run reads.
         cluster: the profile.
 
     Raises:
@@ -146,7 +170,7 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
         image = image_id(client, cluster.image)
         # There the engine is the user's own, and its root is that user.
         rootless = any("rootless" in o for o in client.info().get("SecurityOptions") or [])
-    hub_folders = hub.folders(recipe)
+    hub_folders = hub.folders(recipe) if recipe else {}
     names = [name for name in cluster.environment if name in os.environ and name not in hub_folders]
     # The user is not in the image's list of users: its home would be /, and its name unknown.
     person = {"HOME": "/tmp", "USER": os.environ.get("USER") or str(os.getuid())}  # noqa: S108
@@ -163,14 +187,15 @@ def containers_of(run: RunFolder, recipe: Recipe, cluster: DockerCluster) -> Con
 
 
 def _volumes(
-    run: RunFolder, recipe: Recipe, cluster: DockerCluster, hub_folders: list[str]
+    run: RunFolder, recipe: Recipe | None, cluster: DockerCluster, hub_folders: list[str]
 ) -> list[str]:
     """The profile's mounts, and at their own paths the folders that the run and recipe name."""
     modes = dict.fromkeys(hub_folders, "rw") | {str(run.path): "rw"}
+    sources = sources_of(recipe) if recipe else {}
     videos = run.data.folders()
-    if recipe.data.input and not videos:
-        videos = [source_folder(recipe.data.input)]
-    named = [value for key, value in sources_of(recipe).items() if key != "data.input"]
+    if "data.input" in sources and not videos:
+        videos = [source_folder(sources["data.input"])]
+    named = [value for key, value in sources.items() if key != "data.input"]
     for source in (*videos, *named):
         if Path(source).is_absolute():
             modes.setdefault(source, "ro")

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.docker_engine import Containers, engine
-from cosmos_hpc.backends.machine import Job
+from cosmos_hpc.backends.machine import Job, MachineCluster
+from cosmos_hpc.config.gpus import visible_gpus
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, task_script
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     import nemo_run
 
 
-def task(run: RunFolder, stage: RunStage, environment: dict[str, str]) -> nemo_run.Script:
+def task(
+    run: RunFolder, stage: RunStage, environment: dict[str, str], number: int = 0
+) -> nemo_run.Script:
     """A stage as a NeMo-Run task on one machine: its script, under torchrun with several ranks.
 
     torchrun is called here and not by NeMo-Run's launcher, which quotes arguments for a shell that
@@ -33,13 +36,14 @@ def task(run: RunFolder, stage: RunStage, environment: dict[str, str]) -> nemo_r
 
     Args:
         run: an existing run folder.
-        stage: a stage of one task.
+        stage: the stage.
         environment: variables on top of the submitting process's own; no secrets, NeMo-Run keeps
             them.
+        number: of the task.
     """
     import nemo_run
 
-    script = task_script(run, stage)
+    script = task_script(run, stage, number)
     if stage.ranks == 1:
         return nemo_run.Script(
             path=script[0], args=script[1:], entrypoint=sys.executable, env=environment
@@ -53,12 +57,38 @@ def task(run: RunFolder, stage: RunStage, environment: dict[str, str]) -> nemo_r
     )
 
 
-def local_executor() -> nemo_run.LocalExecutor:
-    """NeMo-Run's executor for this machine."""
+def local_executor(environment: dict[str, str] | None = None) -> nemo_run.LocalExecutor:
+    """NeMo-Run's executor for this machine.
+
+    Args:
+        environment: variables on top of the submitting process's own; no secrets.
+    """
     import nemo_run
 
     # The default packager fails outside a git repository; the run's code is a snapshot already.
-    return nemo_run.LocalExecutor(packager=nemo_run.Packager())
+    return nemo_run.LocalExecutor(packager=nemo_run.Packager(), env_vars=environment or {})
+
+
+def gpus_of(cluster: MachineCluster, stage: RunStage, number: int) -> list[str]:
+    """The GPUs of this machine that a task uses, as CUDA_VISIBLE_DEVICES names them.
+
+    Of an array, task ``n`` uses the GPU of task ``n % parallel``: no two of those that
+    :func:`cosmos_hpc.nemo_run.experiment` has run at the same time use the same one.
+    """
+    if not stage.kind.gpus:
+        return []
+    gpus = visible_gpus()[: cluster.gpus]
+    if not stage.kind.array:
+        return gpus[: stage.ranks]
+    return [gpus[number % cluster.parallel]] if gpus else []
+
+
+def threads_of(cluster: MachineCluster, stage: RunStage) -> dict[str, str]:
+    """Variables that keep a task from starting a thread for each core, where several share them."""
+    if not stage.kind.array:
+        return {}
+    cores = len(os.sched_getaffinity(0))
+    return {"OMP_NUM_THREADS": str(max(1, cores // cluster.parallel))}
 
 
 def _import_nemo_run(folder: Path) -> None:

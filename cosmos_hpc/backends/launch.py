@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,59 @@ from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.hub.cache import check_home
 from cosmos_hpc.planning.plans import Plan, make_plan, with_layout
-from cosmos_hpc.runs.create import check_folder, forget_plan, open_run
+from cosmos_hpc.runs.create import (
+    check_folder,
+    check_name,
+    default_name,
+    forget_plan,
+    open_run,
+)
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.requirements import check_disk
-from cosmos_hpc.runs.stages import STAGES, ask_for, is_done, source_settings, write_specs
+from cosmos_hpc.runs.stages import (
+    STAGES,
+    ask_for,
+    is_done,
+    source_settings,
+    stage_named,
+    write_specs,
+)
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.settings import flatten, setting
+
+
+def make_request(
+    recipe: Recipe,
+    cluster: Cluster,
+    name: str | None,
+    stages: Sequence[str],
+    dry_run: bool = False,
+) -> Request:
+    """What a person asks for, as :func:`start` takes it.
+
+    Args:
+        recipe: resolved, without a layout.
+        cluster: where.
+        name: of the run; none: one that follows from the recipe and the cluster.
+        stages: names of those to start.
+        dry_run: see :class:`~cosmos_hpc.backends.base.Request`.
+
+    Raises:
+        RequestError: an unknown stage, a name that is none, files that are nowhere, or no input.
+    """
+    for stage in stages:
+        stage_named(stage)
+    name = name or default_name(recipe, cluster)
+    check_name(name)
+    hub.check_sources(recipe)
+    if recipe.data.input is None:
+        raise RequestError(
+            "data.input is not set; give the folder that holds the videos, or a list of them"
+        )
+    folder = RunFolder(Path(cluster.runs) / name)
+    return Request(folder, absolute_paths(recipe), stages, dry_run=dry_run)
 
 
 def start(request: Request, cluster: Cluster, console: Console, output: Path | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.findings import Finding, missing_here, python_finding
@@ -10,6 +10,9 @@ from cosmos_hpc.backends.machine import Array, Job, MachineBackend, MachineClust
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.requirements import check_installed
 from cosmos_hpc.runs.stages import RunStage, task_command
+
+if TYPE_CHECKING:
+    import nemo_run
 
 
 class LocalCluster(MachineCluster):
@@ -52,6 +55,22 @@ class LocalBackend(MachineBackend[LocalCluster]):
         """The worker, under torchrun with several ranks."""
         python, *script = task_command(run, stage, task)
         return [python, *torchrun_flags(stage), *script]
+
+    def executor(
+        self, stage: RunStage, run: RunFolder | None, number: int
+    ) -> nemo_run.LocalExecutor:
+        """Processes that see the GPUs of the task; all else is inherited."""
+        from cosmos_hpc.backends.experiments import gpus_of, local_executor
+
+        gpus = gpus_of(self.cluster, stage, number)
+        return local_executor({"CUDA_VISIBLE_DEVICES": ",".join(gpus)})
+
+    def task(self, run: RunFolder, stage: RunStage, number: int) -> nemo_run.Script:
+        """The worker, under torchrun with several ranks."""
+        from cosmos_hpc.backends.experiments import task, threads_of
+
+        check_installed([stage.name])
+        return task(run, stage, threads_of(self.cluster, stage), number)
 
 
 def torchrun_flags(stage: RunStage) -> list[str]:

@@ -25,11 +25,6 @@ def ignore(_: str) -> None:
     """Takes notes for those who do not want any."""
 
 
-def list_videos(source: str) -> list[str]:
-    """Paths of the videos of a source, as :func:`list_rows` lists them."""
-    return [row["path"] for row in list_rows(source)[1]]
-
-
 def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, list[Row]]:
     """The videos of ``data.input``: sorted by path, those of a list in its order.
 

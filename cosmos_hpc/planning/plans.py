@@ -10,6 +10,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import Layout, Memory
 from cosmos_hpc.utils.progress import gigabytes
+from cosmos_hpc.utils.settings import validate
 
 #: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
 #: precision the bf16 weights as well.
@@ -134,6 +135,7 @@ def make_plan(
             f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
         )
     sizing = size(recipe, cluster)
+    with_layout(recipe, sizing.layout)
     if videos is not None and not shards:
         # As many shards as tasks run at a time, if there are videos enough, so that none idles.
         wanted = -(-videos // recipe.data.videos_per_shard)
@@ -166,11 +168,17 @@ def make_plan(
 
 
 def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
-    """The recipe with the layout that the plan has chosen."""
+    """The recipe with the layout that the plan has chosen.
+
+    Raises:
+        RequestError: its batches do not divide among the ranks, or the like.
+    """
     chosen = {
         "gpus": layout.gpus,
         "tensor_parallel": layout.tensor_parallel,
         "sequence_parallel": layout.sequence_parallel,
         "recompute": layout.recompute,
     }
-    return recipe.model_copy(update={"train": recipe.train.model_copy(update=chosen)})
+    data = recipe.model_dump()
+    # As it will be read again: what does not hold for these ranks is refused here, and not written.
+    return validate(Recipe, {**data, "train": {**data["train"], **chosen}}, f"recipe {recipe.name}")

@@ -47,7 +47,7 @@ def snapshot_code(target: Path) -> str:
         A digest of the code, the name of the folder that holds the copy.
     """
     package = Path(__file__).resolve().parents[1]
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".typed", ".yaml"))
+    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".sh", ".typed", ".yaml"))
     digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
     for path in sources:
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())

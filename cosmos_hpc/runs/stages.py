@@ -140,6 +140,20 @@ def stage_and_following(name: str) -> list[str]:
     return found
 
 
+def nearest_before(stage: str, has_work: Callable[[str], object]) -> list[str]:
+    """The nearest stages before one that have work to wait for, along each way in the table.
+
+    Args:
+        stage: name of a stage.
+        has_work: says of a name whether that stage has; ways lead through those that have none.
+    """
+    found: dict[str, None] = {}
+    for earlier in STAGES[stage].after:
+        ways = [earlier] if has_work(earlier) else nearest_before(earlier, has_work)
+        found.update(dict.fromkeys(ways))
+    return list(found)
+
+
 def source_settings() -> list[str]:
     """Settings of a recipe that name what some stage reads outside of the run folder."""
     return list(dict.fromkeys(key for stage in STAGES.values() for key in stage.sources))

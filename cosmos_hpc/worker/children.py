@@ -14,6 +14,9 @@ from typing import Any
 
 from cosmos_hpc.utils.progress import say
 
+#: Processes that this one has killed itself.
+_killed_here: set[int | None] = set()
+
 
 def block_stops() -> set[Any]:
     """Keep TERM and INT from this thread, and from the processes that it starts from now on.
@@ -36,13 +39,19 @@ def end_with_a_killed_child() -> None:
     where the kernel takes one of them for its memory, all ranks would stand still until the time
     limit. A rank that ends instead is started again, from its last checkpoint.
     """
-    start = BaseProcess.start
+    start, kill = BaseProcess.start, BaseProcess.kill
 
     def start_watched(self: BaseProcess) -> None:
         start(self)
         threading.Thread(target=_watch, args=(self,), daemon=True).start()
 
+    def kill_on_purpose(self: BaseProcess) -> None:
+        # Python does so at the end of a manager that takes more than its seconds.
+        _killed_here.add(self.pid)
+        kill(self)
+
     BaseProcess.start = start_watched  # type: ignore[method-assign]
+    BaseProcess.kill = kill_on_purpose  # type: ignore[method-assign]
 
 
 def let_managers_end_with_this_process() -> None:
@@ -81,8 +90,8 @@ def _bound_to_parent(initializer: Any, initargs: Any) -> None:
 
 def _watch(child: BaseProcess) -> None:
     number = _killed_by(child)
-    # Libraries end children that they no longer need with SIGTERM.
-    if number and number != signal.SIGTERM:
+    # Libraries end children that they no longer need with SIGTERM, and then with SIGKILL.
+    if number and number != signal.SIGTERM and child.pid not in _killed_here:
         say(
             f"{child.name} (process {child.pid}) of this process was killed "
             f"({signal.Signals(number).name}); "

@@ -56,16 +56,17 @@ give_up() {
     return 1
 }
 
-# How Slurm sees this job; it may be too busy to say so at once.
+# How Slurm sees this job; it may be too busy to say so at once, and some sites greet first.
 state_in_queue() {
+    local said
     for _ in 1 2 3 4; do
-        squeue --noheader --jobs="$job" --format=%T && return
+        said=$(squeue --noheader --jobs="$job" --format=%T) && echo "${said##*$'\n'}" && return
         sleep 5
     done
     echo UNKNOWN
 }
 
-go_on() {
+requeue() {
     case "$(state_in_queue)" in
         COMPLETING | CANCELLED) # by scancel: not to come back
             note end cancelled
@@ -103,7 +104,7 @@ do_task() {
     rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done" "$COSMOS_HPC_STOP.stopped"
     note start ""
     if [ -n "$warned" ]; then
-        go_on stopped "the job was asked to stop"
+        requeue stopped "the job was asked to stop"
         return
     fi
     work "$1" &
@@ -123,11 +124,11 @@ do_task() {
         note end cancelled
         return 75
     elif [ -n "$warned" ] || [ -e "$COSMOS_HPC_STOP.stopped" ]; then
-        go_on stopped "the job was asked to stop"
+        requeue stopped "the job was asked to stop"
     elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
         give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
     else
-        go_on killed "the worker was killed without a reason"
+        requeue killed "the worker was killed without a reason"
     fi
 }
 

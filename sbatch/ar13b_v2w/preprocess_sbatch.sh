@@ -26,7 +26,8 @@ requeues=20
 retries=2
 first=0
 stride=800
-shards=800
+tasks=800
+marker=tokens/shards/%05d/done.json
 
 # srun passes on what is set here, not only what sbatch was given.
 unset SLURM_EXPORT_ENV
@@ -64,16 +65,17 @@ give_up() {
     return 1
 }
 
-# How Slurm sees this job; it may be too busy to say so at once.
+# How Slurm sees this job; it may be too busy to say so at once, and some sites greet first.
 state_in_queue() {
+    local said
     for _ in 1 2 3 4; do
-        squeue --noheader --jobs="$job" --format=%T && return
+        said=$(squeue --noheader --jobs="$job" --format=%T) && echo "${said##*$'\n'}" && return
         sleep 5
     done
     echo UNKNOWN
 }
 
-go_on() {
+requeue() {
     case "$(state_in_queue)" in
         COMPLETING | CANCELLED) # by scancel: not to come back
             note end cancelled
@@ -111,7 +113,7 @@ do_task() {
     rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done" "$COSMOS_HPC_STOP.stopped"
     note start ""
     if [ -n "$warned" ]; then
-        go_on stopped "the job was asked to stop"
+        requeue stopped "the job was asked to stop"
         return
     fi
     work "$1" &
@@ -131,24 +133,25 @@ do_task() {
         note end cancelled
         return 75
     elif [ -n "$warned" ] || [ -e "$COSMOS_HPC_STOP.stopped" ]; then
-        go_on stopped "the job was asked to stop"
+        requeue stopped "the job was asked to stop"
     elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
         give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
     else
-        go_on killed "the worker was killed without a reason"
+        requeue killed "the worker was killed without a reason"
     fi
 }
 
 result=0
 echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
-for ((shard = first + SLURM_ARRAY_TASK_ID; shard < shards; shard += stride)); do
-    [ ! -e "$run/tokens/shards/$(printf %05d "$shard")/done.json" ] || continue
-    if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$shard"; then
-        echo "shard $shard has failed in this job before; cosmos-hpc retry tries it again"
+for ((task = first + SLURM_ARRAY_TASK_ID; task < tasks; task += stride)); do
+    # shellcheck disable=SC2059 # the marker is a format that takes the task's number
+    [ ! -e "$run/$(printf "$marker" "$task")" ] || continue
+    if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$task"; then
+        echo "shard $task has failed in this job before; cosmos-hpc retry tries it again"
         result=1
         continue
     fi
-    do_task "$shard" || result=$?
+    do_task "$task" || result=$?
     [ "$result" != 75 ] || break
 done
 exit "$result"

@@ -21,7 +21,7 @@ from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_config
 from cosmos_hpc.worker.training import cpu
-from tests.models.test_published import inputs, sizes
+from tests.models.checkpoints.test_published import inputs, sizes
 
 
 def fresh(config):

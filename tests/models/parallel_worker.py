@@ -19,7 +19,7 @@ from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_config
 from cosmos_hpc.worker.training import cpu
 from tests.models import reference
-from tests.models.test_published import inputs, sizes, to_megatron, weights
+from tests.models.checkpoints.test_published import inputs, sizes, to_megatron, weights
 
 #: Dimension that tensor parallelism splits; other weights are whole on every rank.
 SPLIT = {

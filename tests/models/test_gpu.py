@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cosmos_hpc.models import ModelConfig, from_published
-from tests.models.test_published import VARIANTS, inputs, sizes, weights
+from tests.models.checkpoints.test_published import VARIANTS, inputs, sizes, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -13,9 +13,9 @@ import sys
 
 import pytest
 
+from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.backends.slurm import commands as slurm
 from cosmos_hpc.backends.slurm import containers
-from cosmos_hpc.config.clusters import load_cluster
 from tests.slurm.test_profiles import run
 
 ODD = """a 'quoted' "name" $HOME `id` \\ ; & é 漢"""

@@ -1,12 +1,12 @@
 """``cluster init`` and ``cluster check`` on a real Slurm."""
 
-import os
 import sys
 
 import pytest
 import yaml
 
 from tests.conftest import cosmos_hpc
+from tests.slurm.login import PROFILE
 
 
 def run(lab, *words, cwd, **env):
@@ -116,13 +116,25 @@ def test_a_partition_that_is_down(lab, tmp_path):
 
 
 def test_without_slurm_it_is_one_sentence(tmp_path):
-    for words in (("init",), ("check", "local")):
+    (tmp_path / "clusters").mkdir()
+    (tmp_path / "clusters" / "mine.yaml").write_text(PROFILE)
+    for words in (("init",), ("check", "mine")):
         env = {"PATH": "/nowhere", "SLURM_CONF": ""}
         outcome = cosmos_hpc("cluster", *words, cwd=tmp_path, env=env)
         assert outcome.code == 2
         assert outcome.err.count("\n") == 1
-        assert "run this on a login node" in outcome.err or "is this machine" in outcome.err
-    assert not os.listdir(tmp_path)
+        assert "run this on a login node" in outcome.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["clusters", "mine.yaml"]
+
+
+def test_this_machine_can_be_checked_as_well(tmp_path):
+    outcome = cosmos_hpc("cluster", "check", "local", cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert f"ok       runs: {tmp_path}/runs can be written" in outcome.out
+    assert "ok       python: this one has torch, av, megatron, nemo" in outcome.out
+    outcome = cosmos_hpc("cluster", "check", "local", "gpus=64", "parallel=1", cwd=tmp_path)
+    assert outcome.code == 2
+    assert "problem  gpus=64, and this machine has" in outcome.out
 
 
 def test_a_limit_of_jobs_in_the_queue(any_lab, profile, scenes):

@@ -1,15 +1,15 @@
 """Values with everything that shells and Slurm interpret, through Slurm itself."""
 
 from cosmos_hpc.backends.slurm.jobs import jobs_of
+from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.script import render
-from cosmos_hpc.config.clusters import SlurmCluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import Stage
+from cosmos_hpc.runs.stages import STAGES, RunStage
 from cosmos_hpc.utils.settings import validate
+from tests.backends.slurm.test_jobs import PROFILE
+from tests.backends.slurm.test_script import NASTY, values
 from tests.slurm.login import Login
-from tests.test_jobs import PROFILE
-from tests.test_scripts import NASTY, values
 
 
 def directives(text):
@@ -28,7 +28,7 @@ def test_sbatch_reads_the_directives_as_they_were_meant(lab, tmp_path):
         except RequestError as e:
             assert "not a long flag" in str(e)
             continue
-        (job,) = jobs_of(Stage("download"), [0], cluster)
+        (job,) = jobs_of(RunStage(STAGES["download"]), [0], cluster)
         script = tmp_path / f"{number}.sh"
         script.write_text(directives(render(job, RunFolder(tmp_path), cluster, "id", tmp_path)))
         job_id = lab.run("sbatch", "--parsable", str(script)).strip()

@@ -123,7 +123,10 @@ def test_where_jobs_of_others_are_hidden_nothing_is_claimed(login, scenes):
                 text=True,
             )
 
-        shown = colleague()
+        try:
+            shown = colleague()
+        except PermissionError:
+            pytest.skip(f"nobody may not run this Python, {sys.executable}")
         if "ermission" in shown.stderr or shown.returncode:
             pytest.skip(f"nobody may not run this Python: {shown.stderr[-200:]}")
         assert json.loads(shown.stdout)["state"] == "queued"

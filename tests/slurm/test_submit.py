@@ -208,14 +208,14 @@ def test_uncommitted_code_is_what_runs(login, scenes, tmp_path):
     git = ["git", "-C", str(checkout), "-c", "user.name=x", "-c", "user.email=x@x"]
     for words in (["init", "-q"], ["add", "cosmos_hpc", "recipes"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *words], check=True)
-    worker = checkout / "cosmos_hpc" / "worker" / "download.py"
+    worker = checkout / "cosmos_hpc" / "worker" / "stages" / "download.py"
     worker.write_text(worker.read_text() + "\nprint('changed by hand')\n")
     words = (f"data.input={scenes}", "--stages", "download")
     login.submit("changed", *words, PYTHONPATH=str(checkout))
     login.wait("changed", "download")
     assert "changed by hand" in login.command("logs", "changed", "download").out
     info = json.loads((login.run("changed") / "run.json").read_text())
-    assert "cosmos_hpc/worker/download.py" in info["git"]["changed"]
+    assert "cosmos_hpc/worker/stages/download.py" in info["git"]["changed"]
 
 
 def test_inside_an_allocation_and_with_inherited_variables(login, scenes):

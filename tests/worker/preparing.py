@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from cosmos_hpc.config.clusters import load_cluster
-from cosmos_hpc.config.recipes import Recipe, load_recipe
-from cosmos_hpc.config.tasks import list_rows
+from cosmos_hpc.backends.kinds import load_cluster
+from cosmos_hpc.config.recipes import Recipe, list_rows, load_recipe
 from cosmos_hpc.planning.plans import make_plan
-from cosmos_hpc.runs.folder import RunFolder, open_run, pin_videos
+from cosmos_hpc.runs.create import open_run
+from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import stages_of, task_command, write_specs
 from cosmos_hpc.worker.stages.download import download
 from cosmos_hpc.worker.stages.finalize import finalize
@@ -27,7 +27,7 @@ def opened(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[Run
     run = RunFolder(path)
     root, rows = list_rows(recipe)
     open_run(run, recipe, cluster, make_plan(recipe, cluster, len(rows)))
-    pin_videos(run, root, rows, shards)
+    run.data.pin(root, rows, shards)
     write_specs(run, recipe)
     return run, recipe
 

@@ -119,3 +119,32 @@ def test_a_manager_ends_with_its_process(tmp_path, how):
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(manager, signal.SIGKILL)
+
+
+#: A manager that does not end in the second that Python gives it, as on a busy node.
+SLOW_MANAGER = """
+import multiprocessing.util, time
+from multiprocessing.managers import SyncManager
+from cosmos_hpc.worker.children import end_with_a_killed_child, let_managers_end_with_this_process
+
+def slow():
+    multiprocessing.util.Finalize(None, time.sleep, args=(30,), exitpriority=10)
+
+if __name__ == "__main__":
+    end_with_a_killed_child()
+    let_managers_end_with_this_process()
+    manager = SyncManager()
+    manager.start(slow)
+    queue = manager.Queue()
+    print("all the work is done", flush=True)
+"""
+
+
+def test_a_manager_that_is_slow_to_end_is_no_failure(tmp_path):
+    program = tmp_path / "program.py"  # a manager's process imports it
+    program.write_text(SLOW_MANAGER)
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "all the work is done\n"
+    assert (done.returncode, "SIGKILL" in done.stderr) == (0, False), done.stderr

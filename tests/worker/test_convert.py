@@ -22,7 +22,8 @@ from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import cosmos_hpc
-from tests.models.checkpoints import (
+from tests.models.checkpoints.test_published import inputs
+from tests.models.stored import (
     BASES,
     RunsCode,
     any_bits,
@@ -33,7 +34,6 @@ from tests.models.checkpoints import (
     small_model,
     write_torch_dist,
 )
-from tests.models.test_published import inputs
 
 
 def loaded(path):

@@ -17,7 +17,10 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils.console import Console
 
 if TYPE_CHECKING:
+    import nemo_run
+
     from cosmos_hpc.backends.slurm.submit import Submission
+    from cosmos_hpc.runs.stages import RunStage
 
 # What each method needs beside these is imported by it: status asks the queue and no more.
 
@@ -92,6 +95,20 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         from cosmos_hpc.backends.slurm.submit import cancel
 
         return cancel(run, now)
+
+    def executor(
+        self, stage: RunStage, run: RunFolder | None, number: int
+    ) -> nemo_run.SlurmExecutor:
+        """Jobs as the profile says, submitted from here."""
+        from cosmos_hpc.backends.slurm.executor import executor
+
+        return executor(self.cluster, stage, run)
+
+    def task(self, run: RunFolder, stage: RunStage, number: int) -> nemo_run.Script:
+        """The worker on all nodes of the job, under torchrun with several ranks."""
+        from cosmos_hpc.backends.slurm.executor import task
+
+        return task(self.cluster, run, stage, number)
 
     def is_working(self, run: RunFolder) -> bool:
         """As the queue says, which is not asked more often than it should be."""

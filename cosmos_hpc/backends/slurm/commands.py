@@ -202,7 +202,10 @@ def hides_jobs_of_others() -> bool:
 def _partitions() -> list[Partition]:
     merged: dict[str, Partition] = {}
     for line in _output("sinfo", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
-        name, state, limit, nodes, cpus, gres = line.split("|")
+        fields = line.split("|")
+        if len(fields) != 6:
+            continue  # a greeting of the site
+        name, state, limit, nodes, cpus, gres = fields
         short = name.removesuffix("*")
         gpus = {kind: int(count) for kind, count in _GPU.findall(gres)}
         before = merged.get(short)
@@ -242,7 +245,10 @@ def _associations() -> tuple[dict[str, set[str]], int | None]:
     accounts: dict[str, set[str]] = {}
     limits = []
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        account, qos, limit = line.split("|")
+        fields = line.split("|")
+        if len(fields) != 3:
+            continue  # a greeting of the site
+        account, qos, limit = fields
         accounts.setdefault(account, set()).update(filter(None, qos.split(",")))
         limits += [int(limit)] if limit.isdigit() else []
     names = sorted(accounts, key=lambda name: (name != default.strip(), name))
@@ -259,12 +265,16 @@ def refusal(*flags: str) -> str | None:
     return None if done.returncode == 0 else last_line(done.stderr).strip()
 
 
-def sbatch(script: Path, flags: Sequence[str]) -> str:
+def sbatch(script: Path, flags: Sequence[str], name: str) -> str:
     """Submit a script; returns the job's id.
+
+    Some sites greet on standard output: the last line that is an id counts, and where there is
+    none, the newest job of that name in the queue.
 
     Args:
         script: complete, with its ``#SBATCH`` lines.
         flags: of sbatch, on top of them.
+        name: of the job in the queue.
 
     Raises:
         RequestError: Slurm does not take it, or does not answer.
@@ -273,7 +283,16 @@ def sbatch(script: Path, flags: Sequence[str]) -> str:
     if done.returncode:
         raise RequestError(f"Slurm does not take {script}: {last_line(done.stderr)}")
     # On federated clusters the id comes with the name of its cluster.
-    return done.stdout.strip().partition(";")[0]
+    said = [line.strip() for line in done.stdout.splitlines()]
+    ids = [line.partition(";")[0] for line in said if re.fullmatch(r"\d+(;\S+)?", line)]
+    if not ids:
+        ids = sorted({job.whole for job in queued([name]) if job.active}, key=int)
+    if not ids:
+        raise RequestError(
+            f"sbatch took {script} and told no id, nor is a job of name {name} in the queue; "
+            f"it said: {last_line(done.stdout)!r}"
+        )
+    return ids[-1]
 
 
 def queued(names: Sequence[str]) -> list[SlurmJob]:
@@ -289,7 +308,10 @@ def queued(names: Sequence[str]) -> list[SlurmJob]:
         raise RequestError(f"squeue failed: {last_line(done.stderr)}")
     jobs = []
     for line in done.stdout.splitlines():
-        job_id, name, comment, state, reason, start = line.split(_BETWEEN)
+        fields = line.split(_BETWEEN)
+        if len(fields) != 6:
+            continue  # a greeting of the site
+        job_id, name, comment, state, reason, start = fields
         start = "" if start == "N/A" else start
         jobs.append(SlurmJob(job_id, name, comment, state, reason, start))
     return jobs
@@ -304,7 +326,7 @@ def mine() -> int:
     done = command("squeue", "-h", "-r", "--me", "-o", "%i")
     if done.returncode:
         raise RequestError(f"squeue failed: {last_line(done.stderr)}")
-    return len(done.stdout.splitlines())
+    return sum(line.strip()[:1].isdigit() for line in done.stdout.splitlines())
 
 
 def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
@@ -327,7 +349,7 @@ def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
         return None
     if done.returncode:
         return None
-    rows = (line.split("|") for line in done.stdout.splitlines())
+    rows = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1)
     return {job_id: re.split(r"[ +]", state)[0] for job_id, state in rows}
 
 

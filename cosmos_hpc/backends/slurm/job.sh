@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# How a job works on its tasks. Before this stand the variables run, stage, job, log, requeues and
-# retries, of an array also first, stride, tasks and marker, and the function work that does a task.
+# How a job works on a task. Before this stand the variables run, stage, job, log, requeues and
+# retries, and the function work that does a task.
 
 # One line when work on a task begins and one when it ends: status and logs read them.
 note() {
@@ -21,10 +21,11 @@ give_up() {
     return 1
 }
 
-# How Slurm sees this job; it may be too busy to say so at once.
+# How Slurm sees this job; it may be too busy to say so at once, and some sites greet first.
 state_in_queue() {
+    local said
     for _ in 1 2 3 4; do
-        squeue --noheader --jobs="$job" --format=%T && return
+        said=$(squeue --noheader --jobs="$job" --format=%T) && echo "${said##*$'\n'}" && return
         sleep 5
     done
     echo UNKNOWN
@@ -94,24 +95,4 @@ do_task() {
     else
         requeue killed "the worker was killed without a reason"
     fi
-}
-
-# The turns of an array task, without those that are done or have failed in this job before.
-do_turns() {
-    result=0
-    echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}," \
-        "on ${SLURMD_NODENAME:-}"
-    for ((task = first + SLURM_ARRAY_TASK_ID; task < tasks; task += stride)); do
-        # shellcheck disable=SC2059 # the marker is a format that takes the task's number
-        [ ! -e "$run/$(printf "$marker" "$task")" ] || continue
-        if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$task"
-        then
-            echo "shard $task has failed in this job before; cosmos-hpc retry tries it again"
-            result=1
-            continue
-        fi
-        do_task "$task" || result=$?
-        [ "$result" != 75 ] || break
-    done
-    return "$result"
 }

@@ -70,6 +70,11 @@ class Job:
     part: int = 0
 
     @property
+    def ranks(self) -> int:
+        """Processes on all nodes."""
+        return self.nodes * self.processes
+
+    @property
     def name(self) -> str:
         """Of its script: the stage, and the part where there are several."""
         return f"{self.stage.name}-{self.part}" if self.part else self.stage.name

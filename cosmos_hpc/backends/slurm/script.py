@@ -15,14 +15,15 @@ from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
 from cosmos_hpc.runs.stages import task_script
 
 #: What a shell needs of the submitting one; the profile's names come on top.
-_BASIC_VARIABLES = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG")
+BASIC_VARIABLES = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG")
 #: What Slurm's ``--output`` or bash would not take as it is.
 _UNSAFE_PATH = re.compile(r"[%\\\x00-\x1f\x7f]")
 
-#: How every job works on its tasks; what it needs to know stands in variables before it.
-_JOB = Path(__file__).with_name("job.sh")
+#: How every job works on a task, and how an array takes turns; what they need to know stands in
+#: variables before them.
+_JOB, _ARRAY = "job.sh", "job_array.sh"
 #: Seconds that torchrun gives its ranks to end.
-_PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 
 def check_path(path: Path) -> None:
@@ -103,18 +104,19 @@ def render(
         "# srun passes on what is set here, not only what sbatch was given.",
         "unset SLURM_EXPORT_ENV",
         *cluster.setup,
-        *_container_lines(cluster),
+        *container_lines(cluster),
         *_work(job, run, cluster, code, [str(run.path), *folders], pyxis),
         "",
-        *_job_functions(),
-        "do_turns" if array else "do_task 0",
+        *lines_of(_JOB),
+        "",
+        *(lines_of(_ARRAY) if array else ["do_task 0"]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _job_functions() -> list[str]:
-    """The lines of ``job.sh`` but for its first ones, which are for who reads that file."""
-    return [*_JOB.read_text().partition("\n\n")[2].splitlines(), ""]
+def lines_of(name: str) -> list[str]:
+    """Lines of a shell file beside this one, but for the first ones: they are for its readers."""
+    return Path(__file__).with_name(name).read_text().partition("\n\n")[2].splitlines()
 
 
 def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str) -> list[str]:
@@ -134,7 +136,7 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
         "--requeue",
         "--kill-on-invalid-dep=yes",
         f"--signal=B:USR1@{cluster.grace_seconds}",
-        f"--export={','.join(dict.fromkeys([*_BASIC_VARIABLES, *cluster.environment]))}",
+        f"--export={','.join(dict.fromkeys([*BASIC_VARIABLES, *cluster.environment]))}",
         *placement(cluster, job.stage.name, job.gpus),
         *([f"--comment={' '.join([*comments[-1:], array_comment(array)])}"] if array else []),
     ]
@@ -160,7 +162,7 @@ def _work(
     """A shell function that runs one task on all nodes of the job."""
     cpus = cluster.cpus_per_gpu
     # What is set here for what runs in a container.
-    passed_on = [STOP_VARIABLE, *([_PATIENCE] if job.processes > 1 else [])]
+    passed_on = [STOP_VARIABLE, *([PATIENCE] if job.ranks > 1 else [])]
     srun = [
         "srun",
         f"--nodes={job.nodes}",
@@ -177,9 +179,9 @@ def _work(
     ]
     words = [shlex.quote(word) for word in [*srun, cluster.python]]
     before = containers.apptainer_exports(cluster, passed_on)
-    if job.processes > 1:
+    if job.ranks > 1:
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
-        before += [f"export {_PATIENCE}={cluster.grace_seconds}"]
+        before += [f"export {PATIENCE}={cluster.grace_seconds}"]
         words += ["-m", "torch.distributed.run", f"--nproc-per-node={job.processes}"]
     if job.nodes > 1:
         before += [
@@ -189,7 +191,7 @@ def _work(
         ]
         words += [f"--nnodes={job.nodes}", "--rdzv-backend=c10d"]
         words += ['--rdzv-id="$job.${SLURM_RESTART_COUNT:-0}"', '--rdzv-endpoint="$meeting"']
-    elif job.processes > 1:
+    elif job.ranks > 1:
         words += ["--standalone"]
     script = [shlex.quote(word) for word in task_script(run, job.stage, code=code)[:-1]]
     command = " \\\n        ".join(_wrapped([*words, *script, '"$1"']))
@@ -206,7 +208,7 @@ def _wrapped(words: Sequence[str], width: int = 88) -> list[str]:
     return lines
 
 
-def _container_lines(cluster: SlurmCluster) -> list[str]:
+def container_lines(cluster: SlurmCluster) -> list[str]:
     """What a container must not take from the host, and needs where it has no home folder."""
     if cluster.container is None:
         return [""]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
-from cosmos_hpc.backends.slurm.jobs import Job, jobs_of, tasks_of
+from cosmos_hpc.backends.slurm.jobs import Job, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs
 from cosmos_hpc.backends.slurm.script import render
@@ -19,7 +19,7 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import STAGES, missing_tasks, sources_of, stages_of
+from cosmos_hpc.runs.stages import STAGES, missing_tasks, nearest_before, sources_of, stages_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
@@ -78,12 +78,8 @@ class Submission:
         return changed
 
     def _waits_for(self, stage: str) -> list[str]:
-        """The nearest stages before this one that have jobs, along each way through the table."""
-        found: dict[str, None] = {}
-        for earlier in STAGES[stage].after:
-            has_jobs = self.stage_jobs(earlier) or self.queued.get(earlier)
-            found.update(dict.fromkeys([earlier] if has_jobs else self._waits_for(earlier)))
-        return list(found)
+        """The nearest stages before this one that have jobs."""
+        return nearest_before(stage, lambda s: self.stage_jobs(s) or self.queued.get(s))
 
     def _after(self, stage: str, ids: Mapping[tuple[str, int], str]) -> list[str]:
         """Conditions on the stages before this one, of those that have jobs."""
@@ -123,7 +119,7 @@ def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submi
             f"submit again when they have ended, as cosmos-hpc status shows"
         )
     _make_folders(run, request.stages)
-    folders = _folders(run, recipe) if cluster.container else []
+    folders = folders_outside(run, recipe) if cluster.container else []
     pyxis = commands.container_options() if cluster.container else None
     room = _room(cluster)
     run_id, code = run.id(), run.code()
@@ -170,7 +166,7 @@ def _check_room(cluster: SlurmCluster, submission: Submission) -> None:
         )
 
 
-def _folders(run: RunFolder, recipe: Recipe) -> list[str]:
+def folders_outside(run: RunFolder, recipe: Recipe) -> list[str]:
     """What the stages read outside the run folder, as it is named there and without links.
 
     Raises:
@@ -225,11 +221,14 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     run.stop_request.unlink(missing_ok=True)
     commands.cancel(submission.stuck)
     ids: dict[tuple[str, int], str] = {}
+    run_id = run.id()
     try:
         for job, _ in submission.jobs:
             dependency = submission.dependency(job, ids)
             flags = [f"--dependency={dependency}"] if dependency else []
-            ids[job.stage.name, job.part] = commands.sbatch(scripts[job.name], flags)
+            ids[job.stage.name, job.part] = commands.sbatch(
+                scripts[job.name], flags, job_name(run, job.stage.name, run_id)
+            )
     except BaseException:
         commands.cancel(list(ids.values()))
         raise

@@ -1,4 +1,4 @@
-"""The one place that knows NeMo: a recipe as model, data, optimizer and trainer."""
+"""A recipe as NeMo's model, data, optimizer and trainer."""
 
 from __future__ import annotations
 
@@ -34,6 +34,9 @@ from cosmos_hpc.utils.progress import say
 from cosmos_hpc.worker.datasets.samples import Samples
 from cosmos_hpc.worker.training import patches
 from cosmos_hpc.worker.training.checkpoints import Checkpoints
+
+#: Seconds that Weights & Biases has to answer: many nodes of clusters have no network.
+_WANDB_SECONDS = 15
 
 
 def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
@@ -219,8 +222,14 @@ def _wandb(run: RunFolder) -> WandbLogger | None:
         return None
     try:
         return _wandb_logger(run)
-    except wandb.errors.CommError as e:
-        say(f"Weights & Biases cannot be reached, so its files are kept in {run.train.path}: {e}")
+    except wandb.errors.Error as e:
+        reason = str(e).strip().partition("\n")[0]
+        say(
+            f"Weights & Biases does not take this run ({reason}); its files are kept in "
+            f"{run.train.path / 'wandb'}, and wandb sync sends them later"
+        )
+        # Its service holds the id of the run, and reads the mode only when it starts.
+        wandb.teardown()
         os.environ["WANDB_MODE"] = "offline"
         return _wandb_logger(run)
 
@@ -233,9 +242,10 @@ def _wandb_logger(run: RunFolder) -> WandbLogger:
         id=files.read_json(run.info)["id"],
         resume="allow",
         save_dir=str(run.train.path),
+        settings=wandb.Settings(init_timeout=_WANDB_SECONDS),
     )
     if int(os.environ.get("RANK", "0")) == 0:
-        # Begins it now: many nodes of clusters have no network.
+        # Begins it now: where it fails, something can be done about it.
         logger.experiment  # noqa: B018
     return logger
 

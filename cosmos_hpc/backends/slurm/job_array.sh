@@ -1,0 +1,18 @@
+# shellcheck shell=bash disable=SC2154
+# The turns of an array task, behind job.sh. Before that stand also the variables first, stride,
+# tasks and marker.
+
+result=0
+echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
+for ((task = first + SLURM_ARRAY_TASK_ID; task < tasks; task += stride)); do
+    # shellcheck disable=SC2059 # the marker is a format that takes the task's number
+    [ ! -e "$run/$(printf "$marker" "$task")" ] || continue
+    if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$task"; then
+        echo "shard $task has failed in this job before; cosmos-hpc retry tries it again"
+        result=1
+        continue
+    fi
+    do_task "$task" || result=$?
+    [ "$result" != 75 ] || break
+done
+exit "$result"

@@ -1,0 +1,126 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from cosmos_hpc.backends.kinds import load_cluster
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.hub.needs import check_sources
+from cosmos_hpc.planning.plans import make_plan
+
+
+def plan(videos=None, recipe=(), cluster=("parallel=2", "gpus=0")):
+    return make_plan(load_recipe("ar_tiny", recipe), load_cluster("local", cluster), videos)
+
+
+@pytest.mark.parametrize(
+    ("videos", "shards"), [(None, None), (1, 1), (2, 2), (8, 2), (100, 2), (101, 3), (1000, 20)]
+)
+def test_shards_of_at_most_so_many_videos_but_enough_to_keep_all_tasks_busy(videos, shards):
+    assert plan(videos).shards == shards
+
+
+def test_the_disk_holds_shards_and_joined_files_or_only_the_shards():
+    one, joined = plan(10, ["data.join=false"]), plan(10)
+    ids = plan().sequence_length * 2 * 10
+    assert joined.disk_bytes - one.disk_bytes == ids
+    assert "disk        up to 0." in joined.render()
+    assert "GB for tokens and checkpoints, and more" in plan(10, ["data.clips=all"]).render()
+
+
+def test_layout():
+    p = plan(recipe=["train.gpus=4", "train.tensor_parallel=2", "train.micro_batch_size=2"])
+    layout = p.layout
+    assert (p.ranks, layout.tensor_parallel, layout.data_parallel, p.micro_batches) == (4, 2, 2, 2)
+    expected = "tensor parallel 2, data parallel 2, no recomputation, 2 micro batches a step"
+    assert expected in p.render()
+
+
+def test_memory_and_gpus_are_explained():
+    cluster = load_cluster("local", ["gpu=A100-80"])
+    text = make_plan(load_recipe("ar5b_v2w"), cluster).render()
+    assert "parameter model on 4 A100-80 GPUs" in text
+    assert re.search(
+        r"memory +\d+\.\d GB on each GPU: weights 4\.6, gradients 9\.2, optimizer 13\.8, "
+        r"activations \d+\.\d, logits \d\.\d",
+        text,
+    )
+    assert re.search(r"GPUs +at least 2 \(tensor parallel 2, data parallel 1", text)
+    assert re.search(r"recommended 4 \(tensor parallel 2, data parallel 2", text)
+    many = make_plan(load_recipe("ar5b_v2w"), load_cluster("local", ["gpu=96"])).as_dict()
+    assert many["gpu"] == 96.0
+    assert many["layout"]["recompute"] == "none"
+
+
+def test_a_machine_without_the_gpus_is_not_submitted_to(tmp_path):
+    from cosmos_hpc.api import submit
+
+    with pytest.raises(RequestError, match="cluster local says 8 GPUs, and this machine has 0"):
+        submit(
+            "ar_tiny",
+            overrides=[f"data.input={tmp_path}", "cluster.gpu=H100-80", "train.init_from=null"],
+        )
+
+
+def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
+    local = load_cluster("local", ["gpus=0"])
+    with pytest.raises(RequestError, match=r"ar12b trains in bf16 on GPUs.*has none"):
+        make_plan(load_recipe("ar12b"), local)
+    with pytest.raises(RequestError, match="train.gpus=8, but cluster local has 4"):
+        make_plan(load_recipe("ar12b", ["train.gpus=8"]), load_cluster("local", ["gpus=4"]))
+    assert make_plan(load_recipe("ar12b"), load_cluster("local", ["gpus=8"])).ranks == 8
+
+
+def test_sources_that_are_not_there_are_refused_before_anything_starts(tmp_path):
+    with pytest.raises(RequestError, match="init_from=no is neither a file or folder on this mach"):
+        check_sources(load_recipe("ar4b", ["train.init_from=no"]))
+    with pytest.raises(RequestError, match="neither a folder, nor a Hub repository"):
+        check_sources(load_recipe("ar_tiny", ["data.tokenizer=smal"]))
+    with pytest.raises(RequestError, match="data.text_encoder=t6 is neither a folder, nor a Hub"):
+        check_sources(load_recipe("ar_tiny_v2w", ["data.text_encoder=t6"]))
+    (tmp_path / "weights.pt").touch()
+    for start in (tmp_path, tmp_path / "weights.pt", "null", "nvidia/Cosmos-1.0-Autoregressive-4B"):
+        check_sources(load_recipe("ar4b", [f"train.init_from={start}"]))
+
+
+def test_the_disk_must_hold_the_run(small_disk):
+    from cosmos_hpc.runs.requirements import check_disk
+
+    with pytest.raises(RequestError, match=r"needs up to 0.81 GB in .*, which has"):
+        check_disk(plan(8).disk_bytes, small_disk / "runs" / "x")
+    assert not (small_disk / "runs").exists()
+    check_disk(plan(8).disk_bytes, Path.cwd())
+
+
+def test_libraries_that_a_stage_lacks_are_named(monkeypatch):
+    import importlib.util
+
+    from cosmos_hpc.runs.requirements import check_installed
+
+    check_installed(["download", "preprocess", "finalize", "train"])
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "nemo" else found(n))
+    check_installed(["download", "preprocess", "finalize"])
+    with pytest.raises(RequestError, match=r"train needs nemo.*constraints.txt '.\[train\]'"):
+        check_installed(["train"])
+
+
+def test_embeddings_and_frames_count_in_what_the_disk_must_hold():
+    def disk(name, videos):
+        cluster = load_cluster("local", ["gpus=8"])
+        return make_plan(load_recipe(name), cluster, videos).disk_bytes
+
+    # Of each video an embedding of a megabyte, ids of 32 bits, and twice of 16.
+    text = disk("ar5b_v2w", 1000) - disk("ar5b_v2w", None)
+    assert text == 1000 * (512 * 1024 * 2 + 12_864 * 8)
+    assert disk("ar5b_v2w_action", 1000) - disk("ar5b_v2w_action", None) > 1000 * 49 * 1200 * 8
+
+
+@pytest.mark.parametrize("overrides", [["train.gpus=2"], ["train.gpus=3"]])
+def test_batches_must_divide_among_the_ranks_that_the_plan_chose(overrides):
+    """On CPUs too, where the recipe alone leaves open how many copies of the model there are."""
+    copies = overrides[0][-1]
+    with pytest.raises(RequestError, match=f"micro_batch_size=8 times {copies} data-parallel"):
+        plan(8, overrides)
+    assert "1 micro batch a step" in plan(8, ["train.gpus=2", "train.micro_batch_size=4"]).render()

@@ -1,0 +1,78 @@
+"""The table of stages: what it says, and what becomes of a row that is added."""
+
+import json
+import re
+
+import pytest
+
+import cosmos_hpc as ch
+from cosmos_hpc.backends.kinds import KINDS
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.config.tasks import TASKS
+from cosmos_hpc.runs.stages import STAGES, list_stages, stage_and_following, stage_named
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.imports import load
+from tests.conftest import cosmos_hpc
+from tests.new_stage import package_with_a_stage
+
+
+def test_a_stage_stands_behind_those_that_it_needs():
+    seen = set()
+    for stage in STAGES.values():
+        assert seen.issuperset(stage.after)
+        assert bool(re.search("%0?[0-9]*d", stage.marker)) == stage.array
+        seen.add(stage.name)
+
+
+def test_what_the_tables_name_is_there():
+    """Work is imported where it is done; a typo must not wait for that."""
+    named = [stage.work for stage in STAGES.values()]
+    for task in TASKS.values():
+        named += filter(None, (task.shard, task.training, task.before_shard, task.files))
+    for name in [*named, *KINDS.values()]:
+        assert callable(load(name)), name
+
+
+def test_from_a_stage_on():
+    assert stage_and_following("finalize") == ["finalize", "train"]
+    assert stage_and_following("download") == list(STAGES)
+    with pytest.raises(ch.RequestError, match="unknown stage 'trian'; did you mean train"):
+        stage_named("trian")
+
+
+def test_stages_of_a_recipe():
+    recipe = load_recipe("ar_tiny", ["train.gpus=2", "train.micro_batch_size=4"])
+    sizes = {stage.name: (stage.tasks, stage.ranks) for stage in list_stages(7, recipe)}
+    assert sizes == {"download": (1, 1), "preprocess": (7, 1), "finalize": (1, 1), "train": (1, 2)}
+
+
+@pytest.mark.slow
+def test_a_new_stage_is_a_row_and_a_file(tmp_path, scenes):
+    """It runs, is shown, logged, retried and planned for; stages that it does not need are not."""
+    place = {"PYTHONPATH": package_with_a_stage(tmp_path / "package", array=False)}
+
+    def command(*words):
+        outcome = cosmos_hpc(*words, cwd=tmp_path, env=place)
+        assert outcome.code == 0, outcome.err
+        return outcome
+
+    request = ("submit", "recipe=ar_tiny", f"data.input={scenes}", "data.videos_per_shard=4")
+    stages = ("--name", "counted", "--stages", "download,preprocess,count")
+    assert "stages/count.json 0" in command(*request, *stages, "--dry-run").out
+    shown = command(*request, *stages)
+    assert re.search(r"count +done, 1 counted", shown.err)
+    state = json.loads(command("status", "counted", "--json").out)
+    states = {stage["name"]: stage["state"] for stage in state["stages"]}
+    assert states == {
+        **dict.fromkeys(("download", "preprocess", "count"), "done"),
+        **dict.fromkeys(("finalize", "train"), "waiting"),
+    }
+    assert state["state"] == "partial"
+    assert "8 clips" in command("logs", "counted", "count").out
+    marker = tmp_path / "runs" / "counted" / "counts" / "all.json"
+    assert files.read_json(marker) == {"clips": 8}
+    marker.unlink()
+    command("retry", "counted", "count")
+    assert files.read_json(marker) == {"clips": 8}
+    wrong = cosmos_hpc(*request, "--stages", "cuont", cwd=tmp_path, env=place)
+    assert (wrong.code, "did you mean count" in wrong.err) == (2, True)

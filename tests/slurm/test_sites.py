@@ -1,0 +1,72 @@
+"""Slurm as some sites have it: commands that greet, on standard output, before they answer."""
+
+import shutil
+
+import pytest
+
+from tests.conftest import executables
+from tests.slurm.login import Login
+
+GREETING = "-----\nWelcome to the cluster, 24 users are on 3 nodes\n-----"
+
+
+@pytest.fixture
+def login(lab, tmp_path):
+    return Login(lab, tmp_path / "login")
+
+
+def greeting(folder, lab, *names, after=""):
+    """A folder for the PATH with commands of Slurm that say something of the site first."""
+    path = lab.environment["PATH"]
+    texts = {
+        name: f"echo '{GREETING}'\n{shutil.which(name, path=path)} \"$@\"{after}" for name in names
+    }
+    return {"PATH": f"{executables(folder, **texts)}:{path}"}
+
+
+def test_greetings_are_no_ids(login, lab, tmp_path, scenes):
+    """A run is submitted, shown, and taken out of the queue again."""
+    site = greeting(tmp_path / "site", lab, "sbatch", "squeue", "sinfo", "scancel", "scontrol")
+    request = (f"data.input={scenes}", "cluster.sbatch=['--hold']", "cluster.max_submit=50")
+    login.submit("greeted", *request, **site)
+    names = [name.partition(".")[0] for name in login.queued("greeted")]
+    assert sorted(names) == ["download", "finalize", *["preprocess"] * 4, "train"]
+    assert all(job.isdigit() for job in login.submitted("greeted"))
+    # Each waits for the one before.
+    waits = login.queue("%j %E", "--state=PENDING")
+    assert sum("afterok:" in line for line in waits if ".greeted." in line) == 6
+    shown = login.command("status", "greeted", **site)
+    assert "in the queue: 4 PENDING" in shown.out
+    assert login.command("cancel", "greeted", **site).code == 0
+    assert login.queued("greeted") == []
+
+
+def test_an_sbatch_that_tells_no_id_leaves_nothing_behind(login, lab, tmp_path, scenes):
+    """Its jobs are found by their names."""
+    silent = greeting(tmp_path / "site", lab, "sbatch", after=" | grep -v '^[0-9]'; true")
+    login.submit("silent", f"data.input={scenes}", "cluster.sbatch=['--hold']", **silent)
+    assert len(login.queued("silent")) == 7
+    queued = {line.partition("_")[0] for line in login.queue("%i")}
+    assert set(login.submitted("silent")) <= queued
+    assert login.command("cancel", "silent").code == 0
+    assert login.queued("silent") == []
+
+
+def test_a_submission_that_fails_half_way_leaves_nothing_queued(login, lab, tmp_path, scenes):
+    """Slurm takes the first jobs, and not the last one."""
+    path = lab.environment["PATH"]
+    real = shutil.which("sbatch", path=path)
+    fails = (
+        f"echo '{GREETING}'\n"
+        'case "$*" in *--test-only*) ;;'
+        ' *train_sbatch*) echo "sbatch: error: no" >&2; exit 1;; esac\n'
+        f'{real} "$@"'
+    )
+    site = {"PATH": f"{executables(tmp_path / 'site', sbatch=fails)}:{path}"}
+    outcome = login.command(
+        *("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name", "half"),
+        "cluster.sbatch=['--hold']",
+        **site,
+    )
+    assert (outcome.code, "Slurm does not take" in outcome.err) == (2, True), outcome.err
+    login.until(lambda: login.queued("half") == [])

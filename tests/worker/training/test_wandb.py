@@ -1,0 +1,84 @@
+"""A training goes on where Weights & Biases cannot be had, with its files kept for later."""
+
+import contextlib
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.conftest import cosmos_hpc
+
+pytestmark = pytest.mark.slow
+
+KEY = "0123456789abcdef" * 2 + "01234567"
+TRAINING = ("train.save_every=2", "train.validate_every=2", "train.gpus=2")
+TRAINING += ("train.micro_batch_size=2", "train.global_batch_size=4")
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """Knows no key."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.send_response(401)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def refusing():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def closed_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, scenes):
+    """A folder with a run that is ready for training."""
+    home = tmp_path_factory.mktemp("tracked")
+    words = ("submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x", *TRAINING)
+    stages = ("--stages", "download,preprocess,finalize")
+    outcome = cosmos_hpc(*words, "train.max_steps=2", *stages, cwd=home)
+    assert outcome.code == 0, outcome.err
+    return home, words
+
+
+def test_unreachable_refusing_or_malformed_on_two_ranks_and_on_resume(prepared):
+    """The same run three times, each further than before."""
+    home, words = prepared
+    with refusing() as server:
+        nobody = f"http://127.0.0.1:{closed_port()}"
+        ways = ((nobody, KEY), (server, KEY), (server, "short"))
+        for number, (url, key) in enumerate(ways, 1):
+            began = time.monotonic()
+            outcome = cosmos_hpc(
+                *words,
+                f"train.max_steps={2 * number}",
+                cwd=home,
+                env={"WANDB_API_KEY": key, "WANDB_BASE_URL": url},
+                timeout=300,
+            )
+            assert outcome.code == 0, outcome.err
+            assert f"step {2 * number}/{2 * number}" in outcome.err
+            log = cosmos_hpc("logs", "x", "train", cwd=home).out
+            assert log.count("Weights & Biases does not take this run") == 1, log[-3000:]
+            assert key not in log
+            # A minute and a half is what it takes by default to give up.
+            assert time.monotonic() - began < 150
+    kept = list((home / "runs" / "x" / "train" / "wandb").glob("offline-run-*"))
+    assert len(kept) == 3
