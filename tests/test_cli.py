@@ -135,3 +135,11 @@ def test_settings_and_flags_stand_in_any_order(tmp_path):
     shown = cosmos_hpc("plan", "recipe=ar_tiny", "--jsn", cwd=tmp_path)
     assert shown.code == 2
     assert "unrecognized arguments: --jsn" in shown.err
+
+
+def test_a_folder_of_that_name_is_not_the_small_tokenizer(tmp_path, scenes):
+    (tmp_path / "small").mkdir()
+    words = ("submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x", "--dry-run")
+    outcome = cosmos_hpc(*words, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "  tokenizer: small\n" in (tmp_path / "runs" / "x" / "recipe.yaml").read_text()

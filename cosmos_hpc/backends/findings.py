@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.errors import explain_os_error
+from cosmos_hpc.errors import WorkError, explain_os_error
 from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
@@ -55,8 +55,10 @@ def runs_finding(cluster: Cluster) -> Finding:
     folder = Path(cluster.runs).absolute()
     existing = files.nearest_existing(folder)
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryDirectory(dir=existing) as place, files.lock(Path(place, "lock")):
             pass
+    except WorkError as e:
+        return Finding("problem", f"runs={cluster.runs}: {e}")
     except OSError as e:
         doing = f"runs={cluster.runs}: writing to {existing}"
         return Finding("problem", explain_os_error(e, doing))

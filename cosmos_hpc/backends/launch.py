@@ -215,13 +215,16 @@ def _dry_run(
 
 def absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe with its folders absolute: stages, and later submits, run elsewhere."""
+    built_in = {source.setting: source.built_in for source in hub.SOURCES}
     changed: dict[str, dict[str, str]] = {}
     for key in source_settings():
         section, _, name = key.partition(".")
         value = setting(recipe, key)
         if key == "data.input":
             changed.setdefault(section, {})[name] = resolve_source(str(value))
-        elif value and os.path.exists(value):  # noqa: PTH110 - a name on the Hub may be no path
+        elif not value or value == built_in.get(key):
+            continue  # a folder of that name is something else
+        elif os.path.exists(value):  # noqa: PTH110 - a name on the Hub may be no path
             changed.setdefault(section, {})[name] = os.path.abspath(value)
     sections = {
         section: getattr(recipe, section).model_copy(update=values)

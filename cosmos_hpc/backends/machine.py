@@ -201,7 +201,10 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
 
     def queue(self, run: RunFolder) -> Queue:
         """There is none; a submit that is alive drives the run."""
-        return Queue(driven=files.is_locked(run.lock))
+        try:
+            return Queue(driven=files.is_locked(run.lock))
+        except WorkError as e:
+            return Queue(problem=str(e))
 
     def prepare(self, request: Request, queue: Queue) -> list[tuple[RunStage, list[int]]]:
         """The stages that were asked for, in order, each with its missing tasks."""

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 from cosmos_hpc.utils.settings import nearest
 
@@ -21,8 +21,12 @@ NODE_GPUS = 8
 UNKNOWN_GPU = "H100-80"
 
 
-def _known_gpu(gpu: str | float) -> str | float:
+def _known_gpu(gpu: str | float | None) -> str | float:
     """A type, or a number of GB, also as text."""
+    if gpu is None:
+        raise ValueError(
+            f"say what GPUs there are: {', '.join(GPU_GIGABYTES)}, or their memory, such as 48GB"
+        )
     if str(gpu).upper() in GPU_GIGABYTES:
         return str(gpu).upper()
     try:
@@ -37,7 +41,7 @@ def _known_gpu(gpu: str | float) -> str | float:
 
 
 #: A type of GPU or its memory in GB.
-Gpu = Annotated[str | float, AfterValidator(_known_gpu)]
+Gpu = Annotated[str | float, BeforeValidator(_known_gpu)]
 
 
 def gpu_bytes(gpu: str | float) -> float:

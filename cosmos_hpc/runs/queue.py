@@ -59,4 +59,4 @@ class Queue:
             begun: whether it was ever submitted.
             retry: the command that submits what is missing.
         """
-        return ""
+        return f"what works on it is not known: {self.problem}" if self.problem else ""

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs import stages
 from cosmos_hpc.runs.attempts import attempted_tasks
 from cosmos_hpc.runs.folder import RunFolder
@@ -218,7 +219,10 @@ def _errors(run: RunFolder, stage: RunStage, missing: list[int]) -> dict[int, st
 
 def _is_worked_on(run: RunFolder, stage: RunStage, tasks: list[int]) -> bool:
     """Whether a worker is alive, perhaps one that a killed submit left behind."""
-    return any(files.is_locked(run.task_lock(stage.name, task)) for task in tasks)
+    try:
+        return any(files.is_locked(run.task_lock(stage.name, task)) for task in tasks)
+    except WorkError:
+        return False  # without locks, what the queue says is all that is known
 
 
 def _begun(run: RunFolder, stage: RunStage) -> bool:

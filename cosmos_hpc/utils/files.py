@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -140,6 +141,18 @@ def publish(temporary: Path, final: Path) -> None:
     fsync_path(final.parent)
 
 
+#: How a file system says that it has no locks.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+def without_locks(path: Path) -> WorkError:
+    """What to say of a folder, or a file in it, whose file system has no locks."""
+    return WorkError(
+        f"{path} is on a file system without locks (flock), which keep two processes from the same "
+        f"work; choose another place with cluster.runs=DIR, or have it mounted with them"
+    )
+
+
 #: Somebody who asks whether a lock is held holds it for a moment.
 _PROBE_SECONDS = 1.0
 
@@ -156,6 +169,7 @@ def lock(
 
     Raises:
         BlockingIOError: the lock is held and ``on_wait`` is None; the message says by whom.
+        WorkError: the file system has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as f:
@@ -174,6 +188,10 @@ def lock(
                         on_wait(holder)
                         told = True
                 time.sleep(0.1)
+            except OSError as e:
+                if e.errno in _NO_LOCKS:
+                    raise without_locks(path.parent) from None
+                raise
         f.truncate(0)
         f.write(f"process {os.getpid()} on {socket.gethostname()}\n{note}")
         f.flush()
@@ -188,13 +206,19 @@ def lock_holder(path: Path) -> str | None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds :func:`lock` on ``path``."""
+    """Whether a living process holds :func:`lock` on ``path``.
+
+    Raises:
+        WorkError: the file system has no locks.
+    """
     try:
         # To read: others may look at a run that only its owner can write to.
         with open(path) as f:
             fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
-    except OSError:
+    except OSError as e:
+        if e.errno in _NO_LOCKS:
+            raise without_locks(path.parent) from None
         return True
     return False

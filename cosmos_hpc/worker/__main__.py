@@ -28,6 +28,8 @@ from cosmos_hpc.utils.settings import validate
 
 #: Seconds between looks for such a request.
 _LOOK_EVERY = 1.0
+#: What a job says of the node, and of where its cluster is.
+_OF_THE_NODE = ("SLURM_CPUS_ON_NODE", "SLURM_CONF")
 
 
 def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
@@ -110,6 +112,19 @@ def _lost_a_peer(error: Exception) -> bool:
     return by_type or any(text in str(error) for text in ("closed by peer", "reset by peer"))
 
 
+def _leave_allocation() -> None:
+    """Forget the job in whose shell a run on this machine was started.
+
+    Lightning would take its counts of nodes and tasks for those of the training. How many cores it
+    has on this node stays: not every cluster confines a job to them.
+    """
+    if os.environ.get(STOP_VARIABLE):
+        return  # started by a script of that very job
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "PMI_", "PMIX_")) and name not in _OF_THE_NODE:
+            del os.environ[name]
+
+
 def _die_with_parent() -> None:
     """Ask Linux for SIGTERM when the process that started this one dies."""
     import ctypes
@@ -136,6 +151,7 @@ def main(arguments: list[str]) -> int:
     stage, run = spec["stage"], RunFolder(spec_path.resolve().parents[1])
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    _leave_allocation()
     if os.environ.get("COSMOS_HPC_DIE_WITH_PARENT"):
         _die_with_parent()
     error = run.error(stage, task)

@@ -4,7 +4,7 @@ import re
 import pytest
 
 from cosmos_hpc.backends.kinds import load_cluster
-from cosmos_hpc.backends.slurm import commands as slurm
+from cosmos_hpc.backends.slurm import facts as slurm
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.config.gpus import gpu_type, visible_gpus
 from cosmos_hpc.errors import RequestError

@@ -14,8 +14,9 @@ import sys
 import pytest
 
 from cosmos_hpc.backends.kinds import load_cluster
-from cosmos_hpc.backends.slurm import commands as slurm
 from cosmos_hpc.backends.slurm import containers
+from cosmos_hpc.backends.slurm import facts as slurm
+from cosmos_hpc.backends.slurm.commands import command
 from tests.slurm.test_profiles import run
 
 ODD = """a 'quoted' "name" $HOME `id` \\ ; & é 漢"""
@@ -112,7 +113,7 @@ def test_slurm_s_own_container_flags_are_not_pyxis(lab, tmp_path, monkeypatch):
     environment = {**lab.environment, "PATH": f"{tmp_path}:{lab.environment['PATH']}"}
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, environment[name])
-    assert "--container-id" in slurm.command("srun", "--help").stdout
+    assert "--container-id" in command("srun", "--help").stdout
     assert slurm.read_facts().container_options == set()
 
 

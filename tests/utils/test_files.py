@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import platform
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
 
 
@@ -83,3 +85,22 @@ def test_who_may_only_read_sees_whether_a_lock_is_held():
                 assert files.is_locked(path)
             finally:
                 os.seteuid(0)
+
+
+def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
+    """As Lustre without its option: the kernel's answer is stood for, no such system is at hand."""
+    with files.lock(tmp_path / "lock"):
+        pass
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for ask in (lambda: files.is_locked(tmp_path / "lock"), lambda: enter(tmp_path / "other")):
+        with pytest.raises(WorkError, match=f"{tmp_path} is on a file system without locks"):
+            ask()
+
+
+def enter(path):
+    with files.lock(path):
+        pass

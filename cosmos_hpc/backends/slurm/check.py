@@ -15,7 +15,7 @@ from cosmos_hpc.backends.findings import (
 )
 from cosmos_hpc.backends.slurm import commands as slurm
 from cosmos_hpc.backends.slurm import containers
-from cosmos_hpc.backends.slurm.commands import Facts, Partition
+from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
 from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.backends.slurm.script import placement
 from cosmos_hpc.runs.stages import STAGES
@@ -31,7 +31,7 @@ def check(cluster: SlurmCluster) -> list[Finding]:
     Raises:
         RequestError: there is no Slurm here, or it does not answer.
     """
-    facts = slurm.read_facts()
+    facts = read_facts()
     return [
         Finding("ok", f"Slurm {facts.version} of {facts.cluster} answers"),
         *_compared(cluster, facts),
@@ -48,7 +48,7 @@ def problems(cluster: SlurmCluster) -> list[str]:
     Raises:
         RequestError: there is no Slurm here, or it does not answer.
     """
-    compared = _compared(cluster, slurm.read_facts())
+    compared = _compared(cluster, read_facts())
     return [finding.text for finding in compared if finding.level == "problem"]
 
 
@@ -63,20 +63,25 @@ def _compared(cluster: SlurmCluster, facts: Facts) -> list[Finding]:
 
 def _partitions(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
     for setting in ("gpu_partition", "cpu_partition"):
-        name = getattr(cluster, setting)
-        partition = facts.partition(name)
-        if partition is None:
-            names = [p.name for p in facts.partitions]
-            hint = nearest(name, names) or f"; there are {', '.join(names)}"
-            yield Finding("problem", f"{setting}: there is no partition {name}{hint}")
-            continue
-        if not partition.up:
-            yield Finding("problem", f"{setting}: {name} is down")
-        else:
-            yield Finding("ok", f"{setting}: {name} is up, {partition.nodes} nodes")
-        yield from _times(cluster, partition, setting == "gpu_partition")
-        if setting == "gpu_partition":
-            yield from _gpus(cluster, partition)
+        # Slurm takes a list of them, and the one that begins the job first.
+        for name in getattr(cluster, setting).split(","):
+            yield from _partition(cluster, facts, setting, name)
+
+
+def _partition(cluster: SlurmCluster, facts: Facts, setting: str, name: str) -> Iterator[Finding]:
+    partition = facts.partition(name)
+    if partition is None:
+        names = [p.name for p in facts.partitions]
+        hint = nearest(name, names) or f"; there are {', '.join(names)}"
+        yield Finding("problem", f"{setting}: there is no partition {name}{hint}")
+        return
+    if not partition.up:
+        yield Finding("problem", f"{setting}: {name} is down")
+    else:
+        yield Finding("ok", f"{setting}: {name} is up, {partition.nodes} nodes")
+    yield from _times(cluster, partition, setting == "gpu_partition")
+    if setting == "gpu_partition":
+        yield from _gpus(cluster, partition)
 
 
 def _times(cluster: SlurmCluster, partition: Partition, with_gpus: bool) -> Iterator[Finding]:

@@ -2,69 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-import pwd
 import re
 import shutil
 import subprocess
-import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_hpc.backends.slurm.profile import minutes
 from cosmos_hpc.errors import RequestError
 
 #: States of a job that is in the queue; in all others it has ended.
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
 _BETWEEN = "\x1f"
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A partition as sinfo shows it.
-
-    Attributes:
-        limit: minutes that a job may take; infinite without a limit.
-        gpus: GPUs of a node by type; the type is empty where the cluster names none.
-        cpus: of the node with the fewest.
-    """
-
-    name: str
-    default: bool
-    up: bool
-    limit: float
-    nodes: int
-    gpus: dict[str, int]
-    cpus: int
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What Slurm says of a cluster.
-
-    Attributes:
-        accounting: whether ``sacct`` works.
-        associations: accounts of this user, each with the QOS that it may use; empty where Slurm
-            does not tell.
-        max_submit: most jobs of this user at a time; None without a limit that Slurm tells.
-        container_options: flags that pyxis adds to srun; empty without it.
-    """
-
-    cluster: str
-    version: str
-    max_array_size: int
-    accounting: bool
-    partitions: list[Partition]
-    associations: dict[str, set[str]]
-    max_submit: int | None
-    container_options: set[str]
-
-    def partition(self, name: str) -> Partition | None:
-        """A partition by name."""
-        return next((p for p in self.partitions if p.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -108,6 +60,8 @@ class SlurmJob:
 
 
 _SECONDS = 60
+#: Seconds before a command is tried again that Slurm was too busy for.
+_PAUSES = (1.0, 3.0, 10.0)
 #: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
 #: pass its own node and task counts on. What a person has set for squeue would hide jobs.
 _INHERITED = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
@@ -139,54 +93,46 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
         raise RequestError(
             f"{words[0]} is not on the PATH: run this on a login node of the cluster"
         )
-    try:
-        return subprocess.run(
-            words, env=environment(), capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except subprocess.TimeoutExpired:
-        raise RequestError(
-            f"{words[0]} has not answered for {_SECONDS} s; try again when Slurm is up"
-        ) from None
+    for pause in (*_PAUSES, None):
+        try:
+            done = subprocess.run(
+                words, env=environment(), capture_output=True, text=True, timeout=_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise RequestError(
+                f"{words[0]} has not answered for {_SECONDS} s; try again when Slurm is up"
+            ) from None
+        # What sbatch was to submit may have been taken all the same.
+        if pause is None or words[0] == "sbatch" or not _passes(done):
+            break
+        time.sleep(pause)
+    return done
 
 
-def _output(*words: str) -> str:
+def _passes(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether a command failed because Slurm was too busy to answer."""
+    return done.returncode != 0 and "Socket timed out" in done.stderr
+
+
+def output(*words: str) -> str:
+    """What a command of Slurm prints.
+
+    Raises:
+        RequestError: it is not installed here, fails, or does not answer.
+    """
     done = command(*words)
     if done.returncode:
-        raise RequestError(f"{' '.join(words[:2])} failed: {last_line(done.stderr)}")
+        raise RequestError(f"{' '.join(words[:2])} failed: {reason(done.stderr)}")
     return done.stdout
 
 
-def last_line(text: str) -> str:
-    """What a command says at the end, which is where Slurm gives its reason."""
-    return text.strip().rpartition("\n")[2]
+def reason(text: str) -> str:
+    """All that a command says of why it failed, on one line.
 
-
-def read_facts() -> Facts:
-    """Ask Slurm about the cluster that this machine belongs to.
-
-    Raises:
-        RequestError: there is no Slurm here, or it does not answer.
+    Slurm gives its own reason last; what a site's plug-in tells the user stands before it.
     """
-    config = dict(re.findall(r"^(\w+)\s*= (.*)$", _output("scontrol", "show", "config"), re.M))
-    accounting = "none" not in config.get("AccountingStorageType", "none")
-    associations, max_submit = _associations() if accounting else ({}, None)
-    return Facts(
-        cluster=config.get("ClusterName", "slurm").strip(),
-        version=config.get("SLURM_VERSION", "").strip(),
-        max_array_size=int(config.get("MaxArraySize", "1001")),
-        accounting=accounting,
-        partitions=_partitions(),
-        associations=associations,
-        max_submit=max_submit,
-        container_options=container_options(),
-    )
-
-
-def container_options() -> set[str]:
-    """Flags that pyxis adds to srun; none where the cluster has no pyxis."""
-    found = set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout))
-    # From 23.02 on Slurm has a --container-id of its own.
-    return found if "--container-image" in found else set()
+    lines = [re.sub(r"^s\w+: (?:error: )?", "", line.strip()) for line in text.splitlines()]
+    return "; ".join(dict.fromkeys(filter(None, lines)))
 
 
 def hides_jobs_of_others() -> bool:
@@ -195,64 +141,8 @@ def hides_jobs_of_others() -> bool:
     Raises:
         RequestError: Slurm does not answer.
     """
-    config = _output("scontrol", "show", "config")
+    config = output("scontrol", "show", "config")
     return re.search(r"^PrivateData\s*=.*\bjobs\b", config, re.M) is not None
-
-
-def _partitions() -> list[Partition]:
-    merged: dict[str, Partition] = {}
-    for line in _output("sinfo", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
-        fields = line.split("|")
-        if len(fields) != 6:
-            continue  # a greeting of the site
-        name, state, limit, nodes, cpus, gres = fields
-        short = name.removesuffix("*")
-        gpus = {kind: int(count) for kind, count in _GPU.findall(gres)}
-        before = merged.get(short)
-        for kind, count in before.gpus.items() if before else ():
-            gpus[kind] = max(count, gpus.get(kind, 0))
-        # A line for each kind of node.
-        merged[short] = Partition(
-            name=short,
-            default=name.endswith("*"),
-            up=state == "up",
-            limit=math.inf if limit in ("infinite", "n/a") else minutes(_whole(limit)),
-            nodes=int(nodes) + (before.nodes if before else 0),
-            gpus=gpus,
-            cpus=min(int(cpus.rstrip("+")), before.cpus if before else sys.maxsize),
-        )
-    return list(merged.values())
-
-
-#: ``gpu:h100:8(S:0-1)`` or ``gpu:8``.
-_GPU = re.compile(r"\bgpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
-
-
-def _whole(limit: str) -> str:
-    """sinfo leaves out leading zeros: ``30:00`` is half an hour."""
-    return f"00:{limit}" if limit.count(":") == 1 and "-" not in limit else limit
-
-
-def _associations() -> tuple[dict[str, set[str]], int | None]:
-    """Accounts with their qos, the default one first, and the limit of jobs in the queue."""
-    try:
-        user = pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        user = str(os.getuid())
-    default = command("sacctmgr", "-nP", "show", "user", user, "format=defaultaccount").stdout
-    words = ["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos,maxsubmit"]
-    done = command(*words)
-    accounts: dict[str, set[str]] = {}
-    limits = []
-    for line in done.stdout.splitlines() if done.returncode == 0 else []:
-        fields = line.split("|")
-        if len(fields) != 3:
-            continue  # a greeting of the site
-        account, qos, limit = fields
-        accounts.setdefault(account, set()).update(filter(None, qos.split(",")))
-        limits += [int(limit)] if limit.isdigit() else []
-    names = sorted(accounts, key=lambda name: (name != default.strip(), name))
-    return {name: accounts[name] for name in names}, min(limits, default=None)
 
 
 def refusal(*flags: str) -> str | None:
@@ -262,10 +152,10 @@ def refusal(*flags: str) -> str | None:
         flags: of sbatch, or the path of a script that holds them.
     """
     done = command("sbatch", "--test-only", *flags)
-    return None if done.returncode == 0 else last_line(done.stderr).strip()
+    return None if done.returncode == 0 else reason(done.stderr)
 
 
-def sbatch(script: Path, flags: Sequence[str], name: str) -> str:
+def sbatch(script: Path, flags: Sequence[str], name: str, known: Collection[str] = ()) -> str:
     """Submit a script; returns the job's id.
 
     Some sites greet on standard output: the last line that is an id counts, and where there is
@@ -275,24 +165,44 @@ def sbatch(script: Path, flags: Sequence[str], name: str) -> str:
         script: complete, with its ``#SBATCH`` lines.
         flags: of sbatch, on top of them.
         name: of the job in the queue.
+        known: ids of other jobs of that name.
 
     Raises:
         RequestError: Slurm does not take it, or does not answer.
     """
-    done = command("sbatch", "--parsable", *flags, str(script))
+    for pause in (*_PAUSES, None):
+        done = command("sbatch", "--parsable", *flags, str(script))
+        if not _passes(done):
+            break
+        if ids := _newest(name, known):
+            return ids[-1]
+        if pause:
+            time.sleep(pause)
     if done.returncode:
-        raise RequestError(f"Slurm does not take {script}: {last_line(done.stderr)}")
+        raise RequestError(f"Slurm does not take {script}: {with_remedy(reason(done.stderr))}")
     # On federated clusters the id comes with the name of its cluster.
     said = [line.strip() for line in done.stdout.splitlines()]
     ids = [line.partition(";")[0] for line in said if re.fullmatch(r"\d+(;\S+)?", line)]
-    if not ids:
-        ids = sorted({job.whole for job in queued([name]) if job.active}, key=int)
+    ids = ids or _newest(name, known)
     if not ids:
         raise RequestError(
             f"sbatch took {script} and told no id, nor is a job of name {name} in the queue; "
-            f"it said: {last_line(done.stdout)!r}"
+            f"it said: {done.stdout.strip()[-200:]!r}"
         )
     return ids[-1]
+
+
+def _newest(name: str, known: Collection[str]) -> list[str]:
+    """Ids of jobs of a name that are in the queue, but for known ones, the newest last."""
+    found = {job.whole for job in queued([name]) if job.active} - set(known)
+    return sorted(found, key=int)
+
+
+def with_remedy(why: str) -> str:
+    """A refusal, and what helps where Slurm counts jobs."""
+    if "MaxSubmitJob" not in why:
+        return why
+    return f"{why}; max_submit in the profile keeps to a limit of jobs in the queue"
 
 
 def queued(names: Sequence[str]) -> list[SlurmJob]:
@@ -302,18 +212,18 @@ def queued(names: Sequence[str]) -> list[SlurmJob]:
         RequestError: Slurm does not answer.
     """
     form = _BETWEEN.join(["%i", "%j", "%k", "%T", "%r", "%S"])
-    words = ["squeue", "-h", "-r", "--states=all", f"--name={','.join(names)}", "-o", form]
+    words = ["squeue", "-a", "-h", "-r", "--states=all", f"--name={','.join(names)}", "-o", form]
     done = command(*words)
     if done.returncode:
-        raise RequestError(f"squeue failed: {last_line(done.stderr)}")
+        raise RequestError(f"squeue failed: {reason(done.stderr)}")
     jobs = []
     for line in done.stdout.splitlines():
         fields = line.split(_BETWEEN)
         if len(fields) != 6:
             continue  # a greeting of the site
-        job_id, name, comment, state, reason, start = fields
+        job_id, name, comment, state, why, start = fields
         start = "" if start == "N/A" else start
-        jobs.append(SlurmJob(job_id, name, comment, state, reason, start))
+        jobs.append(SlurmJob(job_id, name, comment, state, why, start))
     return jobs
 
 
@@ -323,9 +233,9 @@ def mine() -> int:
     Raises:
         RequestError: Slurm does not answer.
     """
-    done = command("squeue", "-h", "-r", "--me", "-o", "%i")
+    done = command("squeue", "-a", "-h", "-r", "--me", "-o", "%i")
     if done.returncode:
-        raise RequestError(f"squeue failed: {last_line(done.stderr)}")
+        raise RequestError(f"squeue failed: {reason(done.stderr)}")
     return sum(line.strip()[:1].isdigit() for line in done.stdout.splitlines())
 
 
@@ -367,7 +277,7 @@ def cancel(ids: Sequence[str], only_waiting: bool = False) -> None:
     for start in range(0, len(ids), 500):
         done = command("scancel", *flags, *ids[start : start + 500])
         if "ermission denied" in done.stderr:
-            raise RequestError(f"scancel failed: {last_line(done.stderr)}")
+            raise RequestError(f"scancel failed: {reason(done.stderr)}")
 
 
 def depend(job_id: str, dependency: str) -> str:
@@ -377,4 +287,4 @@ def depend(job_id: str, dependency: str) -> str:
         RequestError: Slurm does not answer.
     """
     done = command("scontrol", "update", f"JobId={job_id}", f"Dependency={dependency}")
-    return last_line(done.stderr) if done.returncode else ""
+    return reason(done.stderr) if done.returncode else ""

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cosmos_hpc.backends.slurm.commands import Facts
+from cosmos_hpc.backends.slurm.facts import Facts
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.errors import RequestError
 
@@ -138,7 +138,7 @@ def srun_flags(
         folders: paths without links that must be there in the container under the same name. The
             first one is the working folder.
         options: flags of ``srun --help`` that begin with ``--container-``, as
-            :func:`~cosmos_hpc.backends.slurm.commands.read_facts` finds them; None takes a
+            :func:`~cosmos_hpc.backends.slurm.facts.read_facts` finds them; None takes a
             current pyxis for granted.
         environment: names of variables besides the profile's whose value in the job must hold.
 

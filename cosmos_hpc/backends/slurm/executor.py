@@ -10,7 +10,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from cosmos_hpc.backends.slurm import commands, containers, script, submit
+from cosmos_hpc.backends.slurm import containers, script, submit
+from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import Job, jobs_of
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.errors import RequestError
@@ -124,7 +125,7 @@ def _srun(cluster: SlurmCluster, job: Job, folders: list[str]) -> dict[str, Any]
     ]
     if not _has_pyxis(cluster):
         return {"srun_args": arguments}
-    flags = containers.srun_flags(cluster, folders, commands.container_options())
+    flags = containers.srun_flags(cluster, folders, container_options())
     options = dict(flag.split("=", 1) for flag in flags if "=" in flag)
     names = options.get("--container-env")
     return {

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from cosmos_hpc.backends.slurm.commands import Facts, Partition, read_facts
+from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
 from cosmos_hpc.backends.slurm.profile import minutes
 from cosmos_hpc.config.clusters import PASSED_ON, profile_folders
 from cosmos_hpc.config.gpus import GPU_GIGABYTES, UNKNOWN_GPU
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
+
+#: What NVML calls a part of a card: ``a100_1g.5gb``, with its memory in GB.
+_SLICE = r"\d+g\.(\d+)gb"
 
 
 def init(name: str | None = None) -> Path:
@@ -49,8 +53,10 @@ def propose(facts: Facts) -> str:
     gpu = _best([p for p in up if p.gpus]) or _best(up)
     cpu = _best([p for p in up if not p.gpus]) or _best([p for p in up if p != gpu]) or gpu
     assert gpu is not None and cpu is not None
-    kind, count = max(gpu.gpus.items(), key=lambda item: item[1], default=("", 0))
-    known, note = _memory(kind)
+    # Whole cards before slices of them, of which there are more.
+    pieces = sorted(gpu.gpus.items(), key=lambda item: (_is_slice(item[0]), -item[1]))
+    kind, count = pieces[0] if pieces else ("", 0)
+    known, note = _memory(kind) if count else (UNKNOWN_GPU, "")
     accounts = list(facts.associations)  # the default one first
     yours = "yours, the default first" if len(accounts) > 1 else "yours"
     lines = [
@@ -82,19 +88,31 @@ def propose(facts: Facts) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _is_slice(kind: str) -> bool:
+    return re.search(_SLICE, kind, re.IGNORECASE) is not None
+
+
 def _best(partitions: list[Partition]) -> Partition | None:
     """The default one, else that of most nodes."""
     return max(partitions, key=lambda p: (p.default, p.nodes), default=None)
 
 
-def _memory(kind: str) -> tuple[str, str]:
+def _memory(kind: str) -> tuple[str | None, str]:
     """The GPU type that Slurm's name for it means, and what to say of it."""
-    short = kind.upper().replace("_", "-")
-    fitting = [known for known in GPU_GIGABYTES if short.startswith(known.partition("-")[0])]
+    words = re.split("[^A-Z0-9.]+", kind.upper())
+    fitting = [known for known in GPU_GIGABYTES if known.partition("-")[0] in words]
+    named = [float(word.rstrip("GB")) for word in words if re.fullmatch(r"\d+GB?", word)]
+    part = re.search(_SLICE, kind, re.IGNORECASE)
+    if part:
+        return f"{part[1]}GB", "a slice of a GPU (MIG)"
+    if named:
+        # The memory in the name wins, whatever card of that family is usual.
+        of_that_size = [known for known in fitting if GPU_GIGABYTES[known] == named[0]]
+        return (of_that_size[0] if of_that_size else f"{named[0]:g}GB"), ""
     # An A100 may be one of two; the smaller one plans safely.
     if fitting:
         return fitting[0], f"or {', '.join(fitting[1:])}" if fitting[1:] else ""
-    return UNKNOWN_GPU, f"Slurm calls it {kind!r}: give its type or memory, such as 48GB"
+    return None, f"Slurm calls it {kind!r}: give its type or memory, such as 48GB"
 
 
 def _times(gpu: Partition, cpu: Partition) -> list[str]:

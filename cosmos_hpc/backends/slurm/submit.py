@@ -11,9 +11,10 @@ from pathlib import Path
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
+from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import Job, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
-from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs
+from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs, read_queue
 from cosmos_hpc.backends.slurm.script import render
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
@@ -24,6 +25,8 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
 _POLL_SECONDS = 1.0
+#: Seconds that ending jobs are waited for; as long as Slurm itself waits for their processes.
+_ENDING_SECONDS = 90
 
 
 @dataclass
@@ -112,6 +115,7 @@ def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submi
         RequestError: Slurm does not answer, or cannot take the run.
     """
     run, recipe = request.folder, request.recipe
+    queue = _settled(queue)
     active = [(stage, job) for stage, job in queue.jobs if job.reason not in STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
@@ -120,7 +124,7 @@ def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submi
         )
     _make_folders(run, request.stages)
     folders = folders_outside(run, recipe) if cluster.container else []
-    pyxis = commands.container_options() if cluster.container else None
+    pyxis = container_options() if cluster.container else None
     room = _room(cluster)
     run_id, code = run.id(), run.code()
     found = Submission(stuck=[job.id for job in queue.stuck])
@@ -142,6 +146,17 @@ def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submi
             script = render(job, run, cluster, run_id, code, folders, pyxis)
             found.jobs.append((job, script))
     return found
+
+
+def _settled(queue: SlurmQueue) -> SlurmQueue:
+    """The queue when jobs that are ending have ended: whether they come back is known only then."""
+    deadline = time.monotonic() + _ENDING_SECONDS
+    while any(job.state == "COMPLETING" for _, job in queue.jobs):
+        if queue.run is None or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_SECONDS)
+        queue = read_queue(queue.run)
+    return queue
 
 
 def _room(cluster: SlurmCluster) -> SlurmCluster:
@@ -227,7 +242,10 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
             dependency = submission.dependency(job, ids)
             flags = [f"--dependency={dependency}"] if dependency else []
             ids[job.stage.name, job.part] = commands.sbatch(
-                scripts[job.name], flags, job_name(run, job.stage.name, run_id)
+                scripts[job.name],
+                flags,
+                job_name(run, job.stage.name, run_id),
+                {*ids.values(), *(job for jobs in submission.queued.values() for job in jobs)},
             )
     except BaseException:
         commands.cancel(list(ids.values()))
@@ -252,8 +270,9 @@ def _ask_slurm(submission: Submission, scripts: Mapping[str, Path]) -> None:
         reason = commands.refusal(str(script))
         if reason:
             raise RequestError(
-                f"Slurm would not take the job of stage {stage}: {reason}; its script is {script}, "
-                f"and cosmos-hpc cluster check says more. Nothing was submitted"
+                f"Slurm would not take the job of stage {stage}: {commands.with_remedy(reason)}; "
+                f"its script is {script}, and cosmos-hpc cluster check says more. Nothing was "
+                f"submitted"
             )
 
 

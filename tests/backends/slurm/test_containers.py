@@ -8,7 +8,7 @@ import pytest
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.backends.slurm import containers
-from cosmos_hpc.backends.slurm.commands import Facts
+from cosmos_hpc.backends.slurm.facts import Facts
 from cosmos_hpc.errors import RequestError
 
 OLD = {f"--container-{name}" for name in ("image", "mounts", "workdir", "mount-home")}

@@ -1,0 +1,142 @@
+"""What Slurm says of a cluster: its partitions, limits, accounts and containers."""
+
+from __future__ import annotations
+
+import math
+import os
+import pwd
+import re
+import sys
+from dataclasses import dataclass
+
+from cosmos_hpc.backends.slurm.commands import command, output
+from cosmos_hpc.backends.slurm.profile import minutes
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A partition as sinfo shows it.
+
+    Attributes:
+        limit: minutes that a job may take; infinite without a limit.
+        gpus: GPUs of a node by type; the type is empty where the cluster names none.
+        cpus: of the node with the fewest.
+    """
+
+    name: str
+    default: bool
+    up: bool
+    limit: float
+    nodes: int
+    gpus: dict[str, int]
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What Slurm says of a cluster.
+
+    Attributes:
+        accounting: whether ``sacct`` works.
+        associations: accounts of this user, each with the QOS that it may use; empty where Slurm
+            does not tell.
+        max_submit: most jobs of this user at a time; None without a limit that Slurm tells.
+        container_options: flags that pyxis adds to srun; empty without it.
+    """
+
+    cluster: str
+    version: str
+    max_array_size: int
+    accounting: bool
+    partitions: list[Partition]
+    associations: dict[str, set[str]]
+    max_submit: int | None
+    container_options: set[str]
+
+    def partition(self, name: str) -> Partition | None:
+        """A partition by name."""
+        return next((p for p in self.partitions if p.name == name), None)
+
+
+def read_facts() -> Facts:
+    """Ask Slurm about the cluster that this machine belongs to.
+
+    Raises:
+        RequestError: there is no Slurm here, or it does not answer.
+    """
+    config = dict(re.findall(r"^(\w+)\s*= (.*)$", output("scontrol", "show", "config"), re.M))
+    accounting = "none" not in config.get("AccountingStorageType", "none")
+    associations, max_submit = _associations() if accounting else ({}, None)
+    return Facts(
+        cluster=config.get("ClusterName", "slurm").strip(),
+        version=config.get("SLURM_VERSION", "").strip(),
+        max_array_size=int(config.get("MaxArraySize", "1001")),
+        accounting=accounting,
+        partitions=_partitions(),
+        associations=associations,
+        max_submit=max_submit,
+        container_options=container_options(),
+    )
+
+
+def container_options() -> set[str]:
+    """Flags that pyxis adds to srun; none where the cluster has no pyxis."""
+    found = set(re.findall(r"--container-[a-z-]+", command("srun", "--help").stdout))
+    # From 23.02 on Slurm has a --container-id of its own.
+    return found if "--container-image" in found else set()
+
+
+def _partitions() -> list[Partition]:
+    merged: dict[str, Partition] = {}
+    for line in output("sinfo", "-a", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
+        fields = line.split("|")
+        if len(fields) != 6:
+            continue  # a greeting of the site
+        name, state, limit, nodes, cpus, gres = fields
+        short = name.removesuffix("*")
+        gpus = {kind: int(count) for kind, count in _GPU.findall(gres)}
+        before = merged.get(short)
+        for kind, count in before.gpus.items() if before else ():
+            gpus[kind] = max(count, gpus.get(kind, 0))
+        # A line for each kind of node.
+        merged[short] = Partition(
+            name=short,
+            default=name.endswith("*"),
+            up=state == "up",
+            limit=math.inf if limit in ("infinite", "n/a") else minutes(_whole(limit)),
+            nodes=int(nodes) + (before.nodes if before else 0),
+            gpus=gpus,
+            cpus=min(int(cpus.rstrip("+")), before.cpus if before else sys.maxsize),
+        )
+    return list(merged.values())
+
+
+#: ``gpu:h100:8(S:0-1)`` or ``gpu:8``.
+_GPU = re.compile(r"\bgpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
+
+
+def _whole(limit: str) -> str:
+    """sinfo leaves out leading zeros: ``30:00`` is half an hour."""
+    return f"00:{limit}" if limit.count(":") == 1 and "-" not in limit else limit
+
+
+def _associations() -> tuple[dict[str, set[str]], int | None]:
+    """Accounts with their qos, the default one first, and the limit of jobs in the queue."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
+    default = command("sacctmgr", "-nP", "show", "user", user, "format=defaultaccount").stdout
+    words = ["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos,maxsubmit"]
+    done = command(*words)
+    accounts: dict[str, set[str]] = {}
+    limits = []
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        fields = line.split("|")
+        if len(fields) != 3:
+            continue  # a greeting of the site
+        account, qos, limit = fields
+        accounts.setdefault(account, set()).update(filter(None, qos.split(",")))
+        limits += [int(limit)] if limit.isdigit() else []
+    names = sorted(accounts, key=lambda name: (name != default.strip(), name))
+    return {name: accounts[name] for name in names}, min(limits, default=None)

@@ -1,0 +1,28 @@
+"""Runs on this machine, in places that get in the way."""
+
+import shutil
+
+import pytest
+
+from tests.conftest import cosmos_hpc
+
+#: Of a job of four tasks in whose shell somebody works.
+ALLOCATION = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_JOB_NAME": "work",
+    "SLURM_NTASKS": "4",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_JOB_NUM_NODES": "1",
+    "SLURM_JOB_NODELIST": "n1",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+}
+
+
+@pytest.mark.slow
+def test_inside_an_allocation(old_run, tmp_path):
+    """Stages see nothing of the job in whose shell they were submitted."""
+    shutil.rmtree(old_run.path / "train")
+    outcome = cosmos_hpc("retry", old_run.path, "train", cwd=tmp_path, env=ALLOCATION)
+    assert outcome.code == 0, outcome.err
+    assert "train       done, step 2/2" in outcome.err
