@@ -38,7 +38,7 @@ class CosmosDecoder(GPTModel):
 
     Args:
         config: Megatron's configuration (parallel sizes, dtypes, ``transformer_impl``).
-        model: the architecture; must agree with ``config``.
+        model: the architecture; must agree with ``config``. Kept as ``architecture``.
         kwargs: as for :class:`megatron.core.models.gpt.gpt_model.GPTModel`.
     """
 
@@ -53,6 +53,7 @@ class CosmosDecoder(GPTModel):
             share_embeddings_and_output_weights=False,
             **kwargs,
         )
+        self.architecture = model
         self.rotary_pos_emb = VideoRotaryEmbedding(
             model,
             rotary_percent=1.0,

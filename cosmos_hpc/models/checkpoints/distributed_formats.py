@@ -79,6 +79,33 @@ def _read_index(folder: Path) -> Metadata:
     return index
 
 
+def find_damage(folder: Path) -> str | None:
+    """What a checkpoint in PyTorch's distributed format evidently lacks; None where nothing shows.
+
+    Its index says where each piece lies, so that files that are gone or too short are found without
+    reading them: a full disk, a quota or a node that was lost leaves such.
+
+    Args:
+        folder: the one that holds ``.metadata``.
+    """
+    try:
+        index = _read_index(folder)
+    except RequestError as e:
+        return str(e)
+    needed: dict[str, int] = {}
+    for piece in (index.storage_data or {}).values():
+        end = piece.offset + piece.length
+        needed[piece.relative_path] = max(needed.get(piece.relative_path, 0), end)
+    for name, size in sorted(needed.items()):
+        try:
+            there = (folder / name).stat().st_size
+        except FileNotFoundError:
+            return f"{name} is gone"
+        if there < size:
+            return f"{name} has {there} bytes of at least {size}"
+    return None
+
+
 class _Region(DefaultLoadPlanner):
     """Sends what is read of one array into a tensor that covers a part of it."""
 

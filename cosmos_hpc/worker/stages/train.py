@@ -42,7 +42,7 @@ def train(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
         from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
         from cosmos_hpc.worker.training.metrics import MetricsFile
 
-    latest = latest_checkpoint(run.train.checkpoints)
+    latest = latest_checkpoint(run.train.checkpoints, set_aside=_is_first_rank())
     # A run that was killed between its last checkpoint and its marker has no step left to do.
     if latest is None or latest[0] < recipe.train.max_steps:
         prepare_device()

@@ -12,6 +12,8 @@ import torch
 from nemo import lightning as nl
 
 from cosmos_hpc.errors import Stopped
+from cosmos_hpc.models.checkpoints.distributed_formats import find_damage
+from cosmos_hpc.utils.progress import say
 
 
 class Checkpoints(nl.ModelCheckpoint):
@@ -76,11 +78,16 @@ class Checkpoints(nl.ModelCheckpoint):
         return answer[0]
 
 
-def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """Steps and path of the finished checkpoint of the most steps; None where there is none.
+def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[int, Path] | None:
+    """Steps and path of the complete checkpoint of the most steps; None where there is none.
 
     NeMo marks a checkpoint while it is written, and refuses to start when its last one is marked;
-    here the one before is taken instead. NeMo counts steps from 0: after 60 it says ``step=59``.
+    here the one before is taken instead, as it is where files of the last one are gone or too
+    short. NeMo counts steps from 0: after 60 it says ``step=59``.
+
+    Args:
+        folder: of the checkpoints.
+        set_aside: rename those that are damaged, and say so; of several ranks one does.
     """
     finished = {}
     for path in folder.glob("step=*"):
@@ -89,7 +96,12 @@ def latest_checkpoint(folder: Path) -> tuple[int, Path] | None:
             step = re.match(r"step=(\d+)", path.name)
             if step:
                 finished[int(step[1]) + 1, path.name] = path
-    if not finished:
-        return None
-    steps, name = max(finished)
-    return steps, finished[steps, name]
+    for (steps, _), path in sorted(finished.items(), reverse=True):
+        damage = find_damage(path / "weights")
+        if damage is None:
+            return steps, path
+        if set_aside and path.is_dir() and not path.is_symlink():
+            aside = path.with_name(f"damaged-{path.name}")
+            path.rename(aside)
+            say(f"checkpoint {path.name} is damaged ({damage}); set aside as {aside}")
+    return None
