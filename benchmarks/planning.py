@@ -21,8 +21,9 @@ import time
 from pathlib import Path
 
 from cosmos_hpc.backends.kinds import load_cluster
+from cosmos_hpc.backends.launch import costs_of
 from cosmos_hpc.config.recipes import load_recipe
-from cosmos_hpc.data.videos import list_rows, video_costs
+from cosmos_hpc.data.videos import list_rows
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
@@ -34,9 +35,7 @@ def plan(source: str, folder: str, *overrides: str) -> None:
     """What `submit` does with the videos before anything starts."""
     recipe = load_recipe("ar_tiny", [f"data.input={source}", *overrides])
     root, rows = list_rows(source)
-    costs = video_costs(
-        root, rows, clips=recipe.data.clips, frames=recipe.data.frames, probe=recipe.data.probe
-    )
+    costs = costs_of(root, rows, recipe.data, print)
     planned = make_plan(recipe, load_cluster(), len(rows))
     RunFolder(folder).data.pin(root, rows, planned.shards or 1, costs)
 

@@ -16,7 +16,13 @@ from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder, find_run
 from cosmos_hpc.runs.logs import follow
-from cosmos_hpc.runs.stages import STAGES, asked_for, stage_and_following, stage_named
+from cosmos_hpc.runs.stages import (
+    STAGES,
+    asked_for,
+    default_stages,
+    stage_and_following,
+    stage_named,
+)
 from cosmos_hpc.runs.status import RunState, read_state
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
@@ -238,7 +244,7 @@ def submit(
     cluster: str = BUILT_IN,
     overrides: Sequence[str] = (),
     name: str | None = None,
-    stages: Sequence[str] = tuple(STAGES),
+    stages: Sequence[str] | None = None,
     console: Console | None = None,
     dry_run: bool = False,
     output: str | Path | None = None,
@@ -252,7 +258,7 @@ def submit(
         cluster: name of a profile, or path of a YAML file.
         overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster.
         name: of the run. None: one that follows from the request, so that repeating it continues.
-        stages: which stages to run, of those that are not done.
+        stages: which stages to run, of those that are not done. None: all but optional ones.
         console: where to show progress.
         dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
         output: folder for the scripts of a dry run.
@@ -264,6 +270,7 @@ def submit(
     from cosmos_hpc.backends.launch import make_request, start
 
     resolved, profile = _resolve(recipe, cluster, overrides)
-    request = make_request(resolved, profile, name, stages, dry_run)
+    chosen = default_stages() if stages is None else stages
+    request = make_request(resolved, profile, name, chosen, dry_run)
     text = start(request, profile, console or Console(), Path(output) if output else None)
     return Run(request.folder.path, dry_run=text)

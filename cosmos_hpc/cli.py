@@ -122,7 +122,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
     """The recipe, the cluster and the overrides in ``key=value`` arguments."""
-    named = {"recipe": "", "cluster": "local"}
+    from cosmos_hpc.config.clusters import BUILT_IN
+
+    named = {"recipe": "", "cluster": BUILT_IN}
     overrides = []
     for setting in settings:
         key, sep, value = setting.partition("=")
@@ -143,10 +145,9 @@ def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
 
 def _submit(arguments: argparse.Namespace) -> None:
     from cosmos_hpc import api
-    from cosmos_hpc.runs.stages import STAGES
 
     recipe, cluster, overrides = _split_settings(arguments.settings)
-    stages = tuple(STAGES) if arguments.stages is None else arguments.stages.split(",")
+    stages = None if arguments.stages is None else arguments.stages.split(",")
     if arguments.output is not None and not arguments.dry_run:
         raise RequestError("--output goes with --dry-run")
     with _going_on():

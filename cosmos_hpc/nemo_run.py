@@ -5,7 +5,7 @@
 >>> with run.Experiment("mine") as experiment:                                     # doctest: +SKIP
 ...     experiment.add(cosmos.task("runs/x", "train"), cosmos.executor("local", "train", "runs/x"))
 
-``cosmos-hpc submit`` does not need this module; docs/nemo-run.md says what it does more.
+``cosmos-hpc submit`` does not need this module; docs/nemo-run.md says what it does beyond it.
 """
 
 from __future__ import annotations
@@ -103,9 +103,30 @@ def task(run: Run | RunFolder | Path | str, stage: str, number: int = 0) -> nemo
         number: of an array task, a shard; 0 for the only task of other stages.
 
     Raises:
-        RequestError: no such run, stage or task, or the cluster cannot run it.
+        RequestError: no such run, stage or task, the cluster cannot run it, or a submit works on
+            the run.
     """
     folder = _folder(run)
+    _refuse_busy(folder)
+    return _begin(folder, stage, number)
+
+
+def _refuse_busy(run: RunFolder) -> None:
+    """Refuse a run that another submit works on: its tasks would be done twice."""
+    if not run.begun():
+        return  # only prepared
+    queue = _backend(run).queue(run)
+    if queue.problem:
+        raise RequestError(queue.problem)
+    if queue.working:
+        raise RequestError(
+            f"run {run.name} is being worked on, or has jobs in the queue; wait for them, or "
+            f"cosmos-hpc cancel {run.name} first"
+        )
+
+
+def _begin(folder: RunFolder, stage: str, number: int) -> nemo_run.Script:
+    """Make a task, and forget what an earlier attempt has left."""
     made = _backend(folder).task(folder, _stage(folder, stage, number), number)
     folder.error(stage, number).unlink(missing_ok=True)
     folder.stop_request.unlink(missing_ok=True)
@@ -130,6 +151,7 @@ def experiment(
         RequestError: no such run or stage, or the cluster cannot run it.
     """
     folder = _folder(run)
+    _refuse_busy(folder)
     recipe, cluster = folder.recipe(), read_cluster(folder.cluster_file)
     names = [stage_named(stage).name for stage in stages]
     # It becomes part of a container's host name.
@@ -146,7 +168,7 @@ def experiment(
             for number in missing_tasks(folder, recipe, stage):
                 lane = number % cluster.parallel
                 lanes[lane] = made.add(
-                    task(folder, stage.name, number),
+                    _begin(folder, stage.name, number),
                     executor=executor(cluster, stage.name, folder, number),
                     name=f"{stage.name}-{number}" if stage.kind.array else stage.name,
                     dependencies=[lanes[lane]] if lane in lanes else before,

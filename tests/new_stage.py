@@ -16,6 +16,7 @@ STAGES["count"] = Stage(
     after=("preprocess",),
     array={array},
     time="00:20:00",
+    optional={optional},
     progress=lambda run, markers: f"{{sum(path.exists() for path in markers)}} counted",
 )
 """
@@ -37,11 +38,14 @@ def count(run, recipe, task):
 
 
 def package_with_a_stage(folder: Path, array: bool) -> str:
-    """Copy the package to a folder and add a stage ``count``; returns what PYTHONPATH has to be."""
+    """Copy the package to a folder and add a stage ``count``; returns what PYTHONPATH has to be.
+
+    An array, or an optional stage of one task.
+    """
     for name in ("cosmos_hpc", "recipes"):
         shutil.copytree(REPOSITORY / name, folder / name)
     table = folder / "cosmos_hpc" / "runs" / "stages.py"
-    row = _ROW.format(marker="%05d" if array else "all", array=array)
+    row = _ROW.format(marker="%05d" if array else "all", array=array, optional=not array)
     table.write_text(table.read_text().replace("\n\ndef stage_named", f"{row}\n\ndef stage_named"))
     (folder / "cosmos_hpc" / "worker" / "stages" / "count.py").write_text(_WORK)
     return str(folder)

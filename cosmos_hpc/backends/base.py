@@ -80,13 +80,12 @@ class Backend(ABC, Generic[C, Q, P]):
             RequestError: the place cannot be asked from here.
         """
 
-    @abstractmethod
-    def check_request(self, request: Request, queue: Q) -> None:
-        """Refuse what this place cannot do, before anything is written.
+    def take_note(self, run: RunFolder) -> None:
+        """Note in a run what was begun of it without this package, such as pasted text."""
 
-        Args:
-            request: what is asked for.
-            queue: what :meth:`queue` said of the run.
+    @abstractmethod
+    def check_request(self, request: Request) -> None:
+        """Refuse what this place cannot do, before the run is written.
 
         Raises:
             RequestError: says what, and what to do.
@@ -97,8 +96,13 @@ class Backend(ABC, Generic[C, Q, P]):
         """What is queued or working of a run; asked once a command and handed on."""
 
     @abstractmethod
-    def prepare(self, request: Request, queue: Q) -> P:
+    def prepare(self, request: Request, queue: Q, console: Console) -> P:
         """What is to be started for the stages that are neither done nor queued.
+
+        Args:
+            request: what is asked for.
+            queue: what :meth:`queue` said of the run, which nobody else can submit meanwhile.
+            console: where to say what takes a while.
 
         Raises:
             RequestError: this place cannot take it.
@@ -121,7 +125,7 @@ class Backend(ABC, Generic[C, Q, P]):
         """Write :meth:`render`'s text, in as many scripts as there are; returns the files."""
         path = folder / "submit.sh"
         files.write_atomic(
-            path.absolute(), f"#!/bin/bash\n{self.render(request, prepared, plan)}\n"
+            path.absolute(), f"#!/bin/bash\nset -e\n{self.render(request, prepared, plan)}\n"
         )
         return [path]
 

@@ -149,9 +149,9 @@ class DockerBackend(MachineBackend[DockerCluster]):
 
     def task(self, run: RunFolder, stage: RunStage, number: int) -> nemo_run.Script:
         """The worker with the image's Python, under torchrun with several ranks."""
-        from cosmos_hpc.backends.experiments import docker_task, threads_of
+        from cosmos_hpc.backends.experiments import docker_task, thread_variables
 
-        threads = threads_of(self.cluster, stage)
+        threads = thread_variables(self.cluster, stage)
         return docker_task(run, stage, number, self.cluster.python, threads)
 
 

@@ -1,4 +1,4 @@
-"""Docker's engine on this machine, and what it is told of a container; only this room knows it."""
+"""Docker's engine on this machine, and what it is told of a container."""
 
 from __future__ import annotations
 

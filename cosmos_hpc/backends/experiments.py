@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.docker_engine import Containers, engine
-from cosmos_hpc.backends.machine import Job, MachineCluster
-from cosmos_hpc.config.gpus import visible_gpus
+from cosmos_hpc.backends.machine import Job, MachineCluster, gpus_here, threads_of
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, task_script
@@ -77,18 +76,15 @@ def gpus_of(cluster: MachineCluster, stage: RunStage, number: int) -> list[str]:
     """
     if not stage.kind.gpus:
         return []
-    gpus = visible_gpus()[: cluster.gpus]
+    gpus = gpus_here(cluster)
     if not stage.kind.array:
         return gpus[: stage.ranks]
     return [gpus[number % cluster.parallel]] if gpus else []
 
 
-def threads_of(cluster: MachineCluster, stage: RunStage) -> dict[str, str]:
+def thread_variables(cluster: MachineCluster, stage: RunStage) -> dict[str, str]:
     """Variables that keep a task from starting a thread for each core, where several share them."""
-    if not stage.kind.array:
-        return {}
-    cores = len(os.sched_getaffinity(0))
-    return {"OMP_NUM_THREADS": str(max(1, cores // cluster.parallel))}
+    return {"OMP_NUM_THREADS": str(threads_of(cluster))} if stage.kind.array else {}
 
 
 def _import_nemo_run(folder: Path) -> None:

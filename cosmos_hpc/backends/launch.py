@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import AnyBackend, open_backend, read_cluster
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe, list_rows
+from cosmos_hpc.config.sections import Data
 from cosmos_hpc.data.lists import Row
 from cosmos_hpc.data.videos import resolve_source, video_costs
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
@@ -28,7 +29,7 @@ from cosmos_hpc.runs.create import (
 )
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
-from cosmos_hpc.runs.requirements import check_disk
+from cosmos_hpc.runs.requirements import check_disk, install_command
 from cosmos_hpc.runs.stages import (
     STAGES,
     ask_for,
@@ -92,18 +93,17 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     """
     folder, recipe = request.folder, request.recipe
     backend = open_backend(cluster)
-    queue = backend.queue(folder)
-    backend.check_request(request, queue)
+    backend.take_note(folder)
     check_folder(folder, recipe)
     forget_plan(folder)
     _check_home(request)
+    backend.check_request(request)
     # An existing run keeps its videos.
     pinned = folder.data.num_videos()
     root, videos = ("", []) if pinned else list_rows(recipe, console.say)
-    costs = _costs(root, videos, recipe, console)
+    costs = costs_of(root, videos, recipe.data, console.say) if videos else None
     what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
     recipe = with_layout(recipe, what.layout)
-    _check_queued(request, recipe, backend, queue)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -116,6 +116,11 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
         raise
     try:
         with _alone(folder):
+            # Asked once, when no other submit can add to it any more.
+            queue = backend.queue(folder)
+            if queue.problem:
+                raise RequestError(queue.problem)
+            _check_queued(request, recipe, backend, queue)
             # What is queued may still be refused; jobs are what begins such a run.
             only_prepared = request.dry_run or backend.returns_when == "queued"
             continued = open_run(folder, recipe, cluster, what, only_prepared)
@@ -126,7 +131,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
                 console.say(what.render())
                 console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
             request = replace(request, recipe=recipe)
-            prepared = backend.prepare(request, queue)
+            prepared = backend.prepare(request, queue, console)
             if not request.dry_run:
                 backend.submit(request, prepared, console)
                 return ""
@@ -143,15 +148,31 @@ def _check_home(request: Request) -> None:
             check_home(hub.needs(request.recipe))
 
 
-def _costs(
-    root: str, videos: list[Row], recipe: Recipe, console: Console
-) -> tuple[str, list[int]] | None:
-    data = recipe.data
-    if not videos:
-        return None
-    return video_costs(
-        root, videos, clips=data.clips, frames=data.frames, probe=data.probe, note=console.say
-    )
+def costs_of(
+    root: str, videos: list[Row], data: Data, note: Callable[[str], None]
+) -> tuple[str, list[int]]:
+    """What preparing each video costs, for shards of equal cost, and in which unit.
+
+    Args:
+        root: that paths are relative to.
+        videos: rows of the videos.
+        data: which clips are wanted, and whether headers are read.
+        note: is told now and then how far it is.
+
+    Raises:
+        RequestError: headers are to be read here, and PyAV is not installed.
+    """
+    probe = None
+    if data.probe:
+        try:
+            from cosmos_hpc.worker.video.probe import declared_frames
+        except ModuleNotFoundError as e:
+            raise RequestError(
+                f"data.probe=true reads the headers of the videos here, and {e.name} is not "
+                f"installed; {install_command('worker')}, or leave data.probe out"
+            ) from None
+        probe = declared_frames
+    return video_costs(root, videos, clips=data.clips, frames=data.frames, probe=probe, note=note)
 
 
 def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: Queue) -> None:

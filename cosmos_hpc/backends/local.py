@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_hpc.backends.base import Request
@@ -28,7 +29,7 @@ class LocalBackend(MachineBackend[LocalCluster]):
 
     def check(self) -> list[Finding]:
         """GPUs, folders, and the libraries of the stages."""
-        return [*super().check(), python_finding("this one", missing_here())]
+        return [*super().check(), python_finding(sys.executable, missing_here())]
 
     def open(self, request: Request) -> None:
         """The libraries of the stages, in the Python that submits them."""
@@ -67,10 +68,10 @@ class LocalBackend(MachineBackend[LocalCluster]):
 
     def task(self, run: RunFolder, stage: RunStage, number: int) -> nemo_run.Script:
         """The worker, under torchrun with several ranks."""
-        from cosmos_hpc.backends.experiments import task, threads_of
+        from cosmos_hpc.backends.experiments import task, thread_variables
 
         check_installed([stage.name])
-        return task(run, stage, threads_of(self.cluster, stage), number)
+        return task(run, stage, thread_variables(self.cluster, stage), number)
 
 
 def torchrun_flags(stage: RunStage) -> list[str]:

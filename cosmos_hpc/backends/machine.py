@@ -81,6 +81,26 @@ class MachineCluster(Cluster):
         return self
 
 
+def gpus_here(cluster: MachineCluster) -> list[str]:
+    """The GPUs of this machine that a profile may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        RequestError: there are fewer than it says.
+    """
+    visible = visible_gpus()
+    if len(visible) < cluster.gpus:
+        raise RequestError(
+            f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
+            f"{len(visible)}; cluster.gpu plans for GPUs that are elsewhere"
+        )
+    return visible[: cluster.gpus]
+
+
+def threads_of(cluster: MachineCluster) -> int:
+    """Threads of an array task, of which several share the cores."""
+    return max(1, len(os.sched_getaffinity(0)) // cluster.parallel)
+
+
 class Array(ABC):
     """Tasks of an array stage that run at the same time, each with a GPU of its own.
 
@@ -190,13 +210,9 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             runs_finding(self.cluster),
         ]
 
-    def check_request(self, request: Request, queue: Queue) -> None:
+    def check_request(self, request: Request) -> None:
         """Refuse GPUs that are not there, and what :meth:`open` cannot have."""
-        if len(visible_gpus()) < self.cluster.gpus:
-            raise RequestError(
-                f"cluster {self.cluster.name} says {self.cluster.gpus} GPUs, and this machine has "
-                f"{len(visible_gpus())}; cluster.gpu plans for GPUs that are elsewhere"
-            )
+        gpus_here(self.cluster)
         self.open(request)
 
     def queue(self, run: RunFolder) -> Queue:
@@ -206,7 +222,9 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         except WorkError as e:
             return Queue(problem=str(e))
 
-    def prepare(self, request: Request, queue: Queue) -> list[tuple[RunStage, list[int]]]:
+    def prepare(
+        self, request: Request, queue: Queue, console: Console
+    ) -> list[tuple[RunStage, list[int]]]:
         """The stages that were asked for, in order, each with its missing tasks."""
         run, recipe = request.folder, request.recipe
         return [
@@ -228,7 +246,9 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         run, opened = request.folder, self.open(request)
         # Of an earlier attempt; this one is to go on.
         run.stop_request.unlink(missing_ok=True)
-        for stage, missing in prepared:
+        for stage, _ in prepared:
+            # Looked at again: what a stage before has made anew may have to be done anew here.
+            missing = missing_tasks(run, request.recipe, stage, request.tasks)
             if missing:
                 self._carry_out(request, stage, missing, opened, console)
             else:
@@ -243,7 +263,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         _mention_others(run, stage, tasks, console)
         for task in tasks:
             run.error(stage.name, task).unlink(missing_ok=True)
-        gpus = visible_gpus()[: self.cluster.gpus] if stage.kind.gpus else []
+        gpus = gpus_here(self.cluster) if stage.kind.gpus else []
         if stage.kind.array:
             self._run_array(run, stage, tasks, opened, gpus, console)
         else:
@@ -268,9 +288,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         console: Console,
     ) -> None:
         parallel = self.cluster.parallel
-        # They share the cores; without this every one would start a thread for each.
-        threads = max(1, len(os.sched_getaffinity(0)) // parallel)
-        array = self.array(run, stage, opened, threads, gpus)
+        array = self.array(run, stage, opened, threads_of(self.cluster), gpus)
         queue = list(reversed(tasks))
         try:
             while queue or array.running:
@@ -313,7 +331,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
     ) -> str:
         """The plan as comments, and commands of the tasks that are missing."""
         run, opened = request.folder, self.open(request)
-        gpus = visible_gpus()[: self.cluster.gpus]
+        gpus = gpus_here(self.cluster)
         lines = head_of_dry_run(plan, run)
         for stage, tasks in prepared:
             used = gpus[: stage.ranks] if stage.kind.gpus else []

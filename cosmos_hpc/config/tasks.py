@@ -1,6 +1,6 @@
 """The tasks: what a model is asked to do, and for each what a sample is and who prepares it.
 
-A row here is all that a new task changes outside of its own files. Work that needs torch is named
+A new task is a row here and its own files. Work that needs torch is named
 as ``module:function`` and imported by the job that does it.
 """
 

@@ -8,13 +8,12 @@ import fnmatch
 import glob
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.progress import counted
 
 #: What opening a file costs, in bytes of video and in frames decoded.
@@ -181,7 +180,7 @@ def video_costs(
     *,
     clips: str,
     frames: int,
-    probe: bool,
+    probe: Callable[[list[str]], Iterable[int]] | None = None,
     note: Callable[[str], None] = ignore,
 ) -> tuple[str, list[int]]:
     """What preparing each video costs, for shards of equal cost, and in which unit.
@@ -192,32 +191,19 @@ def video_costs(
     Args:
         root: that the rows' paths are relative to.
         rows: of the videos.
-        clips, frames, probe: settings of the recipe's data.
+        clips, frames: settings of the recipe's data.
+        probe: reads how many frames the header of each of some files promises.
         note: is told now and then how many headers have been read.
-
-    Raises:
-        RequestError: ``probe`` is set and PyAV is not installed.
     """
     if not probe and clips == "first":
         return "videos", [1] * len(rows)
     paths = [os.path.join(root, row["path"]) for row in rows]
     if probe:
-        declared = _declared_frames(paths, note)
+        declared = list(counted(probe(paths), len(paths), "headers read", note))
         if clips == "first":
             declared = [min(count, frames) for count in declared]
         return "frames", [_OPENING_FRAMES + count for count in declared]
     return "bytes", [_OPENING_BYTES + size for size in file_sizes(paths)]
-
-
-def _declared_frames(paths: list[str], note: Callable[[str], None]) -> list[int]:
-    try:
-        declared_frames = load("cosmos_hpc.worker.video.probe:declared_frames")
-    except ModuleNotFoundError as e:
-        raise RequestError(
-            f"data.probe=true reads the headers of the videos here, and {e.name} is not installed; "
-            f"pip install -c constraints.txt '.[worker]', or leave data.probe out"
-        ) from None
-    return list(counted(declared_frames(paths), len(paths), "headers read", note))
 
 
 def file_sizes(paths: list[str], threads: int = 16) -> list[int]:

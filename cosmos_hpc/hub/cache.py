@@ -1,6 +1,6 @@
 """Fetches published files from the Hub into its cache, after all that can be checked before.
 
-Only this room knows huggingface_hub, which is imported when it is needed: it takes a second.
+Only this package knows huggingface_hub, which is imported when it is needed: it takes a second.
 Files go into the Hub's own cache, below HF_HOME, where its other tools find them as well.
 """
 

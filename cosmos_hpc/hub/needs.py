@@ -50,7 +50,7 @@ class Source:
         patterns: what is taken of a repository, as :class:`HubFiles` says it.
         built_in: a name that stands for what the package writes itself.
         may_be_file: whether it may be a file, instead of a folder.
-        otherwise: what else a person may give.
+        otherwise: ends the sentence about what is neither: what else a person may give.
     """
 
     setting: str
@@ -71,20 +71,20 @@ class Source:
 
 #: In the order in which they are fetched.
 SOURCES = (
-    Source("data.tokenizer", TOKENIZER_FILES, SMALL_TOKENIZER, False, f"nor {SMALL_TOKENIZER!r}"),
+    Source("data.tokenizer", TOKENIZER_FILES, SMALL_TOKENIZER, False, f", nor {SMALL_TOKENIZER!r}"),
     Source(
         "data.text_encoder",
         TEXT_ENCODER_FILES,
         SMALL_TEXT_ENCODER,
         False,
-        f"nor {SMALL_TEXT_ENCODER!r}",
+        f", nor {SMALL_TEXT_ENCODER!r}",
     ),
     Source(
         "train.init_from",
         (f"{WEIGHTS_FOLDER}/*",),
         None,
         True,
-        "give one of them, or null for random weights",
+        "; give one of them, or null for random weights",
     ),
 )
 
@@ -110,10 +110,9 @@ def check_sources(recipe: Recipe) -> None:
         if not value or source.is_here(value) or is_hub_name(value):
             continue
         what = "a file or folder on this machine" if source.may_be_file else "a folder"
-        mark = ";" if source.otherwise.startswith("give") else ","
         raise RequestError(
             f"{source.setting}={value} is neither {what}, nor a Hub repository (owner/name)"
-            f"{mark} {source.otherwise}"
+            f"{source.otherwise}"
         )
 
 

@@ -135,7 +135,7 @@ def make_plan(
             f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
         )
     sizing = size(recipe, cluster)
-    with_layout(recipe, sizing.layout)
+    with_layout(recipe, sizing.layout)  # refuses batches that do not divide
     if videos is not None and not shards:
         # As many shards as tasks run at a time, if there are videos enough, so that none idles.
         wanted = -(-videos // recipe.data.videos_per_shard)

@@ -31,7 +31,8 @@ def logs_of(
                 rows.append((attempt.started, name, number, attempt.log))
     for _, name, number, log in sorted(rows):
         if stage in (None, name) and task in (None, number):
-            yield STAGES[name].label(number), log
+            row = STAGES.get(name)  # a newer version may have more stages
+            yield row.label(number) if row else name, log
 
 
 def note_log(folder: RunFolder, stage: str, task: int, path: Path) -> None:

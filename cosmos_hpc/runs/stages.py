@@ -1,6 +1,6 @@
 """The stages of a run: one table, and what is still to do of each.
 
-A row here and a file in ``worker/stages`` are all that a new stage takes.
+A new stage is a row here, a file in ``worker/stages``, and what its settings need in the recipe.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Stage:
         is_done: whether a task's results are complete: run, recipe, marker's path, task.
         progress: how far it is, in words: run, markers of its tasks.
         results: paths of what it has made for people, by what it is: run, marker.
+        optional: carried out only where it is asked for by its name.
         stops_anywhere: left as soon as that is asked for, not at a safe point: everywhere is one.
     """
 
@@ -56,6 +57,7 @@ class Stage:
     is_done: Callable[[RunFolder, Recipe, Path, int], bool] = completion.marked
     progress: Callable[[RunFolder, Sequence[Path]], str] = words.nothing
     results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
+    optional: bool = False
     stops_anywhere: bool = False
 
     def marker_of(self, task: int) -> str:
@@ -129,6 +131,17 @@ def stage_named(name: str) -> Stage:
         hint = nearest(name, STAGES) or f"; there are {', '.join(STAGES)}"
         raise RequestError(f"unknown stage {name!r}{hint}")
     return STAGES[name]
+
+
+def default_stages() -> list[str]:
+    """The stages that are carried out where none is named."""
+    return [stage.name for stage in STAGES.values() if not stage.optional]
+
+
+def needed_for(name: str) -> set[str]:
+    """The stages whose results a stage needs, directly or through others."""
+    direct = STAGES[name].after
+    return {*direct, *(earlier for stage in direct for earlier in needed_for(stage))}
 
 
 def stage_and_following(name: str) -> list[str]:
@@ -209,8 +222,8 @@ def ask_for(run: RunFolder, names: Iterable[str]) -> None:
 
 
 def asked_for(run: RunFolder) -> list[str]:
-    """The stages that were asked for by any submit; all where only the text of a dry run was."""
-    return list((files.read_json(run.asked) or {"stages": list(STAGES)})["stages"])
+    """The stages that were asked for by any submit; the usual ones before the first."""
+    return list((files.read_json(run.asked) or {"stages": default_stages()})["stages"])
 
 
 def write_specs(run: RunFolder, recipe: Recipe) -> None:

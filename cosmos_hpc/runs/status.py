@@ -51,7 +51,7 @@ class RunState:
     Attributes:
         failed_videos: their number, by kind of failure.
         note: what a person may want to do next.
-        results: paths of what the run has made, by what it is, once the run is done.
+        results: paths of what stages that are done have made, by what it is.
         failed_list: where the failed videos are listed.
     """
 
@@ -140,7 +140,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         found,
         failed_videos=dict(kinds.most_common()),
         note=_note(run, queue, overall, found),
-        results=_results(run) if overall == "done" else {},
+        results=_results(run, done),
         failed_list=str(run.tokens.failed),
     )
 
@@ -155,18 +155,24 @@ def _state(
 ) -> str:
     """The word for a stage; ``done`` are those before it that are, and itself if it is."""
     jobs = queue.stage(stage.name)
-    reached = done.issuperset(stage.kind.after)
+    reached = done.issuperset(stages.needed_for(stage.name))
     if stage.name in done:
         return "done"
     if queue.problem:
         return "unknown"
     if jobs.counts:
         return "running" if jobs.running else "queued"
-    if reached and (queue.driven or _is_worked_on(run, stage, missing)):
+    if reached and (_is_next(run, stage, queue, done) or _is_worked_on(run, stage, missing)):
         return "running"
     if errors:
         return "failed"
     return "stopped" if reached and _begun(run, stage) else "waiting"
+
+
+def _is_next(run: RunFolder, stage: RunStage, queue: Queue, done: set[str]) -> bool:
+    """Whether a submit is alive, and this is the first stage that it has still to carry out."""
+    left = [name for name in stages.asked_for(run) if name not in done]
+    return queue.driven and stage.name in left[:1]
 
 
 def _overall(run: RunFolder, found: list[StageState]) -> str:
@@ -175,11 +181,12 @@ def _overall(run: RunFolder, found: list[StageState]) -> str:
         if state in states.values():
             return state
     left = {name for name, state in states.items() if state != "done"}
-    if not left:
+    asked = {*stages.asked_for(run)}
+    if not left & {*stages.default_stages(), *asked}:
         return "done"
     if not run.begun():
         return "prepared"
-    return "stopped" if left & {*stages.asked_for(run)} else "partial"
+    return "stopped" if left & asked else "partial"
 
 
 def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -> str:
@@ -193,11 +200,12 @@ def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -
     return queue.advice(overall == "done", run.begun(), retry)
 
 
-def _results(run: RunFolder) -> dict[str, str]:
-    """What the stages have made, by what it is."""
+def _results(run: RunFolder, done: set[str]) -> dict[str, str]:
+    """What the stages that are done have made, by what it is."""
     return {
         what: str(path)
         for name, stage in stages.STAGES.items()
+        if name in done
         for what, path in stage.results(run, stages.marker_path(run, name)).items()
     }
 

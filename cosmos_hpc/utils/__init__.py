@@ -1,1 +1,1 @@
-"""What any room uses: files, settings, progress, imports."""
+"""What any package uses: files, settings, progress, imports."""

@@ -20,7 +20,7 @@ from typing import Any
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import CosmosError, Stopped, explain_os_error
 from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
-from cosmos_hpc.runs.stages import STAGES, is_done, stage_named
+from cosmos_hpc.runs.stages import STAGES, is_done
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import end_quickly, large_imports, load
 from cosmos_hpc.utils.progress import say
@@ -35,7 +35,7 @@ _OF_THE_NODE = ("SLURM_CPUS_ON_NODE", "SLURM_CONF")
 def _run(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
     # Imported late: each stage brings in only the libraries that it needs.
     with large_imports(freeze=True):
-        work = load(stage_named(stage).work)
+        work = load(STAGES[stage].work)
     work(run, recipe, task)
 
 
@@ -149,6 +149,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: there is no spec {spec_path}", file=sys.stderr)
         return 2
     stage, run = spec["stage"], RunFolder(spec_path.resolve().parents[1])
+    if stage not in STAGES:
+        print(f"error: {spec_path} is of a stage {stage!r}, which there is not", file=sys.stderr)
+        return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     _leave_allocation()

@@ -26,3 +26,13 @@ def test_inside_an_allocation(old_run, tmp_path):
     outcome = cosmos_hpc("retry", old_run.path, "train", cwd=tmp_path, env=ALLOCATION)
     assert outcome.code == 0, outcome.err
     assert "train       done, step 2/2" in outcome.err
+
+
+@pytest.mark.slow
+def test_what_follows_from_a_stage_that_is_done_anew_is_done_anew(old_run, tmp_path):
+    """A shard without its marker is prepared again, and joined with the others again."""
+    (old_run.path / "tokens" / "shards" / "00001" / "done.json").unlink()
+    outcome = cosmos_hpc("retry", old_run.path, cwd=tmp_path)
+    assert outcome.code == 0, outcome.err
+    assert "finalize    done, 6 clips of 6 videos" in outcome.err
+    assert "run: done" in outcome.out

@@ -43,7 +43,7 @@ class ToyBackend(Backend[ToyCluster, Queue, Work]):
     def check(self) -> list[Finding]:
         return [Finding("ok", f"up to {self.cluster.most_videos} videos")]
 
-    def check_request(self, request: Request, queue: Queue) -> None:
+    def check_request(self, request: Request) -> None:
         if "train" in request.stages:
             raise RequestError("a toy does not train")
 
@@ -52,7 +52,7 @@ class ToyBackend(Backend[ToyCluster, Queue, Work]):
         waiting = run.path / "waiting"
         return Queue({"finalize": StageQueue({"DREAMING": 1})} if waiting.exists() else {})
 
-    def prepare(self, request: Request, queue: Queue) -> Work:
+    def prepare(self, request: Request, queue: Queue, console: Console) -> Work:
         run, recipe = request.folder, request.recipe
         stages = [s for s in stages_of(run, recipe) if s.name in request.stages]
         return [(s, task) for s in stages for task in missing_tasks(run, recipe, s)]

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_hpc.backends import launch
 from cosmos_hpc.config.recipes import load_recipe
-from cosmos_hpc.data.videos import file_sizes, list_rows, resolve_source, video_costs
+from cosmos_hpc.data.videos import file_sizes, list_rows, resolve_source
 from cosmos_hpc.errors import RequestError
 from tests.conftest import list_videos
 
@@ -134,8 +135,7 @@ def test_folders_whose_names_look_like_patterns(tmp_path):
 
 
 def costs_of(root, rows, *overrides):
-    data = load_recipe("ar_tiny", overrides).data
-    return video_costs(root, rows, clips=data.clips, frames=data.frames, probe=data.probe)
+    return launch.costs_of(root, rows, load_recipe("ar_tiny", overrides).data, print)
 
 
 def test_costs_follow_from_what_is_decoded(tmp_path):

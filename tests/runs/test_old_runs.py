@@ -31,6 +31,26 @@ def test_status_and_logs_say_what_they_said(old_run, tmp_path):
         assert f"==> {name}  {old_run.path}" in logs
 
 
+def test_a_look_at_a_run_brings_in_what_it_needs(old_run, tmp_path):
+    """Neither the Hub, nor plans, nor the scripts of another kind of cluster."""
+    code = (
+        "import sys; from cosmos_hpc.cli import main; assert main(['status', sys.argv[1]]) == 0; "
+        "print(*(name for name in sys.modules if name.startswith('cosmos_hpc.')), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(old_run.path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = done.stderr.split()
+    assert "cosmos_hpc.runs.status" in imported
+    useless = ("hub", "planning", "worker", "nemo_run", "backends.slurm", "backends.launch")
+    for name in useless:
+        assert not any(f"{module}.".startswith(f"cosmos_hpc.{name}.") for module in imported), name
+
+
 @pytest.mark.slow
 def test_a_missing_shard_is_prepared_again_and_the_training_continued(old_run, tmp_path):
     """By the code of today, from shards, tokens and a checkpoint of the code of then."""

@@ -12,6 +12,7 @@ from cosmos_hpc.config.tasks import TASKS
 from cosmos_hpc.runs.stages import STAGES, list_stages, stage_and_following, stage_named
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import load
+from cosmos_hpc.utils.settings import setting
 from tests.conftest import cosmos_hpc
 from tests.new_stage import package_with_a_stage
 
@@ -31,6 +32,13 @@ def test_what_the_tables_name_is_there():
         named += filter(None, (task.shard, task.training, task.before_shard, task.files))
     for name in [*named, *KINDS.values()]:
         assert callable(load(name)), name
+    recipe = load_recipe("ar_tiny")
+    for stage in STAGES.values():
+        for key in (*stage.sources, *filter(None, [stage.ranks])):
+            setting(recipe, key)
+    for task in TASKS.values():
+        for key in task.settings:
+            setting(recipe, key)
 
 
 def test_from_a_stage_on():
@@ -59,6 +67,8 @@ def test_a_new_stage_is_a_row_and_a_file(tmp_path, scenes):
     request = ("submit", "recipe=ar_tiny", f"data.input={scenes}", "data.videos_per_shard=4")
     stages = ("--name", "counted", "--stages", "download,preprocess,count")
     assert "stages/count.json 0" in command(*request, *stages, "--dry-run").out
+    usual = command(*request, "--name", "usual", "--dry-run").out
+    assert "train.json 0" in usual and "count.json" not in usual
     shown = command(*request, *stages)
     assert re.search(r"count +done, 1 counted", shown.err)
     state = json.loads(command("status", "counted", "--json").out)

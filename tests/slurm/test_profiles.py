@@ -131,7 +131,7 @@ def test_this_machine_can_be_checked_as_well(tmp_path):
     outcome = cosmos_hpc("cluster", "check", "local", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert f"ok       runs: {tmp_path}/runs can be written" in outcome.out
-    assert "ok       python: this one has torch, av, megatron, nemo" in outcome.out
+    assert f"ok       python: {sys.executable} has torch, av, megatron, nemo" in outcome.out
     outcome = cosmos_hpc("cluster", "check", "local", "gpus=64", "parallel=1", cwd=tmp_path)
     assert outcome.code == 2
     assert "problem  gpus=64, and this machine has" in outcome.out

@@ -1,6 +1,9 @@
 """Slurm as some sites have it: commands that greet, on standard output, before they answer."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -70,3 +73,24 @@ def test_a_submission_that_fails_half_way_leaves_nothing_queued(login, lab, tmp_
     )
     assert (outcome.code, "Slurm does not take" in outcome.err) == (2, True), outcome.err
     login.until(lambda: login.queued("half") == [])
+
+
+def test_two_submits_of_a_run_at_the_same_time_queue_its_jobs_once(login, scenes):
+    """The second one asks the queue when the first has filled it."""
+    words = ("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name", "twice")
+    command = [sys.executable, "-m", "cosmos_hpc", *words, "cluster.sbatch=['--hold']"]
+    environment = {**os.environ, **login.lab.environment}
+    both = [
+        subprocess.Popen(
+            command, cwd=login.home, env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    names = [name.partition(".")[0] for name in login.queued("twice")]
+    assert sorted(names) == ["download", "finalize", *["preprocess"] * 4, "train"], said
+    # The other found the jobs, or the lock.
+    assert any("nothing is missing that is not in the queue" in text for text in said) or any(
+        "is being worked on by" in text for text in said
+    ), said
+    assert login.command("cancel", "twice").code == 0

@@ -12,7 +12,6 @@ from cosmos_hpc.backends.findings import Finding
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.planning.plans import Plan
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils.console import Console
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import nemo_run
 
     from cosmos_hpc.backends.slurm.submit import Submission
+    from cosmos_hpc.planning.plans import Plan
     from cosmos_hpc.runs.stages import RunStage
 
 # What each method needs beside these is imported by it: status asks the queue and no more.
@@ -44,11 +44,17 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
 
         return check(self.cluster)
 
-    def check_request(self, request: Request, queue: SlurmQueue) -> None:
+    def take_note(self, run: RunFolder) -> None:
+        """Note jobs that came from the pasted text of a dry run."""
+        if run.info.exists() and not run.begun():
+            from cosmos_hpc.backends.slurm.submit import record_pasted
+
+            record_pasted(run, read_queue(run))
+
+    def check_request(self, request: Request) -> None:
         """Refuse what the cluster cannot do, as far as is known without asking about a job."""
         from cosmos_hpc.backends.slurm.check import PYTHON_OF_JOBS, problems
         from cosmos_hpc.backends.slurm.script import check_path
-        from cosmos_hpc.backends.slurm.submit import record_pasted
         from cosmos_hpc.runs.requirements import check_installed
 
         if self.cluster.python == sys.executable:
@@ -57,20 +63,16 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         if not request.dry_run:
             for problem in problems(self.cluster):
                 raise RequestError(f"cluster {self.cluster.name}: {problem}. Nothing was submitted")
-        if queue.problem:
-            raise RequestError(queue.problem)
-        if request.folder.info.exists():
-            record_pasted(request.folder, queue)
 
     def queue(self, run: RunFolder) -> SlurmQueue:
         """Ask Slurm about the jobs of a run."""
         return read_queue(run)
 
-    def prepare(self, request: Request, queue: SlurmQueue) -> Submission:
+    def prepare(self, request: Request, queue: SlurmQueue, console: Console) -> Submission:
         """The jobs that are to be submitted, each with its script."""
         from cosmos_hpc.backends.slurm.submit import prepare
 
-        return prepare(request, self.cluster, queue)
+        return prepare(request, self.cluster, queue, console)
 
     def submit(self, request: Request, prepared: Submission, console: Console) -> None:
         """Submit jobs, all or none of them."""

@@ -44,10 +44,6 @@ class Array:
         """For ``--array``: ``0-9,12%4``."""
         return f"{ranges(self.indices)}%{self.throttle}"
 
-    def shards(self, index: int, total: int) -> range:
-        """Shards of one array task, of ``total`` in all."""
-        return range(self.first + index, total, self.stride)
-
 
 @dataclass(frozen=True)
 class Job:
@@ -173,9 +169,20 @@ def read_array_comment(comment: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def turns(first: int, stride: int, index: int, total: int) -> range:
+    """Tasks of its stage, of so many in all, that an array task works on.
+
+    Args:
+        first, stride: of the array, see :class:`Array`.
+        index: of the array task.
+        total: tasks of the stage.
+    """
+    return range(first + index, total, stride)
+
+
 def tasks_of(job: SlurmJob, total: int) -> range:
     """Tasks of its stage that a job in the queue works on, of so many in all."""
     array = read_array_comment(job.comment)
     if array is None:
         return range(job.index, job.index + 1)
-    return range(array[0] + job.index, total, array[1])
+    return turns(*array, job.index, total)

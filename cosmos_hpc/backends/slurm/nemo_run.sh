@@ -17,7 +17,8 @@ done
 again() {
     [ ! -s "$reason" ] && [ ! -e "$cancelled" ] || return
     [ -e "$stop" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$retries" ] || return
-    [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]
+    said=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    [ "${said##*$'\n'}" = RUNNING ] # some sites greet first
 }
 [ "$code" = 0 ] || again || TORCHX_MAX_RETRIES=0
 (exit "$code")

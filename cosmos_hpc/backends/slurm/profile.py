@@ -122,7 +122,7 @@ class SlurmCluster(Cluster):
     requeues: NonNegativeInt = 20
     retries: NonNegativeInt = 2
     max_array_size: PositiveInt = 1001
-    max_submit: Annotated[int, Field(gt=MAX_SINGLE_JOBS)] | None = None
+    max_submit: Annotated[int, Field(ge=len(STAGES))] | None = None
     container: Line | None = None
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     mounts: list[MountText] = Field(default=[])

@@ -60,6 +60,7 @@ class SlurmQueue(Queue):
 
     run: RunFolder | None = None
     jobs: list[tuple[str, SlurmJob]] = field(default_factory=list)
+    _ended: dict[str, str] | None = None
 
     @property
     def stuck(self) -> list[SlurmJob]:
@@ -74,12 +75,13 @@ class SlurmQueue(Queue):
         """
         if self.problem or self.run is None:
             return {}
-        found, ended = {}, None
+        found = {}
         for task in set(attempted_tasks(self.run, stage)) & set(missing) - self.stage(stage).tasks:
             attempt = read_attempt(self.run, stage, task)
             if attempt and not attempt.why:
-                ended = _ended(self.run) if ended is None else ended
-                state = ended.get(attempt.job)
+                if self._ended is None:
+                    self._ended = _ended(self.run)
+                state = self._ended.get(attempt.job)
                 verdict = f"; Slurm says {state}" if state else ", perhaps killed"
                 found[task] = f"ended without a word on {attempt.node}{verdict}"
         return found

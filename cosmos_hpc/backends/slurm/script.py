@@ -92,7 +92,7 @@ def render(
     }
     if array:
         settings |= {"first": str(array.first), "stride": str(array.stride)}
-        settings |= {"tasks": str(stage.tasks), "marker": stage.kind.marker}
+        settings |= {"tasks": str(stage.tasks), "marker": shlex.quote(stage.kind.marker)}
     lines = [
         # A login shell knows the commands of module systems.
         "#!/bin/bash -l" if cluster.setup else "#!/bin/bash",

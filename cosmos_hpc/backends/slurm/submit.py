@@ -98,24 +98,26 @@ class Submission:
 
 def record_pasted(run: RunFolder, queue: SlurmQueue) -> None:
     """Note jobs in the queue that came from the text of a dry run: the run has begun."""
-    if not run.begun():
-        for stage, job_id in dict.fromkeys((stage, job.whole) for stage, job in queue.jobs):
-            _record(run, stage, job_id)
+    for stage, job_id in dict.fromkeys((stage, job.whole) for stage, job in queue.jobs):
+        _record(run, stage, job_id)
 
 
-def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submission:
+def prepare(
+    request: Request, cluster: SlurmCluster, queue: SlurmQueue, console: Console
+) -> Submission:
     """What is to be submitted for the stages that are neither done nor queued.
 
     Args:
         request: of an existing run folder.
         cluster: of the run.
         queue: what Slurm said of the run.
+        console: where to say that jobs are waited for.
 
     Raises:
         RequestError: Slurm does not answer, or cannot take the run.
     """
     run, recipe = request.folder, request.recipe
-    queue = _settled(queue)
+    queue = _settled(queue, console)
     active = [(stage, job) for stage, job in queue.jobs if job.reason not in STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
@@ -125,10 +127,17 @@ def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submi
     _make_folders(run, request.stages)
     folders = folders_outside(run, recipe) if cluster.container else []
     pyxis = container_options() if cluster.container else None
-    room = _room(cluster)
+    every = stages_of(run, recipe)
+    missing_of = {
+        stage.name: missing_tasks(run, recipe, stage, request.tasks)
+        for stage in every
+        if stage.name in request.stages
+    }
+    arrays = sum(stage.kind.array and bool(missing_of.get(stage.name)) for stage in every)
+    room = _room(cluster, arrays)
     run_id, code = run.id(), run.code()
     found = Submission(stuck=[job.id for job in queue.stuck])
-    for stage in stages_of(run, recipe):
+    for stage in every:
         here = [job for name, job in active if name == stage.name]
         if here:
             # The ids of whole arrays: one dependency for all tasks.
@@ -139,33 +148,45 @@ def prepare(request: Request, cluster: SlurmCluster, queue: SlurmQueue) -> Submi
         if stage.name not in request.stages:
             continue
         busy = {task for job in here for task in tasks_of(job, stage.tasks)}
-        missing = [
-            task for task in missing_tasks(run, recipe, stage, request.tasks) if task not in busy
-        ]
+        missing = [task for task in missing_of[stage.name] if task not in busy]
         for job in jobs_of(stage, missing, room) if missing else []:
             script = render(job, run, cluster, run_id, code, folders, pyxis)
             found.jobs.append((job, script))
     return found
 
 
-def _settled(queue: SlurmQueue) -> SlurmQueue:
-    """The queue when jobs that are ending have ended: whether they come back is known only then."""
+def _settled(queue: SlurmQueue, console: Console) -> SlurmQueue:
+    """The queue when jobs that are ending have ended: whether they come back is known only then.
+
+    Raises:
+        RequestError: Slurm does not answer any more.
+    """
     deadline = time.monotonic() + _ENDING_SECONDS
-    while any(job.state == "COMPLETING" for _, job in queue.jobs):
+    told = False
+    while ending := [job.id for _, job in queue.jobs if job.state == "COMPLETING"]:
         if queue.run is None or time.monotonic() > deadline:
             break
+        if not told:
+            console.say(f"  waiting for jobs that are ending: {', '.join(ending)}")
+            told = True
         time.sleep(_POLL_SECONDS)
         queue = read_queue(queue.run)
+        if queue.problem:
+            raise RequestError(queue.problem)
     return queue
 
 
-def _room(cluster: SlurmCluster) -> SlurmCluster:
-    """The cluster with a limit of jobs that leaves out those in the queue already."""
+def _room(cluster: SlurmCluster, arrays: int) -> SlurmCluster:
+    """The cluster with a limit of jobs as each of so many stages that are arrays may use it.
+
+    It leaves out the jobs that are in the queue already, and is shared evenly.
+    """
     if cluster.max_submit is None:
         return cluster
+    left = cluster.max_submit - commands.mine() - MAX_SINGLE_JOBS
     # One array task at least: what Slurm then does not take, it refuses whole.
-    left = max(cluster.max_submit - commands.mine(), MAX_SINGLE_JOBS + 1)
-    return cluster.model_copy(update={"max_submit": left})
+    share = max(left // max(1, arrays), 1)
+    return cluster.model_copy(update={"max_submit": share + MAX_SINGLE_JOBS})
 
 
 def _check_room(cluster: SlurmCluster, submission: Submission) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,19 @@ class RobotShard(Shard):
             "seconds": round(end - clips[0].time, 6),
             "padded": 0,
             "rotated": clips[-1].rotated,
+            **_notes(clips),
             **robot,
             "action": [*robot["action"], None],
         }
         self._rows.append((row, np.stack(ids)))
+
+
+def _notes(clips: Sequence[Clip]) -> dict[str, Any]:
+    """What was done to the frames of a clip, each of which is a clip of its own here."""
+    notes = clips[-1].notes
+    if changed := sum(clip.look != clips[-1].look for clip in clips):
+        notes["changed"] = changed
+    return notes
 
 
 def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:

@@ -193,6 +193,7 @@ class Shard:
             "seconds": clip.seconds,
             "padded": clip.padded,
             "rotated": clip.rotated,
+            **clip.notes,
             "mark": clip.mark,
         }
         self._rows.append((row, ids[None]))

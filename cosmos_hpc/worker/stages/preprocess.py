@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.utils.imports import load
+from cosmos_hpc.utils.imports import large_imports, load
 from cosmos_hpc.worker.datasets.journal import Journal
 
 
@@ -19,8 +19,10 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
     if task.before_shard:
         # First, and what it loads is gone from memory before the tokenizer comes.
         load(task.before_shard)(run, recipe, shard)
+    with large_imports(freeze=True):
+        kind = load(task.shard)
     with Journal(run.tokens.journal(shard), recipe.data.ids_per_clip) as journal:
-        work = load(task.shard)(run, recipe, shard, journal)
+        work = kind(run, recipe, shard, journal)
         work.fill()
         work.publish()
     journal.remove()

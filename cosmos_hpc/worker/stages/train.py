@@ -76,7 +76,9 @@ def load_data(run: RunFolder, recipe: Recipe) -> tuple[Epochs, Epochs | None, di
         WorkError: there is nothing to train on, or it does not fit the recipe.
     """
     train = recipe.train
-    make, counts = load(recipe.kind.training)(run, recipe)
+    with large_imports(freeze=True):
+        samples_of = load(recipe.kind.training)
+    make, counts = samples_of(run, recipe)
     if not counts["train"]:
         raise WorkError(f"run {run.name} has no clips to train on")
     steps = train.max_steps * train.global_batch_size

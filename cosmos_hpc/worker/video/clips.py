@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from cosmos_hpc.utils.progress import Stopwatch
-from cosmos_hpc.worker.video.frames import MAX_PIXELS, TOLERANCE, Shown, Video, VideoError, reading
+from cosmos_hpc.worker.video.frames import TOLERANCE, Shown, Video
+from cosmos_hpc.worker.video.pictures import Look, Painter, fit
+from cosmos_hpc.worker.video.problems import VideoError, reading
 
-__all__ = ["Clip", "Cut", "VideoError", "read_clip", "read_clips"]
+__all__ = ["Clip", "Cut", "VideoError", "fit", "read_clip", "read_clips"]
 
-#: Antialiased when it makes smaller, and the same on every processor.
-_SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 #: Seconds for which one frame may stand still; a longer gap is a damaged time stamp.
 _LONGEST_STILL = 3600
+_HOURS_AWAY = "a time stamp that is hours away"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,9 @@ class Clip:
         time: at which it begins, in seconds from the beginning of the video.
         seconds: its length without what is padded.
         padded: frames at the end that repeat the last one.
-        rotated: degrees counter-clockwise by which the frames were turned, as the file asks for.
+        look: what was done to its first frame.
+        changed: frames to which something else was done than to the first.
+        stream: number of the stream in the file, where it has several with pictures.
         mark: time stamp of its first frame in the file, from which a later reader can go on.
     """
 
@@ -76,8 +77,25 @@ class Clip:
     time: float
     seconds: float
     padded: int
-    rotated: int
+    look: Look
+    changed: int = 0
+    stream: int | None = None
     mark: int | None = None
+
+    @property
+    def rotated(self) -> int:
+        """Degrees counter-clockwise by which the first frame was turned, as the file asks for."""
+        return self.look.rotated
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a table says of the clip beside its times: only what is not as usual."""
+        notes = dict(self.look.notes)
+        if self.changed:
+            notes["changed"] = self.changed
+        if self.stream is not None:
+            notes["stream"] = self.stream
+        return notes
 
 
 def read_clip(
@@ -112,9 +130,9 @@ def read_clips(
 ) -> Iterator[Clip]:
     """The clips of a video in order, each read when it is asked for.
 
-    Frames are resized, keeping their aspect, until both sides cover the clip (bilinear, widened to
-    what is left out), then cropped to its centre. A remainder shorter than a clip is left out,
-    unless the video holds no whole clip.
+    Frames are turned and mirrored as the file asks, resized, keeping the aspect with which they are
+    shown, until both sides cover the clip (bilinear, widened to what is left out), then cropped to
+    its centre. A remainder shorter than a clip is left out, unless the video holds no whole clip.
 
     Args:
         begin: number of the first clip to give.
@@ -131,8 +149,9 @@ def read_clips(
     if begin and not cut.every:
         return
     shape = (3, cut.frames, cut.height, cut.width)
-    maker = _Maker(cut, begin, place or (lambda: np.empty(shape, np.uint8)), clock or Stopwatch())
+    place = place or (lambda: np.empty(shape, np.uint8))
     with reading(path), Video(path, tick) as video:
+        maker = _Maker(cut, begin, video, place, clock or Stopwatch())
         yield from maker.clips(_samples(video, cut, begin, mark))
         if not cut.every and maker.number:
             return
@@ -159,18 +178,21 @@ def _resampled(video: Video, cut: Cut, index: int) -> Iterator[Shown]:
     """At each moment of ``cut.frame_rate``, the frame that is shown then."""
 
     def sample(shown: Shown) -> Shown:
-        return Shown(shown.frame, cut.moment(index), cut.moment(index + 1), shown.pts)
+        return replace(shown, time=cut.moment(index), end=cut.moment(index + 1))
 
     current: Shown | None = None
     for shown in video.frames_from(cut.moment(index)):
         if current is not None:
             if shown.time - current.time > _LONGEST_STILL:
-                video.problems.append("a time stamp that is hours away")
+                video.problems.append(_HOURS_AWAY)
                 break
             while cut.moment(index) + TOLERANCE < shown.time:
                 yield sample(current)
                 index += 1
         current = shown
+    if current is not None and current.end - current.time > _LONGEST_STILL:
+        video.problems.append(_HOURS_AWAY)
+        return
     while current is not None and cut.moment(index) + TOLERANCE < current.end:
         yield sample(current)
         index += 1
@@ -179,9 +201,7 @@ def _resampled(video: Video, cut: Cut, index: int) -> Iterator[Shown]:
 def _check_the_end(video: Video, cut: Cut, maker: _Maker) -> None:
     """Refuse a video that ends before its time, or too early for a clip."""
     end = float(video.end)
-    declared = video.declared_end()
-    if not video.problems and declared > video.end + max(1 / video.rate, declared / 10):
-        video.problems.append(f"the header says {float(declared):.3g} s")
+    video.look_at_the_end()
     if video.problems:
         clips = f", of which {maker.number} clips are kept" if maker.number else ""
         reason = f"{end:.3g} s decode{clips}, then: {video.problems[0]}"
@@ -204,16 +224,22 @@ class _Maker:
     """
 
     def __init__(
-        self, cut: Cut, number: int, place: Callable[[], np.ndarray], clock: Stopwatch
+        self,
+        cut: Cut,
+        number: int,
+        video: Video,
+        place: Callable[[], np.ndarray],
+        clock: Stopwatch,
     ) -> None:
         self.number = number
         self._cut, self._place, self._clock = cut, place, clock
-        self._scaler = VideoReformatter()
+        self._painter, self._stream = Painter(video.hidden), video.stream
         self._buffer = np.empty(0, np.uint8)
-        self._rotated = 0
-        #: Times and time stamps of the frames in hand, of a clip that is not whole yet.
+        #: Of the frames in hand, of a clip that is not whole yet: times, time stamps, and what was
+        #: done to them.
         self._times: list[tuple[Fraction, Fraction]] = []
         self._marks: list[int | None] = []
+        self._looks: list[Look] = []
 
     @property
     def found(self) -> int:
@@ -236,8 +262,9 @@ class _Maker:
             target = self._buffer[:, self.found]
             if self.found and shown.frame is last:
                 target[:] = self._buffer[:, self.found - 1]
+                self._looks.append(self._looks[-1])
             else:
-                self._rotated = fit(self._scaler, shown.frame, target)
+                self._looks.append(self._painter.draw(shown, target))
             last = shown.frame
             self._times.append((shown.time, shown.end))
             self._marks.append(shown.pts)
@@ -247,7 +274,7 @@ class _Maker:
             clip = self._clip(0)
             if cut.step < cut.frames:
                 kept = self._buffer[:, cut.step :].copy()
-            del self._times[: cut.step], self._marks[: cut.step]
+            del self._times[: cut.step], self._marks[: cut.step], self._looks[: cut.step]
             yield clip
             if not cut.every:
                 return
@@ -270,48 +297,8 @@ class _Maker:
             time=round(float(begin), 6),
             seconds=round(float(end - begin), 6),
             padded=padded,
-            rotated=self._rotated,
+            look=self._looks[0],
+            changed=sum(look != self._looks[0] for look in self._looks[: self._cut.frames]),
+            stream=self._stream,
             mark=self._marks[0],
         )
-
-
-def fit(scaler: VideoReformatter, frame: av.VideoFrame, target: np.ndarray) -> int:
-    """Draw a frame, upright, resized to cover and cropped, into uint8 ``[3, H, W]``, RGB.
-
-    Colours are converted and the size changed in one step.
-
-    Returns:
-        Degrees counter-clockwise by which the frame was turned.
-
-    Raises:
-        VideoError: the picture is so long and narrow that it cannot cover the clip.
-    """
-    rotated = round((frame.rotation or 0) / 90) * 90 % 360
-    turned = rotated % 180 != 0
-    height, width = target.shape[1:]
-    rows, columns = (frame.width, frame.height) if turned else (frame.height, frame.width)
-    # In integers, so that a side which fits exactly is not rounded up.
-    if width * rows >= height * columns:
-        size = (math.ceil(rows * width / columns), width)
-    else:
-        size = (height, math.ceil(columns * height / rows))
-    if size[0] * size[1] > MAX_PIXELS:
-        raise VideoError("too_large", f"a picture of {columns}x{rows} cannot cover a clip")
-    picture = scaler.reformat(
-        frame,
-        width=size[0] if turned else size[1],
-        height=size[1] if turned else size[0],
-        format="gbrp",
-        interpolation=_SCALING,
-        threads=1,
-    )
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    for channel, plane in enumerate((2, 0, 1)):  # of green, blue, red
-        upright = np.rot90(_plane(picture.planes[plane]), rotated // 90)
-        target[channel] = upright[top : top + height, left : left + width]
-    return rotated
-
-
-def _plane(plane: av.video.plane.VideoPlane) -> np.ndarray:
-    pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return pixels[: plane.height, : plane.width]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,105 +11,21 @@ from pathlib import Path
 
 import av
 
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc.worker.video import ends
+from cosmos_hpc.worker.video.orientation import Matrix, matrix_of
+from cosmos_hpc.worker.video.problems import cannot_read
+from cosmos_hpc.worker.video.streams import Aspects, margins, open_video
 
-#: The machine's trouble: the task stops, and the next one tries the video again.
-_NOT_THE_VIDEO_S_FAULT = {
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ENOTCONN,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-}
-#: Pixels of a frame, twice those of 8K. A damaged header may promise more than the memory holds.
-MAX_PIXELS = 1 << 26
-#: Nothing but the file itself, whatever is written in it, and no playlists.
-OPTIONS = {
-    "max_pixels": str(MAX_PIXELS),
-    "protocol_whitelist": "file",
-    "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,ivf,m4v,h264,hevc,mpegvideo",
-}
 #: Earlier moments are reached by decoding from the beginning.
 _SEEK_FROM = Fraction(2)
 #: Seconds before the moment at which a seek may land instead, one after the other.
 _SEEK_BACK = (Fraction(0), Fraction(1, 4), Fraction(2), Fraction(10))
 #: A frame counts as shown at a moment that lies so much before it: containers round times.
 TOLERANCE = Fraction(1, 1000)
-
-
-def declared_duration(
-    container: av.container.InputContainer, stream: av.video.stream.VideoStream
-) -> Fraction:
-    """Seconds that a stream takes, as its header says; 0 where it does not say."""
-    if stream.duration and stream.time_base:
-        return Fraction(stream.duration * stream.time_base)
-    # Matroska says the duration of a stream in words.
-    words = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
-    if words:
-        hours, minutes, seconds = map(Fraction, words.groups())
-        return hours * 3600 + minutes * 60 + seconds
-    return Fraction(container.duration or 0, 1_000_000)
-
-
-class VideoError(Exception):
-    """A video that gives no clip, or no more of them.
-
-    Attributes:
-        kind: ``unreadable``, ``truncated``, ``short``, ``missing``, ``too_large`` or
-            ``killed_worker``, for counting.
-    """
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-    def __reduce__(self) -> tuple[type[VideoError], tuple[str, str]]:
-        return VideoError, (self.kind, str(self))
-
-
-def _cannot_read(path: Path, error: BaseException) -> bool:
-    """Whether it is the machine that cannot read a file now, whatever the file holds."""
-    code = getattr(error, "errno", None)
-    if code != errno.EIO:
-        return code in _NOT_THE_VIDEO_S_FAULT
-    # FFmpeg says so of some files that end too early as well. Those can be read.
-    try:
-        with open(path, "rb") as f:
-            while f.read(1 << 20):
-                pass
-    except OSError:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into a :class:`VideoError`.
-
-    Raises:
-        VideoError: the file is not a video that can be used; the message says why.
-        WorkError: the machine cannot read now, whatever the file holds.
-    """
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise VideoError("unreadable", "not a readable video: it is not a file")
-        if not status.st_size:
-            raise VideoError("unreadable", "not a readable video: the file is empty")
-        yield
-    except FileNotFoundError:
-        raise VideoError("missing", "the file is not there") from None
-    except PermissionError:
-        raise VideoError("unreadable", "no permission to read the file") from None
-    except (av.error.FFmpegError, OSError, ValueError, OverflowError) as e:
-        reason = getattr(e, "strerror", None) or str(e) or type(e).__name__
-        if _cannot_read(path, e):
-            raise WorkError(
-                f"this machine cannot read {path}: {reason}; try again, and where it stays so, "
-                "move the file away: it is then listed as missing"
-            ) from None
-        raise VideoError("unreadable", f"not a readable video: {reason}") from None
+#: Seconds of half a frame of interlaced video, at most.
+_FIELD = Fraction(1, 50)
+#: Bytes of a packet that may say no more than that the picture stays: it need not give a frame.
+_STAYS = 16
 
 
 @dataclass(frozen=True)
@@ -122,16 +36,20 @@ class Shown:
         frame: as decoded.
         time, end: from when until when it is shown, in seconds from the video's beginning.
         pts: its time stamp in the file; None where it has no good one.
+        aspect: width of its pixels by their height.
+        matrix: by which it is turned and mirrored; None: it is shown as it is.
     """
 
     frame: av.VideoFrame
     time: Fraction
     end: Fraction
     pts: int | None
+    aspect: Fraction
+    matrix: Matrix | None
 
 
 class Video:
-    """An open video file; use as a context manager, within :func:`reading`.
+    """An open video file; use as a context manager, within :func:`~problems.reading`.
 
     Args:
         path: of the file.
@@ -140,6 +58,8 @@ class Video:
     Attributes:
         problems: why frames ended before the file did; empty where they did not.
         end: when the last decoded frame ends, in seconds from the video's beginning.
+        stream: number of the stream in the file, where it has several with pictures.
+        hidden: pixels at the left, right, top and bottom of each frame that are not to be seen.
 
     Raises:
         VideoError: the file has no video stream, or one of absurd size.
@@ -152,24 +72,20 @@ class Video:
         self._open()
 
     def _open(self) -> None:
-        self._container = av.open(str(self._path), metadata_errors="replace", options=OPTIONS)
-        if not self._container.streams.video:
-            self._container.close()
-            raise VideoError("unreadable", "the file has no video stream")
-        stream = self._stream = self._container.streams.video[0]
-        codec = stream.codec_context
-        if codec is None:
-            raise VideoError("unreadable", "the codec of the video is unknown")
-        if not codec.width or not codec.height:
-            raise _without_size(self._path)
-        if codec.width * codec.height > MAX_PIXELS:
-            raise _too_large(f"{codec.width}x{codec.height}")
-        codec.options = {"max_pixels": str(MAX_PIXELS)}
-        # One thread: a file a core is faster than a file on all cores, and nothing is decoded
-        # beyond the last frame that is wanted.
-        codec.thread_count = 1
+        self._container, stream = open_video(self._path)
+        self._stream, self._aspects = stream, Aspects(stream)
+        self.stream = stream.index if len(self._container.streams.video) > 1 else None
+        self.hidden = margins(self._container, stream)
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 30)
         self._last: Fraction | None = None
+        self._matrix: Matrix | None = None
+        #: Time stamp of the last packet, whether it is only a part, and its time for decoding.
+        self._packet: tuple[int | None, bool] = None, False
+        self._decoding: int | None = None
+        #: The latest time stamps of packets and of frames, and that of a frame cut in two.
+        self._due: int | None = None
+        self._came: int | None = None
+        self._cut: int | None = None
         # AVI keeps no time stamps: those of reordered frames are guesses.
         dated = stream.start_time is not None and self._container.format.name != "avi"
         self._origin: int | None = stream.start_time if dated else None
@@ -181,11 +97,14 @@ class Video:
     def __exit__(self, *_: object) -> None:
         self._container.close()
 
-    def declared_end(self) -> Fraction:
-        """When the video ends, as the header says; 0 where it does not say."""
-        if self._stream.frames:
-            return self._stream.frames / self.rate
-        return declared_duration(self._container, self._stream)
+    def look_at_the_end(self) -> None:
+        """Add to ``problems`` that packets gave no frames, once all have come."""
+        if self.problems or not self._can_seek or self._due is None or self._came is None:
+            return
+        lacks = (self._due - self._came) * Fraction(self._stream.time_base)
+        # The second field of an interlaced frame may be a packet of its own.
+        if lacks > max(Fraction(3, 4) / self.rate, _FIELD) + TOLERANCE:
+            self.problems.append(f"the last {float(lacks):.3g} s give no frame")
 
     def time_of(self, pts: int) -> Fraction:
         """When the frame with a time stamp is shown."""
@@ -242,39 +161,87 @@ class Video:
         self._open()
 
     def _timed(self) -> Iterator[Shown]:
-        self._last = None
+        self._last = self._matrix = None
+        before: Shown | None = None
         for frame in self._decoded():
             self._tick()
-            yield self._at(frame)
+            shown = self._at(frame)
+            if self.problems and before and not self._follows(shown, before):
+                self.end = before.end
+                return
+            yield shown
+            before = shown
+
+    def _follows(self, shown: Shown, before: Shown) -> bool:
+        """Whether a frame, which a decoder held back when its data was cut, is whole and next."""
+        is_part = shown.pts is not None and shown.pts == self._cut
+        return not is_part and shown.time <= before.end + TOLERANCE
 
     def _at(self, frame: av.VideoFrame) -> Shown:
-        pts = frame.pts
-        if pts is not None and self._origin is None:
-            self._origin = pts
+        pts, aspect = frame.pts, self._aspects.of(frame)
+        if pts is not None:
+            self._came = pts if self._came is None else max(pts, self._came)
+            if self._origin is None:
+                self._origin = pts
         time = self.time_of(pts) if pts is not None else None
+        length = self._length(frame)
         if time is None or (self._last is not None and time <= self._last):
             # Without a time, or before the frame that came before: as if at a steady rate.
             pts, time = None, Fraction(0) if self._last is None else self._last + 1 / self.rate
-        self._last, self.end = time, time + 1 / self.rate
-        return Shown(frame, time, self.end, pts)
+            length = 1 / self.rate
+        self._last, self.end = time, time + length
+        # What a frame says of its orientation, not the container, holds until the next key frame.
+        own = matrix_of(frame)
+        self._matrix = own if own or frame.key_frame else self._matrix
+        return Shown(frame, time, self.end, pts, aspect, self._matrix)
+
+    def _length(self, frame: av.VideoFrame) -> Fraction:
+        """Seconds for which a frame is shown: its own where it has one, or one at a steady rate."""
+        steady = 1 / self.rate
+        own = Fraction((frame.duration or 0) * self._stream.time_base)
+        # Containers round times: a millisecond more or less is no other length.
+        return own if own > 0 and abs(own - steady) > TOLERANCE else steady
 
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Frames up to the first damage, which is added to ``problems``."""
         try:
             for packet in self._container.demux(self._stream):
-                for frame in packet.decode():
+                if packet.size:
+                    self._note(packet)
+                else:
+                    self._look_for_a_cut()
+                for frame in self._aspects.decode(packet):
                     if frame.is_corrupt:
                         self.problems.append("a damaged frame")
                         return
                     yield frame
         except av.error.FFmpegError as e:
             # A damaged packet may ask for any amount of memory.
-            if e.errno != errno.ENOMEM and _cannot_read(self._path, e):
+            if e.errno != errno.ENOMEM and cannot_read(self._path, e):
                 raise
             self.problems.append(e.strerror or str(e))
             # The good frames before it that the decoder still holds back.
             with contextlib.suppress(av.error.FFmpegError):
                 yield from self._stream.decode(None)
+
+    def _note(self, packet: av.Packet) -> None:
+        """Remember of a packet what tells later whether all that should come has come."""
+        self._packet = packet.pts, packet.is_corrupt
+        if packet.dts is not None:
+            self._decoding = packet.dts
+        # An edit list may hide what is behind its end; it is decoded nevertheless.
+        if packet.pts is not None and not packet.is_discard and packet.size > _STAYS:
+            self._due = packet.pts if self._due is None else max(packet.pts, self._due)
+
+    def _look_for_a_cut(self) -> None:
+        """Add to ``problems`` that the file is cut, when all its packets have come."""
+        pts, is_part = self._packet
+        if is_part:
+            self.problems.append("the file ends within a frame")
+        elif ends.is_cut(self._path, self._container, self._stream, self._decoding):
+            self.problems.append("the file ends, or is damaged, before frames that should follow")
+            is_part = self._container.format.name == "mpegts"
+        self._cut = pts if is_part else None
 
 
 #: av.video.frame.PictureType.I
@@ -284,21 +251,3 @@ _INTRA = 1
 def _chain(first: Shown, rest: Iterator[Shown]) -> Iterator[Shown]:
     yield first
     yield from rest
-
-
-def _too_large(size: str) -> VideoError:
-    return VideoError("too_large", f"the header says frames of {size} pixels")
-
-
-def _without_size(path: Path) -> VideoError:
-    """Why FFmpeg gives no size: it forgets one that it refuses, and says so in its log alone."""
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as log:
-            av.open(str(path), metadata_errors="replace", options=OPTIONS).close()
-    finally:
-        av.logging.set_level(None)
-    for _, _, message in log:
-        if found := re.search(r"Picture size (\d+x\d+)", message):
-            return _too_large(found[1])
-    return VideoError("unreadable", "not a readable video: nothing says how large its frames are")

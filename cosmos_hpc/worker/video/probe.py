@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 
-from cosmos_hpc.worker.video.frames import OPTIONS, declared_duration
+from cosmos_hpc.worker.video.streams import OPTIONS, best_stream, declared_duration
 
 #: Reading a header is mostly waiting for the disk.
 _THREADS = 16
@@ -26,8 +26,8 @@ def _of_file(path: str) -> int:
         if not stat.S_ISREG(Path(path).stat().st_mode):
             return 0  # a pipe would be waited for
         with av.open(path, metadata_errors="replace", options=OPTIONS) as container:
-            video = container.streams.video
-            return max(0, _of_stream(container, video[0])) if video else 0
+            video = best_stream(container)
+            return max(0, _of_stream(container, video)) if video else 0
     except (av.error.FFmpegError, OSError, ValueError):
         return 0  # the worker says why
 

@@ -1,6 +1,7 @@
 """What Slurm's commands say on a bad day, read as a person would."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from cosmos_hpc.backends.slurm.queue import read_queue
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.console import Console
 from tests.conftest import executables
 
 BUSY = "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1"
@@ -96,5 +98,23 @@ def test_jobs_that_are_ending_are_waited_for(slurm, tmp_path):
     slurm(squeue=after(3, "true", ending))
     queue = read_queue(run)
     assert queue.stage("preprocess").counts == {"COMPLETING": 1}
-    assert submit._settled(queue).jobs == []
+    assert submit._settled(queue, Console()).jobs == []
     assert len(calls(tmp_path, "squeue")) == 4
+
+
+def test_a_slurm_that_answers_no_more_is_not_an_empty_queue(slurm, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    files.write_json(run.info, {"id": "0123", "created": "2026-01-01T00:00:00+00:00"})
+    ending = f"{ROW} 7_0 preprocess.run.0123 'shards 0 4' COMPLETING None N/A"
+    slurm(squeue=after(1, "exit 1", ending))
+    with pytest.raises(RequestError, match="squeue failed"):
+        submit._settled(read_queue(run), Console())
+
+
+def test_one_module_runs_slurms_commands():
+    """The one other subprocess is the Python of jobs, which check asks what it has."""
+    folder = Path(commands.__file__).parent
+    using = [path.name for path in folder.glob("*.py") if "subprocess." in path.read_text()]
+    assert sorted(using) == ["check.py", "commands.py"]
+    assert "subprocess.run(words, capture_output" in (folder / "check.py").read_text()
+    assert "words = [cluster.python" in (folder / "check.py").read_text()

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cosmos_hpc.backends.slurm.jobs import jobs_of, plan_arrays, ranges
+from cosmos_hpc.backends.slurm.jobs import jobs_of, plan_arrays, ranges, turns
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES, RunStage
@@ -42,7 +42,8 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
         indices = expand(array.spec)
         assert indices == list(array.indices)
         assert indices[-1] < where.max_array_size
-        prepared += [shard for index in indices for shard in array.shards(index, total)]
+        for index in indices:
+            prepared += turns(array.first, array.stride, index, total)
     assert len(prepared) == len(set(prepared))
     assert set(missing) <= set(prepared)
     if where.max_submit:

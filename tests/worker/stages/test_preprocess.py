@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from av.stream import Disposition
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from cosmos_hpc.backends.kinds import load_cluster
@@ -279,6 +281,54 @@ def test_a_video_damaged_late_keeps_its_clips_and_is_listed(tmp_path):
     kept = [row for row in files.read_jsonl(run.tokens.clips) if row["video"] == "v.mp4"]
     assert failed["error"] == "truncated"
     assert len(kept) == failed["clips"] > 3
+
+
+def test_a_table_says_what_was_done_to_each_clip(tmp_path):
+    videos, made = tmp_path / "videos", make_videos.noisy(20)
+    videos.mkdir()
+    make_videos.write(videos / "0-plain.mp4", made)
+    make_videos.set_matrix(make_videos.write(videos / "1-mirrored.mp4", made), -1, 0, 0, 1)
+    make_videos.set_matrix(make_videos.write(videos / "2-both.mp4", made), 0, 1, 1, 0)
+    make_videos.write(videos / "3-wide.mp4", made, pixel_aspect=Fraction(4, 3))
+    make_videos.write_streams(
+        videos / "4-second.mp4",
+        (make_videos.frames(20, 16, 32), {}),
+        (made, {"disposition": Disposition.default}),
+    )
+    run = prepared(tmp_path / "run", videos, shards=1)
+    usual = {"document", "clip", "index", "video", "time", "seconds", "padded", "rotated"}
+    rows = files.read_jsonl(run.tokens.clips)
+    assert [row["rotated"] for row in rows] == [0, 0, 90, 0, 0]
+    assert [{k: v for k, v in row.items() if k not in usual} for row in rows] == [
+        {},
+        {"mirrored": True},
+        {"mirrored": True},
+        {"pixel_aspect": "4:3"},
+        {"stream": 1},
+    ]
+
+
+def test_a_journal_of_an_older_version_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("cosmos_hpc.worker.datasets.shard._LOOK_EVERY", 60)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    make_videos.set_matrix(make_videos.write(videos / "v.mp4", make_videos.noisy(60)), -1, 0, 0, 1)
+    overrides = ("data.clips=all", "data.batch_size=2", "data.decoders=0")
+    run, recipe = planned(tmp_path / "run", videos, *overrides, shards=1)
+    run.stop_request.touch()
+    with pytest.raises(Stopped):
+        preprocess(run, recipe, 0)
+    run.stop_request.unlink()
+    journal = run.tokens.journal(0)
+    before = [
+        {k: v for k, v in row.items() if k != "mirrored"} for row in files.read_jsonl(journal)
+    ]
+    files.write_jsonl(journal, before)
+    preprocess(run, recipe, 0)
+    finalize(run, recipe)
+    rows = files.read_jsonl(run.tokens.clips)
+    assert [row["clip"] for row in rows] == list(range(6))
+    assert ["mirrored" in row for row in rows] == [i >= len(before) for i in range(6)]
 
 
 def test_what_limits_is_said(tmp_path, scenes, capsys):

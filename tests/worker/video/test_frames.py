@@ -244,13 +244,11 @@ def test_a_frame_that_cannot_cover_the_clip_is_too_large(tmp_path):
     assert e.value.kind == "too_large"
 
 
-def test_a_huge_duration_in_the_header(tmp_path):
+def test_a_huge_duration_in_the_header_says_nothing(tmp_path):
     path = make_videos.write(tmp_path / "v.mkv", make_videos.frames(20))
     make_videos.patch(path, b"00:00:00.666000000", b"99:59:59.000000000")
     assert read_clip(path, 9, 48, 80).padded == 0
-    with pytest.raises(VideoError, match="the header says 3.6e.05 s") as e:
-        read_clip(path, 33, 48, 80)
-    assert e.value.kind == "truncated"
+    assert read_clip(path, 33, 48, 80).padded == 13
 
 
 def test_time_stamps_that_are_hours_apart_make_no_endless_video(tmp_path):

@@ -1,0 +1,147 @@
+"""Whether a file ends where its last packet does, or before.
+
+Durations and numbers of frames in headers say nothing of that: trims, held frames and parts of
+longer films are sound and disagree with them. What counts is whether the file is cut within a part
+that holds packets, or before one that the container points at.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+#: Elements of Matroska: the whole, groups of packets, and what holds none of them: tables of times,
+#: tags, attachments, chapters, tracks, the head, where to find these, padding, and a checksum.
+_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+_TABLES = {
+    *(0x1C53BB6B, 0x1254C367, 0x1941A469, 0x1043A770, 0x1654AE6B, 0x1549A966, 0x114D9B74),
+    *(0xEC, 0xBF),
+}
+#: Bytes of a packet of MPEG-TS, and the first of them.
+_TRANSPORT, _SYNC = 188, 0x47
+#: Bytes of the longest head of an element.
+_HEAD = 12
+#: Parts that are looked at, of a file that seems to have ever more of them.
+_MAX_PARTS = 1 << 20
+
+
+def is_cut(
+    path: Path,
+    container: av.container.InputContainer,
+    stream: av.video.stream.VideoStream,
+    last: int | None,
+) -> bool:
+    """Whether a file, read to its end, lacks packets of a stream that should follow.
+
+    Args:
+        last: time for decoding of the last packet that was read, in the stream's time base.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    entries, name, size = stream.index_entries, container.format.name, path.stat().st_size
+    if name.startswith("mov"):
+        # Its index has every packet, and is in order of these times.
+        for number in range(len(entries) - 1, -1, -1):
+            entry = entries[number]
+            if last is not None and entry.timestamp <= last:
+                return False
+            if entry.pos + entry.size > size and not entry.is_discard:
+                return True
+        return False
+    last_known = entries[-1].pos if len(entries) else 0
+    with open(path, "rb") as f:
+        if name.startswith("matroska"):
+            return _matroska_is_cut(f, size, last_known)
+        if name == "avi":
+            more = stream.frames > (-1 if last is None else last) + 1
+            return _avi_is_cut(f, size) or (more and _is_blank(f, last_known))
+        if name == "mpegts":
+            return _transport_is_cut(f, size, stream.id)
+    return False
+
+
+def _matroska_is_cut(f: BinaryIO, size: int, cluster: int) -> bool:
+    """Whether a cluster is cut or damaged, or the file ends between two before its segment does."""
+    place, end, end_of_cluster = 0, None, 0
+    for _ in range(_MAX_PARTS):
+        head = _element(f, place)
+        if head is None:
+            # The end, or less than the head of a part before it, or something that is no part.
+            return end is not None and place < end
+        number, content, length = head
+        after = content + length if length is not None else None
+        if number == _SEGMENT:
+            end = after
+            at_cluster = _element(f, cluster) if cluster >= content else None
+            place = cluster if at_cluster and at_cluster[0] == _CLUSTER else content
+        elif number == _CLUSTER and (after is None or after <= size):
+            place, end_of_cluster = content, after or 0
+        elif after is None:
+            return False
+        elif after > size or place < end_of_cluster < after:
+            return number not in _TABLES
+        else:
+            place = after
+    return False
+
+
+def _element(f: BinaryIO, place: int) -> tuple[int, int, int | None] | None:
+    """Number of an EBML element, where its content begins, and its bytes; None: not known."""
+    f.seek(place)
+    head = f.read(_HEAD)
+    if not head or not head[0] >> 4:
+        return None
+    width = 9 - head[0].bit_length()
+    if len(head) <= width or not head[width]:
+        return None
+    number = int.from_bytes(head[:width], "big")
+    bits = 9 - head[width].bit_length()
+    if len(head) < width + bits:
+        return None
+    ones = (1 << 7 * bits) - 1
+    length = int.from_bytes(head[width : width + bits], "big") & ones
+    return number, place + width + bits, None if length == ones else length
+
+
+def _avi_is_cut(f: BinaryIO, size: int) -> bool:
+    """Whether a list of packets (``movi``) ends behind the end of the file."""
+    place = 0
+    for _ in range(_MAX_PARTS):
+        f.seek(place)
+        head = f.read(12)
+        if len(head) < 12:
+            return False
+        name, length, kind = struct.unpack("<4sI4s", head)
+        if name == b"RIFF":
+            place += 12
+            continue
+        if kind == b"movi" and name == b"LIST":
+            # Written to a pipe, or by a recorder that did not finish: nobody knows.
+            known = 4 <= length < 0xFFFFFFF0
+            if not known or place + 8 + length > size:
+                return known
+        place += 8 + length + length % 2
+    return False
+
+
+def _is_blank(f: BinaryIO, place: int) -> bool:
+    """Whether nothing but zeros is where the packet should be that follows one in an AVI file."""
+    f.seek(place + 4)
+    length = int.from_bytes(f.read(4), "little")
+    f.seek(place + 8 + length + length % 2)
+    return f.read(8) == bytes(8)
+
+
+def _transport_is_cut(f: BinaryIO, size: int, stream: int) -> bool:
+    """Whether the file ends within a packet of the transport that is one of the stream's."""
+    rest = size % _TRANSPORT
+    f.seek(max(0, size - rest - _TRANSPORT))
+    tail = f.read()
+    whole, part = tail[:_TRANSPORT], tail[_TRANSPORT:]
+    if len(part) < 3 or whole[0] != _SYNC or part[0] != _SYNC:
+        return False
+    return int.from_bytes(part[1:3], "big") & 0x1FFF == stream
