@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
+from cosmos_hpc.data.file_stats import file_identities
 from cosmos_hpc.errors import RequestError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -28,7 +29,7 @@ Row = dict[str, Any]
 def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
     """The entries of a list, in its order, each once.
 
-    The same file with another prompt is another entry.
+    The same file with another prompt is another entry. Names that resolve to one file are one file.
 
     Args:
         source: path of the list.
@@ -40,33 +41,48 @@ def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
     """
     read = _read_json if source.endswith(JSONL) else _read_path
     rows: list[Row] = []
-    seen: set[tuple[str, str | None]] = set()
-    twice: list[int] = []
-    here = os.path.join(os.path.realpath(root), "")
+    numbers: list[int] = []
     try:
         for number, line in _lines(source):
             try:
-                row = read(line)
+                rows.append(read(line))
             except ValueError as e:
                 raise RequestError(f"data.input={source}, line {number}: {e}") from None
-            # One file by its absolute and its relative path is one entry.
-            key = row["path"].removeprefix(here), row.get("prompt")
-            if key in seen:
-                twice.append(number)
-            else:
-                seen.add(key)
-                rows.append(row)
+            numbers.append(number)
     except OSError as e:
         raise RequestError(f"data.input={source} cannot be read: {e.strerror}") from None
     if not rows:
         raise RequestError(f"data.input={source} holds no video: all of its lines are blank")
     _check_some_exist(source, root, rows)
+    kept, twice = _each_once(rows, root, note)
     if twice:
         note(
-            f"{len(twice)} of {len(rows) + len(twice)} entries of {source} repeat an earlier one "
-            f"and are left out (the first is line {twice[0]})"
+            f"{len(twice)} of {len(rows)} entries of {source} repeat an earlier one and are left "
+            f"out (the first is line {numbers[twice[0]]})"
         )
-    return rows
+    return kept
+
+
+def _each_once(
+    rows: list[Row], root: str, note: Callable[[str], None]
+) -> tuple[list[Row], list[int]]:
+    """The entries that repeat none before them, and the indices of those that do.
+
+    Entries of one file with different prompts get the path that the first of them has: which part
+    of the data a video goes to follows from its path.
+    """
+    files = file_identities([os.path.join(root, row["path"]) for row in rows], note)
+    paths: dict[str, str] = {}
+    seen: set[tuple[str, str | None]] = set()
+    kept, twice = [], []
+    for index, (row, file) in enumerate(zip(rows, files, strict=True)):
+        entry = file, row.get("prompt")
+        if entry in seen:
+            twice.append(index)
+        else:
+            seen.add(entry)
+            kept.append({**row, "path": paths.setdefault(file, row["path"])})
+    return kept, twice
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -117,10 +133,10 @@ def _read_json(line: bytes) -> Row:
         raise ValueError(f"it has both {' and '.join(PATH_KEYS)}; keep one of them")
     key, path = paths[0]
     if not isinstance(path, str):
-        raise ValueError(f"{key} is {_short(path)}; it must be the path of a video, a text")
+        raise ValueError(f"{key} is {short(path)}; it must be the path of a video, a text")
     prompt = row.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
-        raise ValueError(f"prompt is {_short(prompt)}; it must be a text or be left out")
+        raise ValueError(f"prompt is {short(prompt)}; it must be a text or be left out")
     if prompt is not None and not _encodes(prompt):
         raise ValueError("prompt is not text in UTF-8; save the list in that encoding")
     found = {"path": _checked(path)}
@@ -132,7 +148,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{_short(twice)} stands there twice; keep one of them")
+        raise ValueError(f"{short(twice)} stands there twice; keep one of them")
     return row
 
 
@@ -143,10 +159,10 @@ def _checked(path: str) -> str:
         ValueError: it cannot be the path of a video.
     """
     if "\0" in path or not _encodes(path, "surrogateescape"):
-        raise ValueError(f"{_short(path)} holds a character that no file name can hold; mend it")
+        raise ValueError(f"{short(path)} holds a character that no file name can hold; mend it")
     if not path.lower().endswith(EXTENSIONS):
         raise ValueError(
-            f"{_short(path)} is no video by its name; it must end in one of {', '.join(EXTENSIONS)}"
+            f"{short(path)} is no video by its name; it must end in one of {', '.join(EXTENSIONS)}"
         )
     # Parts .. stay: behind a link they are not what they seem.
     return str(PurePosixPath(path)) if "//" in path or "./" in path else path
@@ -164,7 +180,7 @@ def _encodes(text: str, errors: str = "strict") -> bool:
 _KINDS = {dict: "an object", list: "a list", bool: "a truth value", float: "a number"}
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
     """A value of a list as a person can read it in a sentence."""
     if not isinstance(value, str):
         return _KINDS.get(type(value), "null")
@@ -181,5 +197,5 @@ def _check_some_exist(source: str, root: str, rows: list[Row]) -> None:
     if not any(map(os.path.exists, some)):
         raise RequestError(
             f"data.input={source}: none of {len(some)} videos that were looked for exists, the "
-            f"first is {_short(some[0])}; relative paths are relative to the folder of the list"
+            f"first is {short(some[0])}; relative paths are relative to the folder of the list"
         )

@@ -9,10 +9,10 @@ import glob
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list
+from cosmos_hpc.data.file_stats import file_identities, file_sizes
+from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list, short
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
@@ -65,7 +65,26 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
             f"data.input={source} holds no video: none of its {others} {what} ends in "
             f"{', '.join(EXTENSIONS)}"
         )
-    return root, [{"path": name} for name in sorted(videos)]
+    return root, [{"path": name} for name in _one_name_each(source, root, sorted(videos), note)]
+
+
+def _one_name_each(
+    source: str, root: str, names: list[str], note: Callable[[str], None]
+) -> list[str]:
+    """The names without those that lead to the file of an earlier one."""
+    kept: dict[str, str] = {}
+    left_out = []
+    for name, file in zip(
+        names, file_identities([os.path.join(root, name) for name in names], note), strict=True
+    ):
+        if kept.setdefault(file, name) != name:
+            left_out.append((name, kept[file]))
+    if left_out:
+        note(
+            f"{len(left_out)} of {len(names)} videos of {source} are links to another one and are "
+            f"left out (the first is {short(left_out[0][0])}, which is {short(left_out[0][1])})"
+        )
+    return list(kept.values())
 
 
 def source_folder(source: str) -> str:
@@ -204,23 +223,3 @@ def video_costs(
             declared = [min(count, frames) for count in declared]
         return "frames", [_OPENING_FRAMES + count for count in declared]
     return "bytes", [_OPENING_BYTES + size for size in file_sizes(paths)]
-
-
-def file_sizes(paths: list[str], threads: int = 16) -> list[int]:
-    """Bytes of each file; 0 of one that is not there.
-
-    In threads, because on a network file system every look takes its time.
-    """
-    blocks = [paths[i : i + 1000] for i in range(0, len(paths), 1000)]
-    with ThreadPoolExecutor(threads) as pool:
-        return [size for block in pool.map(_sizes, blocks) for size in block]
-
-
-def _sizes(paths: list[str]) -> list[int]:
-    sizes = []
-    for path in paths:
-        try:
-            sizes.append(os.stat(path).st_size)  # noqa: PTH116 - of a million, Path takes seconds
-        except OSError:
-            sizes.append(0)
-    return sizes

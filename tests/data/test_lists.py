@@ -82,6 +82,39 @@ def test_repeated_entries_are_taken_once_and_mentioned(tmp_path):
     assert "left out (the first is line 2)" in note
 
 
+def test_names_that_resolve_to_one_file_are_one_video(tmp_path):
+    touch(tmp_path, "a.mp4", "in/b.mp4", "blobs/1234")
+    (tmp_path / "link.mp4").symlink_to("a.mp4")
+    (tmp_path / "folder").symlink_to("in")
+    (tmp_path / "hub.mp4").symlink_to("blobs/1234")
+    (tmp_path / "hard.mp4").hardlink_to(tmp_path / "a.mp4")
+    rows = [
+        {"video": "link.mp4", "prompt": "one"},
+        {"video": "a.mp4", "prompt": "one"},
+        {"video": "in/../a.mp4", "prompt": "two"},
+        {"video": "folder/b.mp4"},
+        {"video": "in/b.mp4"},
+        {"video": "hub.mp4"},
+        {"video": "hard.mp4"},
+        {"video": "missing.mp4"},
+        {"video": str(tmp_path / "missing.mp4")},
+    ]
+    notes = []
+    _, found = list_rows(write_list(tmp_path, rows), notes.append)
+    # The other prompt of a file keeps the name of the first: all of a file goes to one part.
+    assert [(row["path"], row.get("prompt")) for row in found] == [
+        ("link.mp4", "one"),
+        ("link.mp4", "two"),
+        ("folder/b.mp4", None),
+        ("hub.mp4", None),
+        ("hard.mp4", None),
+        ("missing.mp4", None),
+    ]
+    (note,) = notes
+    assert "3 of 9 entries of" in note
+    assert "the first is line 2" in note
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

@@ -5,7 +5,8 @@ import pytest
 
 from cosmos_hpc.backends import launch
 from cosmos_hpc.config.recipes import load_recipe
-from cosmos_hpc.data.videos import file_sizes, list_rows, resolve_source
+from cosmos_hpc.data.file_stats import file_sizes
+from cosmos_hpc.data.videos import list_rows, resolve_source
 from cosmos_hpc.errors import RequestError
 from tests.conftest import list_videos
 
@@ -28,6 +29,21 @@ def test_links_to_folders_are_followed_once(tmp_path):
     (tmp_path / "set" / "loop").symlink_to(tmp_path)
     assert len(list_videos(str(tmp_path))) == 1
     assert len(list_videos(f"{tmp_path}/**/*.mp4")) == 1
+
+
+def test_a_link_to_a_video_is_not_another_video(tmp_path):
+    touch(tmp_path, *(f"a/{number}.mp4" for number in range(10)), "b/copy.mp4")
+    for number in range(9):
+        (tmp_path / "b" / f"{number}.mp4").symlink_to(f"../a/{number}.mp4")
+    (tmp_path / "b" / "hard.mp4").hardlink_to(tmp_path / "a" / "9.mp4")
+    for source in (tmp_path, tmp_path / "**/*.mp4"):
+        notes = []
+        _, rows = list_rows(str(source), notes.append)
+        names = [f"a/{number}.mp4" for number in range(10)]
+        assert [row["path"] for row in rows] == [*names, "b/copy.mp4", "b/hard.mp4"]
+        (note,) = notes
+        assert "9 of 21 videos of" in note
+        assert 'the first is "b/0.mp4", which is "a/0.mp4"' in note
 
 
 def test_names_that_are_not_utf8_keep_their_bytes(tmp_path):

@@ -1,0 +1,60 @@
+"""What the disk says of many videos: their sizes, and which names lead to one file."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from cosmos_hpc.utils.progress import counted
+
+_BLOCK, _THREADS = 1000, 16
+
+
+def file_sizes(paths: list[str]) -> list[int]:
+    """Bytes of each file; 0 of one that is not there."""
+    return [status.st_size if status else 0 for status in _stats(paths)]
+
+
+def file_identities(paths: list[str], note: Callable[[str], None]) -> list[str]:
+    """For each path a text that two paths share when they resolve to one file.
+
+    They do so through links, through ``..``, and on some file systems through two spellings of one
+    Unicode name. Hard links stay files of their own, as copies do.
+
+    Args:
+        paths: absolute, or relative to the working folder.
+        note: is told now and then how many have been looked at.
+    """
+    stats = counted(_stats(paths), len(paths), "files looked at", note)
+    inodes = [status and (status.st_dev, status.st_ino) for status in stats]
+    names = Counter(inodes)
+    # To resolve a path takes a look at each of its folders: only where an inode has two names.
+    return [
+        unicodedata.normalize("NFC", os.path.realpath(path)) if names[inode] > 1 else path
+        for path, inode in zip(paths, inodes, strict=True)
+    ]
+
+
+def _stats(paths: list[str]) -> Iterator[os.stat_result | None]:
+    """Of each file; None of one that is not there.
+
+    In threads, because on a network file system every look takes its time.
+    """
+    blocks = [paths[i : i + _BLOCK] for i in range(0, len(paths), _BLOCK)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for found in pool.map(_stat_block, blocks):
+            yield from found
+
+
+def _stat_block(paths: list[str]) -> list[os.stat_result | None]:
+    return [_stat(path) for path in paths]
+
+
+def _stat(path: str) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116 - of a million, Path takes seconds
+    except OSError:
+        return None
