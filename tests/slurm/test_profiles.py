@@ -1,12 +1,13 @@
 """``cluster init`` and ``cluster check`` on a real Slurm."""
 
+import re
 import sys
 
 import pytest
 import yaml
 
 from tests.conftest import cosmos_hpc
-from tests.slurm.login import PROFILE
+from tests.slurm.login import PROFILE, Login
 
 
 def run(lab, *words, cwd, **env):
@@ -113,6 +114,57 @@ def test_a_partition_that_is_down(lab, tmp_path):
         lab.run("scontrol", "update", "partitionname=cpu", "state=up")
     assert "cpu_partition: cpu is down" in outcome.out
     assert outcome.code == 2
+
+
+def test_a_limit_of_a_qos(any_lab, profile):
+    """Of the one that jobs name, of the default one, and of that of a partition."""
+    if not any_lab.accounting:
+        pytest.skip("Slurm has no QOS without accounting")
+
+    def most(*words):
+        out = run(any_lab, "cluster", "check", "mine", *words, cwd=profile).out
+        return re.findall(r"you may have (\d+) jobs in the queue; with max_submit=(\d+)", out)
+
+    user = ("sacctmgr", "-i", "modify", "user", "root", "set")
+    any_lab.run("sacctmgr", "-i", "add", "qos", "small", "MaxSubmitJobsPerUser=6")
+    try:
+        any_lab.run(*user, "qos+=small")
+        assert most("qos=small") == [("6", "6")]
+        assert most("qos=normal") == most() == []
+        any_lab.run(*user, "defaultqos=small")
+        assert most() == [("6", "6")]
+        assert "max_submit: 6" in run(any_lab, "cluster", "init", "other", cwd=profile).out
+        any_lab.run(*user, "defaultqos=normal")
+        assert most() == []
+        any_lab.run("scontrol", "update", "partitionname=cpu", "qos=small")
+        assert most() == [("6", "6")]
+    finally:
+        any_lab.run("scontrol", "update", "partitionname=cpu", "qos=")
+        any_lab.run(*user, "defaultqos=-1", "qos=normal")
+        any_lab.run("sacctmgr", "-i", "delete", "qos", "small")
+
+
+def test_nodes_that_are_away_are_waited_for(lab, tmp_path, scenes):
+    """sbatch queues such jobs; what it refuses for good is refused all the same."""
+    login = Login(lab, tmp_path / "home")
+    login.lab.run("scontrol", "update", "nodename=n[1-3]", "state=drain", "reason=power")
+    try:
+        checked = login.command("cluster", "check", "mine")
+        assert checked.code == 0, checked.out
+        assert "note     a job of stage train would have to wait: of 3 nodes of gpu, 3 drained" in (
+            checked.out
+        )
+        outcome = login.submit("waits", f"data.input={scenes}")
+        assert "train       of 3 nodes of gpu, 3 drained; it waits until they are" in outcome.err
+        assert len(login.jobs("waits", "train", "PENDING")) == 1
+        words = ("submit", "recipe=ar_tiny", "cluster=mine", f"data.input={scenes}", "--name=no")
+        refused = login.command(*words, "cluster.sbatch=['--mincpus=10000']")
+        assert refused.code == 2
+        assert "Slurm does not take" in refused.err
+        assert login.queued("no") == []
+    finally:
+        login.command("cancel", "waits", "--now")
+        login.lab.run("scontrol", "update", "nodename=n[1-3]", "state=resume")
 
 
 def test_without_slurm_it_is_one_sentence(tmp_path):

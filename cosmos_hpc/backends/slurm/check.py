@@ -134,24 +134,34 @@ def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
         nodes = cluster.nodes if row.ranks else 1
         flags = [f"--nodes={nodes}", *placement(cluster, stage, count)]
         reason = slurm.refusal(*flags, "--wrap", "true")
-        if reason:
+        if reason and (awaited := slurm.awaited_nodes(cluster.partition(count), reason)):
+            yield Finding("note", f"a job of stage {stage} would have to wait: {awaited}")
+        elif reason:
             yield Finding("problem", f"Slurm would not take a job of stage {stage}: {reason}")
         else:
             yield Finding("ok", f"Slurm would take a job of stage {stage}")
 
 
 def _limits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
-    if cluster.max_array_size > facts.max_array_size:
+    if cluster.max_array_size > max(1, facts.max_array_size):
         yield Finding(
             "problem",
             f"max_array_size={cluster.max_array_size}, but the cluster's MaxArraySize is "
             f"{facts.max_array_size}",
         )
-    if facts.max_submit is not None and (cluster.max_submit or math.inf) > facts.max_submit:
+    if facts.max_array_size < 1:
         yield Finding(
             "problem",
-            f"max_submit={cluster.max_submit}, but you may have {facts.max_submit} jobs in the "
-            f"queue; with max_submit={facts.max_submit} array tasks prepare several shards each",
+            "the cluster takes no job arrays (MaxArraySize=0), and shards are the tasks of one; "
+            "ask its administrators, or prepare the videos with the local cluster inside a job",
+        )
+    partitions = f"{cluster.gpu_partition},{cluster.cpu_partition}".split(",")
+    most = facts.most_jobs(cluster.qos, partitions)
+    if most is not None and (cluster.max_submit or math.inf) > most:
+        yield Finding(
+            "problem",
+            f"max_submit={cluster.max_submit}, but you may have {most} jobs in the "
+            f"queue; with max_submit={most} array tasks prepare several shards each",
         )
     if not facts.accounting:
         yield Finding("note", "without accounting, Slurm forgets jobs soon after they end")

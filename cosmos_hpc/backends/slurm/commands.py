@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from cosmos_hpc.errors import RequestError
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 RUNNING = {"RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT"}
 _BETWEEN = "\x1f"
+#: States of nodes that take no jobs now and may do so again.
+_NOT_UP = re.compile("down|drain|fail|maint|reboot|unk")
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,30 @@ def refusal(*flags: str) -> str | None:
     return None if done.returncode == 0 else reason(done.stderr)
 
 
+def awaited_nodes(partition: str, why: str) -> str | None:
+    """What a job would wait for that Slurm could not place now; None where waiting does not help.
+
+    ``sbatch --test-only`` refuses what the nodes that are up cannot do; sbatch itself queues it,
+    and refuses what the others could not do either.
+
+    Args:
+        partition: one, or several with commas.
+        why: what ``refusal`` gave.
+    """
+    if "node" not in why.lower():
+        return None
+    counts: Counter[str] = Counter()
+    for line in output("sinfo", "-a", "-h", "-o", "%P|%D|%T").splitlines():
+        name, number, state = [*line.split("|"), "", ""][:3]  # less of a greeting of the site
+        if name.removesuffix("*") in partition.split(","):
+            counts[state.rstrip("*~#!%$@^-") if _NOT_UP.match(state) else ""] += int(number)
+    away = {state: number for state, number in counts.items() if state}
+    if not away:
+        return None
+    states = ", ".join(f"{number} {state}" for state, number in away.items())
+    return f"of {sum(counts.values())} nodes of {partition}, {states}; it waits until they are back"
+
+
 def sbatch(script: Path, flags: Sequence[str], name: str, known: Collection[str] = ()) -> str:
     """Submit a script; returns the job's id.
 
@@ -200,7 +227,7 @@ def _newest(name: str, known: Collection[str]) -> list[str]:
 
 def with_remedy(why: str) -> str:
     """A refusal, and what helps where Slurm counts jobs."""
-    if "MaxSubmitJob" not in why:
+    if not re.search("(Max|Grp)SubmitJob", why):
         return why
     return f"{why}; max_submit in the profile keeps to a limit of jobs in the queue"
 

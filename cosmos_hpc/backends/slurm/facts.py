@@ -7,7 +7,8 @@ import os
 import pwd
 import re
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
 from cosmos_hpc.backends.slurm.commands import command, output
 from cosmos_hpc.backends.slurm.profile import minutes
@@ -21,6 +22,7 @@ class Partition:
         limit: minutes that a job may take; infinite without a limit.
         gpus: GPUs of a node by type; the type is empty where the cluster names none.
         cpus: of the node with the fewest.
+        qos: whose limits hold for all jobs in it; empty without one.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Partition:
     nodes: int
     gpus: dict[str, int]
     cpus: int
+    qos: str = ""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,10 @@ class Facts:
         accounting: whether ``sacct`` works.
         associations: accounts of this user, each with the QOS that it may use; empty where Slurm
             does not tell.
-        max_submit: most jobs of this user at a time; None without a limit that Slurm tells.
+        max_submit: most jobs of this user at a time that associations allow; None without a limit
+            that Slurm tells.
+        qos_limits: the same of each QOS that has a limit.
+        default_qos: of jobs that name none.
         container_options: flags that pyxis adds to srun; empty without it.
     """
 
@@ -52,6 +58,19 @@ class Facts:
     associations: dict[str, set[str]]
     max_submit: int | None
     container_options: set[str]
+    qos_limits: dict[str, int] = field(default_factory=dict)
+    default_qos: str = ""
+
+    def most_jobs(self, qos: str | None, partitions: Iterable[str]) -> int | None:
+        """Most jobs of this user in the queue; None without a limit that Slurm tells.
+
+        Args:
+            qos: of the jobs; None: the default one.
+            partitions: that they run in.
+        """
+        ruling = [qos or self.default_qos, *(p.qos for p in map(self.partition, partitions) if p)]
+        limits = [self.max_submit, *map(self.qos_limits.get, ruling)]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def partition(self, name: str) -> Partition | None:
         """A partition by name."""
@@ -66,7 +85,7 @@ def read_facts() -> Facts:
     """
     config = dict(re.findall(r"^(\w+)\s*= (.*)$", output("scontrol", "show", "config"), re.M))
     accounting = "none" not in config.get("AccountingStorageType", "none")
-    associations, max_submit = _associations() if accounting else ({}, None)
+    associations, max_submit, default_qos = _associations() if accounting else ({}, None, "")
     return Facts(
         cluster=config.get("ClusterName", "slurm").strip(),
         version=config.get("SLURM_VERSION", "").strip(),
@@ -76,6 +95,8 @@ def read_facts() -> Facts:
         associations=associations,
         max_submit=max_submit,
         container_options=container_options(),
+        qos_limits=_qos_limits() if accounting else {},
+        default_qos=default_qos,
     )
 
 
@@ -87,6 +108,8 @@ def container_options() -> set[str]:
 
 
 def _partitions() -> list[Partition]:
+    shown = output("scontrol", "-a", "-o", "show", "partition")
+    qos = dict(re.findall(r"^PartitionName=(\S+) .*? QoS=(\S+)", shown, re.M))
     merged: dict[str, Partition] = {}
     for line in output("sinfo", "-a", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
         fields = line.split("|")
@@ -107,6 +130,7 @@ def _partitions() -> list[Partition]:
             nodes=int(nodes) + (before.nodes if before else 0),
             gpus=gpus,
             cpus=min(int(cpus.rstrip("+")), before.cpus if before else sys.maxsize),
+            qos="" if qos.get(short, "N/A") == "N/A" else qos[short],
         )
     return list(merged.values())
 
@@ -120,23 +144,42 @@ def _whole(limit: str) -> str:
     return f"00:{limit}" if limit.count(":") == 1 and "-" not in limit else limit
 
 
-def _associations() -> tuple[dict[str, set[str]], int | None]:
-    """Accounts with their qos, the default one first, and the limit of jobs in the queue."""
+def _qos_limits() -> dict[str, int]:
+    """Most jobs of one user in the queue under each QOS that limits them."""
+    done = command("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitjobsperuser")
+    rows = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1)
+    return {name: int(limit) for name, limit in rows if limit.isdigit()}
+
+
+def _associations() -> tuple[dict[str, set[str]], int | None, str]:
+    """Accounts with their qos, the default one first; the limit of jobs in the queue; a job's qos.
+
+    Slurm gives a job that names no qos the default of its association, or else ``normal``.
+    """
     try:
         user = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
         user = str(os.getuid())
     default = command("sacctmgr", "-nP", "show", "user", user, "format=defaultaccount").stdout
-    words = ["sacctmgr", "-nP", "show", "assoc", f"user={user}", "format=account,qos,maxsubmit"]
+    words = [
+        "sacctmgr",
+        "-nP",
+        "show",
+        "assoc",
+        f"user={user}",
+        "format=account,qos,maxsubmit,defaultqos",
+    ]
     done = command(*words)
     accounts: dict[str, set[str]] = {}
-    limits = []
+    limits, defaults = [], {}
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
         fields = line.split("|")
-        if len(fields) != 3:
+        if len(fields) != 4:
             continue  # a greeting of the site
-        account, qos, limit = fields
+        account, qos, limit, defaults[account] = fields
         accounts.setdefault(account, set()).update(filter(None, qos.split(",")))
         limits += [int(limit)] if limit.isdigit() else []
     names = sorted(accounts, key=lambda name: (name != default.strip(), name))
-    return {name: accounts[name] for name in names}, min(limits, default=None)
+    default_qos = defaults[names[0]] if names else ""
+    in_order = {name: accounts[name] for name in names}
+    return in_order, min(limits, default=None), default_qos or "normal"

@@ -135,6 +135,10 @@ class SlurmCluster(Cluster):
         """The limit of a stage's jobs."""
         return str(getattr(self.time, stage))
 
+    def partition(self, gpus: int) -> str:
+        """Where a job runs that has so many GPUs."""
+        return self.gpu_partition if gpus else self.cpu_partition
+
     @property
     def max_gpus(self) -> int:
         """Of all nodes that a job may have."""

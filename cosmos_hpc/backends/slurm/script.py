@@ -48,7 +48,7 @@ def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
         stage: name of the stage.
         gpus: of one node; 0 for a job on the CPU partition.
     """
-    flags = [f"--partition={cluster.gpu_partition if gpus else cluster.cpu_partition}"]
+    flags = [f"--partition={cluster.partition(gpus)}"]
     flags += [f"--time={cluster.time_of(stage)}"]
     flags += [f"--account={cluster.account}"] if cluster.account else []
     flags += [f"--qos={cluster.qos}"] if cluster.qos else []

@@ -253,7 +253,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         return
     _check_room(cluster, submission)
     scripts = write_scripts(run, submission)
-    _ask_slurm(submission, scripts)
+    _ask_slurm(cluster, submission, scripts, console)
     run.stop_request.unlink(missing_ok=True)
     commands.cancel(submission.stuck)
     ids: dict[tuple[str, int], str] = {}
@@ -282,14 +282,19 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         console.say(f"  in the queue job {job_id} {told}")
 
 
-def _ask_slurm(submission: Submission, scripts: Mapping[str, Path]) -> None:
+def _ask_slurm(
+    cluster: SlurmCluster, submission: Submission, scripts: Mapping[str, Path], console: Console
+) -> None:
     """Have Slurm look at one script of each stage before anything is queued."""
-    asked: dict[str, Path] = {}
+    asked: dict[str, Job] = {}
     for job, _ in submission.jobs:
-        asked.setdefault(job.stage.name, scripts[job.name])
-    for stage, script in asked.items():
+        asked.setdefault(job.stage.name, job)
+    for stage, job in asked.items():
+        script = scripts[job.name]
         reason = commands.refusal(str(script))
-        if reason:
+        if reason and (awaited := commands.awaited_nodes(cluster.partition(job.gpus), reason)):
+            console.say(f"  {stage:<11} {awaited}")
+        elif reason:
             raise RequestError(
                 f"Slurm would not take the job of stage {stage}: {commands.with_remedy(reason)}; "
                 f"its script is {script}, and cosmos-hpc cluster check says more. Nothing was "
