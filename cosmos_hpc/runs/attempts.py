@@ -20,8 +20,9 @@ class Attempt:
         node: where it ran.
         log: its log file; attempts of one job share it.
         started: seconds since the epoch.
-        why: how it ended, ``done``, ``failed``, ``stopped``, ``killed`` or ``cancelled``; empty
-            while it runs, and where it could not say.
+        why: how it ended, ``done``, ``failed``, ``stopped``, ``killed``, ``cancelled`` or, of a
+            worker that did not start, ``unstarted``; empty while it runs, and where it could not
+            say.
     """
 
     job: str

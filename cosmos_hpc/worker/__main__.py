@@ -96,7 +96,7 @@ def _stop(number: int, _: Any) -> None:
 
 
 def _tell_script(how: str) -> None:
-    """Have the script of a Slurm job know that its task is ``done``, or was ``stopped``."""
+    """Tell the script of a Slurm job that its task has ``begun``, is ``done`` or ``stopped``."""
     stop = os.environ.get(STOP_VARIABLE)
     if stop:
         Path(f"{stop}.{how}").touch()
@@ -154,6 +154,7 @@ def main(arguments: list[str]) -> int:
         return 2
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    _tell_script("begun")
     _leave_allocation()
     if os.environ.get("COSMOS_HPC_DIE_WITH_PARENT"):
         _die_with_parent()

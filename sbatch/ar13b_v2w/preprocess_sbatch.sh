@@ -106,16 +106,54 @@ requeue() {
     return 75
 }
 
+log_size() {
+    [ ! -e "$run/$log" ] || wc -c <"$run/$log"
+}
+
+# Why a worker did not start, by what Slurm, the container or Python wrote since then.
+cause() {
+    tail -c "+$((${size:-0} + 1))" "$run/$log" 2>/dev/null |
+        grep -iE 'error|not found|no such|cannot|denied|unrecognized' |
+        grep -vE 'Exited with exit code|Terminating StepId|STEP .* CANCELLED' |
+        tail -n 3 | cut -c 1-300 | paste -sd ';' | sed 's/;/; /g'
+}
+
+# The worker ended without a reason. Why one did not start is in the log; killed while it did
+# (137), or lost with its node (0), it is none of those.
+try_again() {
+    local ended=killed said="the worker was killed without a reason" why
+    local tries="ended $((retries + 1)) times without a reason, perhaps out of memory"
+    if [ ! -e "$COSMOS_HPC_STOP.begun" ] && [ "$code" != 137 ] && [ "$code" != 0 ]; then
+        why=$(cause)
+        ended=unstarted said="the worker did not start: ${why:-the log does not say why}"
+        tries="did not start, attempt $((retries + 1)) of $((retries + 1)), on "
+        tries+="${SLURMD_NODENAME:-its node}: ${why:-the log does not say why}"
+    fi
+    if [ "$(failures)" -ge "$retries" ]; then
+        give_up failed "$tries"
+        return
+    fi
+    # An image that is being replaced or a mount that is away may be back soon.
+    [ "$ended" = killed ] || sleep 30
+    requeue "$ended" "$said"
+}
+
+# How often in this job a worker ended so at this task.
+failures() {
+    grep -cE "\"job\": \"$job\".*\"why\": \"(killed|unstarted)\"" "$attempts"
+}
+
 do_task() {
     attempts=$run/stages/attempts/$stage.$1
     reason=$run/stages/errors/$stage.$1.txt
     export COSMOS_HPC_STOP=$run/stages/stops/$stage.$1
-    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP.done" "$COSMOS_HPC_STOP.stopped"
+    rm -f "$reason" "$COSMOS_HPC_STOP" "$COSMOS_HPC_STOP".{begun,done,stopped}
     note start ""
     if [ -n "$warned" ]; then
         requeue stopped "the job was asked to stop"
         return
     fi
+    size=$(log_size)
     work "$1" &
     interrupted=yes
     while [ "$interrupted" = yes ]; do
@@ -134,10 +172,8 @@ do_task() {
         return 75
     elif [ -n "$warned" ] || [ -e "$COSMOS_HPC_STOP.stopped" ]; then
         requeue stopped "the job was asked to stop"
-    elif [ "$(grep -c "\"job\": \"$job\".*\"why\": \"killed\"" "$attempts")" -ge "$retries" ]; then
-        give_up failed "ended $((retries + 1)) times without a reason, perhaps out of memory"
     else
-        requeue killed "the worker was killed without a reason"
+        try_again
     fi
 }
 

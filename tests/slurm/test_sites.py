@@ -55,6 +55,17 @@ def test_an_sbatch_that_tells_no_id_leaves_nothing_behind(login, lab, tmp_path, 
     assert login.queued("silent") == []
 
 
+def test_a_worker_that_does_not_start_says_why(login, scenes):
+    """Here its Python is not there; an image or a mount that is gone ends in the same way."""
+    words = ("--stages", "download", "cluster.python=/no/python", "cluster.retries=0")
+    login.submit("unstarted", f"data.input={scenes}", *words)
+    state = login.wait("unstarted", "download", "failed", "done", seconds=120)
+    (reason,) = state["errors"].values()
+    assert "did not start, attempt 1 of 1, on n" in reason
+    assert "/no/python: No such file or directory" in reason
+    assert "out of memory" not in reason
+
+
 def test_a_submission_that_fails_half_way_leaves_nothing_queued(login, lab, tmp_path, scenes):
     """Slurm takes the first jobs, and not the last one."""
     path = lab.environment["PATH"]

@@ -19,7 +19,7 @@ from tests.conftest import executables
 
 JOB = Path(script.__file__).with_name("job.sh")
 #: What a worker says when it has done its task, and when it has stopped on request.
-DONE, STOPPED = ': >"$COSMOS_HPC_STOP.done"', ': >"$COSMOS_HPC_STOP.stopped"'
+BEGUN, DONE, STOPPED = (f': >"$COSMOS_HPC_STOP.{word}"' for word in ("begun", "done", "stopped"))
 REASON = "echo 'the disk is full' >\"$run/stages/errors/train.0.txt\""
 
 
@@ -88,7 +88,7 @@ def test_a_task_that_leaves_a_reason_has_failed(job):
     assert (job.why, job.reason, job.requeued) == ("failed", "the disk is full", False)
 
 
-@pytest.mark.parametrize("work", ["true", "kill -9 $BASHPID"])
+@pytest.mark.parametrize("work", ["true", "kill -9 $BASHPID", f"{BEGUN}; return 1"])
 def test_a_worker_that_says_nothing_was_killed(job, work):
     """Also where srun returns 0, as it does when it has lost its node."""
     assert job.code(work) == 75
@@ -107,6 +107,24 @@ def test_a_task_is_given_up_when_it_was_killed_too_often_in_one_job(job):
     assert codes == [75, 75, 1]
     assert job.reason == "ended 3 times without a reason, perhaps out of memory"
     assert job.why == "failed"
+
+
+def test_a_worker_that_does_not_start_is_told_from_one_that_was_killed(job):
+    log = job.run.path / "logs/train/7.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("srun: error: of an attempt before\n")
+    says = [
+        "slurmstepd: error: execve(): python3: No such file or directory",
+        "srun: error: n1: task 0: Exited with exit code 2",
+    ]
+    work = "; ".join(f"echo '{line}' >>$run/$log" for line in [*says, "a line of the site"])
+    assert job.code(f"{BEGUN}; {work}") == 75
+    assert job.why == "killed"
+    assert job.code(f"{work}; return 2", restarts=1) == 75
+    assert job.why == "unstarted"
+    assert job.record.read_text() == "requeue 7\n" * 2
+    assert job.code(f"{work}; return 2", restarts=2) == 1
+    assert job.reason == f"did not start, attempt 3 of 3, on n1: {says[0]}"
 
 
 def test_a_job_is_not_started_again_for_ever(job):
