@@ -55,6 +55,24 @@ def test_an_sbatch_that_tells_no_id_leaves_nothing_behind(login, lab, tmp_path, 
     assert login.queued("silent") == []
 
 
+def test_jobs_on_another_cluster_are_not_taken_for_ended(login, lab, tmp_path, scenes):
+    """Two clusters may share a file system; here a second one has an empty queue."""
+    login.submit("there", f"data.input={scenes}", "cluster.sbatch=['--hold']")
+    scontrol = shutil.which("scontrol", path=lab.environment["PATH"])
+    other = executables(
+        tmp_path / "other", squeue="", scontrol=f"{scontrol} \"$@\" | sed 's/= lab$/= other/'"
+    )
+    elsewhere = {"PATH": f"{other}:{lab.environment['PATH']}"}
+    shown = login.command("status", "there", **elsewhere)
+    assert "is not known: run there was submitted to cluster lab, and Slurm here is" in shown.out
+    assert "nothing of it is in the queue" not in shown.out
+    refused = login.command("retry", "there", **elsewhere)
+    assert refused.code == 2
+    assert "use a login node of lab, or remove" in refused.err
+    assert len(login.queued("there")) == 7
+    assert login.command("cancel", "there").code == 0
+
+
 def test_a_worker_that_does_not_start_says_why(login, scenes):
     """Here its Python is not there; an image or a mount that is gone ends in the same way."""
     words = ("--stages", "download", "cluster.python=/no/python", "cluster.retries=0")

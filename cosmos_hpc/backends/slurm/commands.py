@@ -138,14 +138,32 @@ def reason(text: str) -> str:
     return "; ".join(dict.fromkeys(filter(None, lines)))
 
 
+def config() -> dict[str, str]:
+    """Settings of the cluster that this machine belongs to, by their names in ``slurm.conf``.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    said = output("scontrol", "show", "config")
+    return {name: value.strip() for name, value in re.findall(r"^(\w+)\s*= (.*)$", said, re.M)}
+
+
+def cluster_name() -> str:
+    """Name of the cluster that this machine belongs to.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    return config().get("ClusterName", "slurm")
+
+
 def hides_jobs_of_others() -> bool:
     """Whether users of this cluster see nothing but their own jobs in the queue.
 
     Raises:
         RequestError: Slurm does not answer.
     """
-    config = output("scontrol", "show", "config")
-    return re.search(r"^PrivateData\s*=.*\bjobs\b", config, re.M) is not None
+    return re.search(r"\bjobs\b", config().get("PrivateData", "")) is not None
 
 
 def refusal(*flags: str) -> str | None:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cosmos_hpc.backends.slurm.commands import command, output
+from cosmos_hpc.backends.slurm.commands import command, config, output
 from cosmos_hpc.backends.slurm.profile import minutes
 
 
@@ -83,13 +83,13 @@ def read_facts() -> Facts:
     Raises:
         RequestError: there is no Slurm here, or it does not answer.
     """
-    config = dict(re.findall(r"^(\w+)\s*= (.*)$", output("scontrol", "show", "config"), re.M))
-    accounting = "none" not in config.get("AccountingStorageType", "none")
+    settings = config()
+    accounting = "none" not in settings.get("AccountingStorageType", "none")
     associations, max_submit, default_qos = _associations() if accounting else ({}, None, "")
     return Facts(
-        cluster=config.get("ClusterName", "slurm").strip(),
-        version=config.get("SLURM_VERSION", "").strip(),
-        max_array_size=int(config.get("MaxArraySize", "1001")),
+        cluster=settings.get("ClusterName", "slurm"),
+        version=settings.get("SLURM_VERSION", ""),
+        max_array_size=int(settings.get("MaxArraySize", "1001")),
         accounting=accounting,
         partitions=_partitions(),
         associations=associations,

@@ -46,7 +46,21 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
             f"run {run.name} was submitted by somebody else, and this cluster shows nobody the "
             f"jobs of others"
         )
+    if not found:
+        _check_cluster(run)
     return found
+
+
+def _check_cluster(run: RunFolder) -> None:
+    """Refuse to say that nothing is in the queue where the jobs are on another cluster."""
+    rows = files.read_jsonl(run.jobs)
+    submitted = next((row["cluster"] for row in reversed(rows) if "cluster" in row), None)
+    if submitted and submitted != (here := commands.cluster_name()):
+        raise RequestError(
+            f"run {run.name} was submitted to cluster {submitted}, and Slurm here is that of "
+            f"{here}; use a login node of {submitted}, or remove {run.jobs} when nothing of the "
+            f"run is queued there any more"
+        )
 
 
 @dataclass

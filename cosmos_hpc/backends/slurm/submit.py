@@ -98,8 +98,9 @@ class Submission:
 
 def record_pasted(run: RunFolder, queue: SlurmQueue) -> None:
     """Note jobs in the queue that came from the text of a dry run: the run has begun."""
+    cluster = commands.cluster_name() if queue.jobs else ""
     for stage, job_id in dict.fromkeys((stage, job.whole) for stage, job in queue.jobs):
-        _record(run, stage, job_id)
+        _record(run, stage, job_id, cluster)
 
 
 def prepare(
@@ -257,7 +258,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     run.stop_request.unlink(missing_ok=True)
     commands.cancel(submission.stuck)
     ids: dict[tuple[str, int], str] = {}
-    run_id = run.id()
+    run_id, cluster_name = run.id(), commands.cluster_name()
     try:
         for job, _ in submission.jobs:
             dependency = submission.dependency(job, ids)
@@ -273,7 +274,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         raise
     for job, _ in submission.jobs:
         job_id = ids[job.stage.name, job.part]
-        _record(run, job.stage.name, job_id)
+        _record(run, job.stage.name, job_id, cluster_name)
         tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
         console.say(f"  {job.name:<11} job {job_id}{tasks}")
     for job_id, dependency in submission.changed_dependencies(ids).items():
@@ -302,9 +303,9 @@ def _ask_slurm(
             )
 
 
-def _record(run: RunFolder, stage: str, job_id: str) -> None:
+def _record(run: RunFolder, stage: str, job_id: str, cluster: str) -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    row = {"stage": stage, "job": job_id, "time": now}
+    row = {"stage": stage, "job": job_id, "cluster": cluster, "time": now}
     files.append_jsonl(run.jobs, row)
 
 
