@@ -22,7 +22,6 @@ class Partition:
         limit: minutes that a job may take; infinite without a limit.
         gpus: GPUs of a node by type; the type is empty where the cluster names none.
         cpus: of the node with the fewest.
-        qos: whose limits hold for all jobs in it; empty without one.
     """
 
     name: str
@@ -32,7 +31,6 @@ class Partition:
     nodes: int
     gpus: dict[str, int]
     cpus: int
-    qos: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Facts:
         max_submit: most jobs of this user at a time that associations allow; None without a limit
             that Slurm tells.
         qos_limits: the same of each QOS that has a limit.
+        partition_qos: by partition, the QOS that holds for all jobs there; ``N/A`` without one.
         default_qos: of jobs that name none.
         container_options: flags that pyxis adds to srun; empty without it.
     """
@@ -59,6 +58,7 @@ class Facts:
     max_submit: int | None
     container_options: set[str]
     qos_limits: dict[str, int] = field(default_factory=dict)
+    partition_qos: dict[str, str] = field(default_factory=dict)
     default_qos: str = ""
 
     def most_jobs(self, qos: str | None, partitions: Iterable[str]) -> int | None:
@@ -68,8 +68,8 @@ class Facts:
             qos: of the jobs; None: the default one.
             partitions: that they run in.
         """
-        ruling = [qos or self.default_qos, *(p.qos for p in map(self.partition, partitions) if p)]
-        limits = [self.max_submit, *map(self.qos_limits.get, ruling)]
+        ruling = [qos or self.default_qos, *map(self.partition_qos.get, partitions)]
+        limits = [self.max_submit, *(self.qos_limits.get(name) for name in ruling if name)]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def partition(self, name: str) -> Partition | None:
@@ -96,6 +96,7 @@ def read_facts() -> Facts:
         max_submit=max_submit,
         container_options=container_options(),
         qos_limits=_qos_limits() if accounting else {},
+        partition_qos=_partition_qos() if accounting else {},
         default_qos=default_qos,
     )
 
@@ -108,8 +109,6 @@ def container_options() -> set[str]:
 
 
 def _partitions() -> list[Partition]:
-    shown = output("scontrol", "-a", "-o", "show", "partition")
-    qos = dict(re.findall(r"^PartitionName=(\S+) .*? QoS=(\S+)", shown, re.M))
     merged: dict[str, Partition] = {}
     for line in output("sinfo", "-a", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
         fields = line.split("|")
@@ -130,7 +129,6 @@ def _partitions() -> list[Partition]:
             nodes=int(nodes) + (before.nodes if before else 0),
             gpus=gpus,
             cpus=min(int(cpus.rstrip("+")), before.cpus if before else sys.maxsize),
-            qos="" if qos.get(short, "N/A") == "N/A" else qos[short],
         )
     return list(merged.values())
 
@@ -142,6 +140,12 @@ _GPU = re.compile(r"\bgpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
 def _whole(limit: str) -> str:
     """sinfo leaves out leading zeros: ``30:00`` is half an hour."""
     return f"00:{limit}" if limit.count(":") == 1 and "-" not in limit else limit
+
+
+def _partition_qos() -> dict[str, str]:
+    """The QOS of each partition; ``N/A`` of one that has none."""
+    shown = output("scontrol", "-a", "-o", "show", "partition")
+    return dict(re.findall(r"^PartitionName=(\S+) .*? QoS=(\S+)", shown, re.M))
 
 
 def _qos_limits() -> dict[str, int]:
