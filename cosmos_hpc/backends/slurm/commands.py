@@ -125,7 +125,8 @@ def output(*words: str) -> str:
     """
     done = command(*words)
     if done.returncode:
-        raise RequestError(f"{' '.join(words[:2])} failed: {reason(done.stderr)}")
+        name = words[0] if words[1].startswith("-") else " ".join(words[:2])
+        raise RequestError(f"{name} failed: {reason(done.stderr)}")
     return done.stdout
 
 
@@ -258,11 +259,8 @@ def queued(names: Sequence[str]) -> list[SlurmJob]:
     """
     form = _BETWEEN.join(["%i", "%j", "%k", "%T", "%r", "%S"])
     words = ["squeue", "-a", "-h", "-r", "--states=all", f"--name={','.join(names)}", "-o", form]
-    done = command(*words)
-    if done.returncode:
-        raise RequestError(f"squeue failed: {reason(done.stderr)}")
     jobs = []
-    for line in done.stdout.splitlines():
+    for line in output(*words).splitlines():
         fields = line.split(_BETWEEN)
         if len(fields) != 6:
             continue  # a greeting of the site
@@ -278,10 +276,8 @@ def mine() -> int:
     Raises:
         RequestError: Slurm does not answer.
     """
-    done = command("squeue", "-a", "-h", "-r", "--me", "-o", "%i")
-    if done.returncode:
-        raise RequestError(f"squeue failed: {reason(done.stderr)}")
-    return sum(line.strip()[:1].isdigit() for line in done.stdout.splitlines())
+    said = output("squeue", "-a", "-h", "-r", "--me", "-o", "%i")
+    return sum(line.strip()[:1].isdigit() for line in said.splitlines())
 
 
 def ended(names: Sequence[str], since: str) -> dict[str, str] | None:
