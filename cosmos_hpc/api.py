@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, read_cluster
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
@@ -20,12 +20,15 @@ from cosmos_hpc.runs.stages import (
     STAGES,
     asked_for,
     default_stages,
+    is_done,
     stage_and_following,
     stage_named,
+    stages_of,
 )
 from cosmos_hpc.runs.status import RunState, read_state
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.settings import apply_overrides, validate
 
 if TYPE_CHECKING:
     from cosmos_hpc.backends.findings import Finding
@@ -141,6 +144,55 @@ class Run:
         request = Request(folder, folder.recipe(), names, tasks)
         start(request, read_cluster(folder.cluster_file), console or Console())
 
+    def generate(self, *overrides: str, name: str | None = None) -> Run:
+        """Generate from the newest checkpoint of this run; see :func:`generate`.
+
+        Args:
+            overrides: ``key=value``, ``input=FILE`` among them.
+            name: of the new run.
+        """
+        return generate(str(self.path), overrides, name=name)
+
+    def evaluate(self, console: Console | None = None) -> dict[str, Any] | None:
+        """Scores on held-out clips; what they lack is made first, samples included.
+
+        Returns:
+            What stands in ``evaluation/metrics.json``; None where the work is queued.
+
+        Raises:
+            RequestError: the run has no trained weights yet, or none at all.
+            WorkError: a stage failed.
+        """
+        self._check_trained("evaluate")
+        self._bring_about(["generate", "evaluate"], console)
+        scores: dict[str, Any] | None = files.read_json(self.folder.evaluation.metrics)
+        return scores if self._is_done("evaluate") else None
+
+    def _check_trained(self, stage: str) -> None:
+        recipe, folder = self.folder.recipe(), self.folder
+        if not recipe.trains:
+            raise RequestError(f"run {folder.name} only generates: there is nothing to {stage}")
+        if not self._is_done("train"):
+            raise RequestError(
+                f"run {folder.name} cannot {stage} yet: its training is not done, as cosmos-hpc "
+                f"status shows"
+            )
+
+    def _is_done(self, stage: str) -> bool:
+        recipe = self.folder.recipe()
+        sizes = {found.name: found.tasks for found in stages_of(self.folder, recipe)}
+        return all(is_done(self.folder, recipe, stage, task) for task in range(sizes[stage]))
+
+    def _bring_about(self, stages: list[str], console: Console | None) -> None:
+        """Start those of some stages that are neither done nor queued."""
+        from cosmos_hpc.backends.base import Request
+        from cosmos_hpc.backends.launch import start
+
+        if all(self._is_done(stage) for stage in stages):
+            return
+        request = Request(self.folder, self.folder.recipe(), stages)
+        start(request, read_cluster(self.folder.cluster_file), console or Console())
+
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss in nats per token) of every step so far."""
         rows = files.read_jsonl(self.folder.train.metrics)
@@ -148,7 +200,8 @@ class Run:
 
 
 def _check_task(folder: RunFolder, stage: str, task: int) -> None:
-    tasks = folder.data.num_shards() if STAGES[stage].array else 1
+    sizes = {found.name: found.tasks for found in stages_of(folder, folder.recipe())}
+    tasks = sizes.get(stage, 0)
     if not 0 <= task < tasks:
         raise RequestError(
             f"there is no {stage}.{task} in run {folder.name}: it has {tasks} "
@@ -237,6 +290,60 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) ->
     resolved, profile = _resolve(recipe, cluster, overrides)
     videos = len(list_rows(resolved)[1]) if resolved.data.input else None
     return make_plan(resolved, profile, videos)
+
+
+def generate(
+    source: str,
+    overrides: Sequence[str] = (),
+    cluster: str | None = None,
+    recipe: str | None = None,
+    name: str | None = None,
+    console: Console | None = None,
+    dry_run: bool = False,
+    output: str | Path | None = None,
+) -> Run:
+    """Continue pictures or videos with the weights of a run, a checkpoint or a published model.
+
+    Samples that are there already are not made again.
+
+    Args:
+        source: a run, a checkpoint in any form, or a recipe; see
+            :func:`cosmos_hpc.runs.sources.find_source`.
+        overrides: ``input=FILE``, ``prompt=TEXT`` and other settings of the recipe, where those of
+            its section ``generate`` may stand without that word; ``cluster.key=value``.
+        cluster: name of a profile, or path of a YAML file; None: that of the run which made the
+            weights, else this machine.
+        recipe: whose model the weights are of, where the source does not say so.
+        name, console, dry_run, output: as for :func:`submit`.
+
+    Returns:
+        A run of its own, with the samples in ``generated``.
+
+    Raises:
+        RequestError: the request is wrong; nothing was started.
+        WorkError: no sample could be made, or a stage failed.
+    """
+    from cosmos_hpc.backends.launch import make_request, start
+    from cosmos_hpc.runs.sources import find_source, generation_recipe
+
+    to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
+    found = find_source(source, recipe)
+    resolved = generation_recipe(found, [o for o in overrides if o not in to_cluster])
+    stripped = [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
+    if cluster is None and found.run:
+        profile = _cluster_beside(found.run, stripped)
+    else:
+        profile = load_cluster(cluster or BUILT_IN, stripped)
+    request = make_request(resolved, profile, name, default_stages(), dry_run)
+    text = start(request, profile, console or Console(), Path(output) if output else None)
+    return Run(request.folder.path, dry_run=text)
+
+
+def _cluster_beside(run: RunFolder, overrides: Sequence[str]) -> Cluster:
+    """The cluster that a run was submitted to, for another run in the same folder."""
+    profile = read_cluster(run.cluster_file)
+    data = {**profile.model_dump(), "runs": str(run.path.parent)}
+    return validate(type(profile), apply_overrides(data, overrides, type(profile)), "the cluster")
 
 
 def submit(

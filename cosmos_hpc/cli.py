@@ -10,7 +10,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 # Everything else is imported by the command that needs it: --help stays quick.
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
@@ -22,6 +22,8 @@ examples:
   cosmos-hpc submit recipe=ar_tiny data.input=videos
   cosmos-hpc download ar4b
   cosmos-hpc status ar_tiny-1a2b3c4d
+  cosmos-hpc generate ar_tiny-1a2b3c4d input=frame.png
+  cosmos-hpc report ar_tiny-1a2b3c4d
 exit codes: 0 done, 1 the work failed, 2 the request was wrong
 """
 
@@ -93,6 +95,30 @@ def _parser() -> argparse.ArgumentParser:
         "stage", nargs="?", metavar="STAGE[.TASK]", help="from this stage on; only this task"
     )
 
+    generate = command("generate", "continue pictures or videos with the weights of a run or model")
+    generate.add_argument(
+        "source", help="name or path of a run, path of a checkpoint, or name of a recipe"
+    )
+    generate.add_argument(
+        "settings",
+        nargs="*",
+        metavar="key=value",
+        help="input=FILE or a list, prompt=TEXT, samples, seconds, top_p, seed, ...; cluster=NAME, "
+        "recipe=NAME, section.key=value",
+    )
+    generate.add_argument("--name", help="of the run that holds the samples")
+    generate.add_argument(
+        "--dry-run", action="store_true", help="print what would be submitted, as shell text"
+    )
+    generate.add_argument("--output", metavar="DIR", help="with --dry-run: write the scripts there")
+
+    evaluate = command("evaluate", "scores of runs on held-out clips, beside references")
+    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="names or paths of runs")
+    evaluate.add_argument("--json", action="store_true", help="as JSON")
+
+    report = command("report", "a page of a run: what it did, its data, losses, samples and scores")
+    report.add_argument("run", help="name or path of the run")
+
     convert = command("convert", "turn published PyTorch weights into a NeMo checkpoint, or back")
     convert.add_argument("source", help=".pt or .safetensors file, or folder of a checkpoint")
     convert.add_argument("target", help="NAME.pt, NAME.safetensors, or a folder for NeMo's form")
@@ -120,18 +146,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+T = TypeVar("T")
+
+
+def _named(settings: Sequence[str], named: dict[str, T]) -> tuple[dict[str, T | str], list[str]]:
+    """``named`` with the values of these keys, and the other ``key=value`` arguments."""
+    found: dict[str, T | str] = {**named}
+    others = []
+    for setting in settings:
+        key, sep, value = setting.partition("=")
+        if sep and key in named:
+            found[key] = value
+        else:
+            others.append(setting)
+    return found, others
+
+
 def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
     """The recipe, the cluster and the overrides in ``key=value`` arguments."""
     from cosmos_hpc.config.clusters import BUILT_IN
 
-    named = {"recipe": "", "cluster": BUILT_IN}
-    overrides = []
-    for setting in settings:
-        key, sep, value = setting.partition("=")
-        if sep and key in named:
-            named[key] = value
-        else:
-            overrides.append(setting)
+    named, overrides = _named(settings, {"recipe": "", "cluster": BUILT_IN})
     if not named["recipe"]:
         from cosmos_hpc.config.recipes import recipe_names
         from cosmos_hpc.utils.settings import nearest
@@ -288,6 +323,53 @@ def _stage_and_task(text: str) -> tuple[str | None, int | None]:
     return stage or None, int(task) if task else None
 
 
+def _generate(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc import api
+
+    named, overrides = _named(arguments.settings, {"recipe": None, "cluster": None})
+    if arguments.output is not None and not arguments.dry_run:
+        raise RequestError("--output goes with --dry-run")
+    with _going_on():
+        run = api.generate(
+            arguments.source,
+            overrides,
+            cluster=named["cluster"],
+            recipe=named["recipe"],
+            name=arguments.name,
+            dry_run=arguments.dry_run,
+            output=arguments.output,
+        )
+    print(run.dry_run if arguments.dry_run else run.status().render())
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.api import Run
+    from cosmos_hpc.runs.scores import render_scores
+
+    runs = [Run(name) for name in arguments.runs]
+    with _going_on():
+        found = {run.folder.name: run.evaluate() for run in runs}
+    scores = {name: own for name, own in found.items() if own is not None}
+    if arguments.json:
+        _print(scores)
+    elif scores:
+        _print(render_scores(scores))
+    for name in found.keys() - scores.keys():
+        print(f"{name}: queued; the same command shows its scores when they are there")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.api import Run
+
+    run = Run(arguments.run)
+    with _going_on():
+        page = run.report()
+    if page is None:
+        print(f"{run.folder.name}: queued; the same command shows where it is when it is there")
+    else:
+        print(page)
+
+
 def _convert(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -358,6 +440,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "logs": _logs,
         "cancel": _cancel,
         "retry": _retry,
+        "generate": _generate,
+        "evaluate": _evaluate,
+        "report": _report,
         "convert": _convert,
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,

@@ -11,7 +11,7 @@ from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.script import render
 from cosmos_hpc.backends.slurm.submit import script_path
 from cosmos_hpc.config.recipes import load_recipe
-from cosmos_hpc.planning.plans import make_plan, with_layout
+from cosmos_hpc.planning.plans import make_plan, resolved
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import list_stages
 
@@ -30,7 +30,7 @@ def scripts(recipes: Iterable[str] = EXAMPLES) -> Iterator[tuple[Path, str]]:
         recipe = load_recipe(name)
         plan = make_plan(recipe, cluster, VIDEOS)
         run = RunFolder(Path(cluster.runs) / name)
-        for stage in list_stages(plan.shards or 0, with_layout(recipe, plan.layout)):
+        for stage in list_stages(plan.shards or 0, resolved(recipe, plan)):
             for job in jobs_of(stage, range(stage.tasks), cluster):
                 code = run.path / "code" / RUN_ID
                 text = render(job, run, cluster, RUN_ID, code, [DATA, "/shared/hf"])

@@ -19,7 +19,7 @@ from cosmos_hpc.data.videos import resolve_source, video_costs
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.hub.cache import check_home
-from cosmos_hpc.planning.plans import Plan, make_plan, with_layout
+from cosmos_hpc.planning.plans import Plan, make_plan, resolved
 from cosmos_hpc.runs.create import (
     check_folder,
     check_name,
@@ -32,6 +32,7 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.requirements import check_disk, install_command
 from cosmos_hpc.runs.stages import (
     STAGES,
+    absent_stages,
     ask_for,
     is_done,
     source_settings,
@@ -67,12 +68,14 @@ def make_request(
     name = name or default_name(recipe, cluster)
     check_name(name)
     hub.check_sources(recipe)
-    if recipe.data.input is None:
+    absent = absent_stages(recipe)
+    if recipe.trains and recipe.data.input is None:
         raise RequestError(
             "data.input is not set; give the folder that holds the videos, or a list of them"
         )
     folder = RunFolder(Path(cluster.runs) / name)
-    return Request(folder, absolute_paths(recipe), stages, dry_run=dry_run)
+    wanted = [stage for stage in stages if stage not in absent]
+    return Request(folder, absolute_paths(recipe), wanted, dry_run=dry_run)
 
 
 def start(request: Request, cluster: Cluster, console: Console, output: Path | None = None) -> str:
@@ -101,9 +104,11 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     # An existing run keeps its videos.
     pinned = folder.data.num_videos()
     root, videos = ("", []) if pinned else list_rows(recipe, console.say)
-    costs = costs_of(root, videos, recipe.data, console.say) if videos else None
+    costs = None
+    if videos and recipe.trains:
+        costs = costs_of(root, videos, recipe.data, console.say)
     what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
-    recipe = with_layout(recipe, what.layout)
+    recipe = resolved(recipe, what)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
@@ -241,12 +246,17 @@ def absolute_paths(recipe: Recipe) -> Recipe:
     for key in source_settings():
         section, _, name = key.partition(".")
         value = setting(recipe, key)
+        if not value or value == built_in.get(key):
+            continue  # a folder of that name is something else
         if key == "data.input":
             changed.setdefault(section, {})[name] = resolve_source(str(value))
-        elif not value or value == built_in.get(key):
-            continue  # a folder of that name is something else
         elif os.path.exists(value):  # noqa: PTH110 - a name on the Hub may be no path
             changed.setdefault(section, {})[name] = os.path.abspath(value)
+    generate = recipe.generate
+    if generate.guard and generate.guard_file:
+        function = generate.guard.rpartition(":")[2]
+        guard = f"{os.path.abspath(generate.guard_file)}:{function}"
+        changed.setdefault("generate", {})["guard"] = guard
     sections = {
         section: getattr(recipe, section).model_copy(update=values)
         for section, values in changed.items()

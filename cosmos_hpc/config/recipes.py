@@ -8,8 +8,10 @@ from typing import Any
 
 from pydantic import model_validator
 
+from cosmos_hpc.config.generation import Evaluate, Generate
 from cosmos_hpc.config.sections import Data, Train
 from cosmos_hpc.config.tasks import TASKS, Note, Task, TaskName, set_wrongly
+from cosmos_hpc.data.inputs import list_inputs
 from cosmos_hpc.data.lists import Row
 from cosmos_hpc.data.tokens import NUM_IDS
 from cosmos_hpc.data.videos import ignore
@@ -41,6 +43,27 @@ class Recipe(Section):
     model: Architecture
     data: Data
     train: Train
+    generate: Generate = Generate()
+    evaluate: Evaluate = Evaluate()
+
+    @property
+    def trains(self) -> bool:
+        """Whether runs of it train; others generate from an input of its own."""
+        return self.generate.input is None
+
+    @property
+    def given_frames(self) -> int:
+        """True frames that a generated sample begins with."""
+        if self.kind.by_steps:
+            return 1
+        return self.generate.given_frames(self.data.frames, self.data.compression[0])
+
+    @property
+    def overlap_frames(self) -> int:
+        """Frames at the end of a generated clip that are the condition of a next one."""
+        if self.kind.by_steps:
+            return 0
+        return Generate().given_frames(self.data.frames, self.data.compression[0])
 
     @property
     def kind(self) -> Task:
@@ -62,6 +85,7 @@ class Recipe(Section):
         if wrong:
             raise ValueError(wrong)
         self.kind.check(self.data)
+        self._check_generation()
         sequence = self.model_for_clips().sequence_length
         if self.train.sequence_parallel and self.train.tensor_parallel == 1:
             raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")
@@ -72,6 +96,28 @@ class Recipe(Section):
             )
         return self
 
+    def _check_generation(self) -> None:
+        generate, task = self.generate, self.kind
+        try:
+            given = self.given_frames
+        except ValueError as e:
+            raise ValueError(f"generate.{e}") from None
+        frames = generate.frames
+        if frames is not None and frames <= given:
+            raise ValueError(f"generate.frames={frames} leaves nothing behind {given} given frames")
+        if not self.trains and not given:
+            raise ValueError(f"data.frames={self.data.frames} leaves no frame to generate")
+        if generate.prompt is not None and not self.data.text_encoder:
+            raise ValueError(f"generate.prompt: models of task={self.task} read no text")
+        if generate.actions is not None and not task.by_steps:
+            raise ValueError(f"generate.actions: models of task={self.task} take no actions")
+        for name in ("frames", "seconds", "condition_frames"):
+            if task.by_steps and getattr(generate, name) is not None:
+                raise ValueError(
+                    f"generate.{name} does not go with task={self.task}: a sample is the first "
+                    f"frame, and one more for each action"
+                )
+
     def model_for_clips(self) -> ModelConfig:
         """The architecture with the latent shape that follows from the data and the task."""
         frames, rows, columns = self.data.latent_shape
@@ -80,7 +126,7 @@ class Recipe(Section):
 
 
 def list_rows(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
-    """What a run prepares: the folder that paths are relative to, and a row a video.
+    """What a run prepares, or generates from: the folder of relative paths, and a row a video.
 
     A row has a ``path`` and what goes with it: a ``prompt`` for task ``video2world``, an
     ``annotation`` for task ``action``, a ``part`` where the input itself is divided.
@@ -92,7 +138,12 @@ def list_rows(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
     Raises:
         RequestError: the input is not there, is not what the task needs, or lacks prompts.
     """
-    return recipe.kind.rows(str(recipe.data.input), note)
+    generate = recipe.generate
+    if generate.input is None:
+        return recipe.kind.rows(str(recipe.data.input), note)
+    needs = "actions" if recipe.kind.by_steps else "prompt" if recipe.data.text_encoder else None
+    given = generate.actions if recipe.kind.by_steps else generate.prompt
+    return list_inputs(generate.input, note, needs=needs, given=given)
 
 
 def recipes_folder() -> Path:

@@ -41,12 +41,16 @@ class Task:
         files: writes what the training reads beside the ids, ``module:function``.
         file_bytes: of those files at most, of one video.
         latent_frames: latent frames of a sample; None: those of a clip.
+        generator: makes generated samples, ``module:class``.
+        by_steps: a generated sample is one frame after the other, each from an action.
     """
 
     name: str
     samples: str
     rows: Callable[[str, Note], tuple[str, list[Row]]]
     training: str
+    generator: str = "cosmos_hpc.worker.generation.clips:Clips"
+    by_steps: bool = False
     shard: str = "cosmos_hpc.worker.datasets.shard:Shard"
     settings: tuple[str, ...] = ()
     check: Callable[[Data], None] = lambda data: None
@@ -127,6 +131,8 @@ TASKS = {
             files="cosmos_hpc.worker.datasets.robots:write_robot_files",
             file_bytes=_robot_bytes,
             training="cosmos_hpc.worker.datasets.sources:frame_pairs",
+            generator="cosmos_hpc.worker.generation.rollouts:Rollouts",
+            by_steps=True,
             latent_frames=2,
         ),
     )

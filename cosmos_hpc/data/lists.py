@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -26,7 +27,26 @@ _LOOKED_AT = 100
 Row = dict[str, Any]
 
 
-def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
+@dataclass(frozen=True)
+class Entries:
+    """What the entries of a list may be.
+
+    Attributes:
+        setting: that names the list, for messages.
+        endings: of files that may be named.
+        what: they are.
+        texts: keys of an entry, beside its path, whose texts are kept.
+    """
+
+    setting: str = "data.input"
+    endings: tuple[str, ...] = EXTENSIONS
+    what: str = "video"
+    texts: tuple[str, ...] = ("prompt",)
+
+
+def read_list(
+    source: str, root: str, note: Callable[[str], None], entries: Entries = Entries()
+) -> list[Row]:
     """The entries of a list, in its order, each once.
 
     The same file with another prompt is another entry. Names that resolve to one file are one file.
@@ -35,25 +55,27 @@ def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
         source: path of the list.
         root: folder that its relative paths are relative to.
         note: is told in a sentence of entries that were left out.
+        entries: what they may be.
 
     Raises:
         RequestError: it cannot be read, a line is not an entry, or none of the videos is there.
     """
     read = _read_json if source.endswith(JSONL) else _read_path
+    where = f"{entries.setting}={source}"
     rows: list[Row] = []
     numbers: list[int] = []
     try:
-        for number, line in _lines(source):
+        for number, line in _lines(source, where):
             try:
-                rows.append(read(line))
+                rows.append(read(line, entries))
             except ValueError as e:
-                raise RequestError(f"data.input={source}, line {number}: {e}") from None
+                raise RequestError(f"{where}, line {number}: {e}") from None
             numbers.append(number)
     except OSError as e:
-        raise RequestError(f"data.input={source} cannot be read: {e.strerror}") from None
+        raise RequestError(f"{where} cannot be read: {e.strerror}") from None
     if not rows:
-        raise RequestError(f"data.input={source} holds no video: all of its lines are blank")
-    _check_some_exist(source, root, rows)
+        raise RequestError(f"{where} holds no {entries.what}: all of its lines are blank")
+    _check_some_exist(where, root, rows, entries.what)
     kept, twice = _each_once(rows, root, note)
     if twice:
         note(
@@ -73,10 +95,10 @@ def _each_once(
     """
     files = file_identities([os.path.join(root, row["path"]) for row in rows], note)
     paths: dict[str, str] = {}
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, ...]] = set()
     kept, twice = [], []
     for index, (row, file) in enumerate(zip(rows, files, strict=True)):
-        entry = file, row.get("prompt")
+        entry = (file, *(f"{key}={text}" for key, text in row.items() if key != "path"))
         if entry in seen:
             twice.append(index)
         else:
@@ -85,13 +107,13 @@ def _each_once(
     return kept, twice
 
 
-def _lines(path: str) -> Iterator[tuple[int, bytes]]:
+def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
     """Numbers and content of the lines of a file that are not blank."""
     with open(path, "rb") as f:
         for number, line in enumerate(iter(lambda: f.readline(_LONGEST_LINE), b""), 1):
             if len(line) == _LONGEST_LINE:
                 raise RequestError(
-                    f"data.input={path}, line {number}: it is longer than {_LONGEST_LINE} bytes; "
+                    f"{where}, line {number}: it is longer than {_LONGEST_LINE} bytes; "
                     f"give one entry a line"
                 )
             if number == 1:
@@ -101,11 +123,11 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
                 yield number, line
 
 
-def _read_path(line: bytes) -> Row:
-    return {"path": _checked(os.fsdecode(line))}
+def _read_path(line: bytes, entries: Entries) -> Row:
+    return {"path": _checked(os.fsdecode(line), entries)}
 
 
-def _read_json(line: bytes) -> Row:
+def _read_json(line: bytes, entries: Entries) -> Row:
     """An entry of a JSONL.
 
     Raises:
@@ -133,14 +155,18 @@ def _read_json(line: bytes) -> Row:
         raise ValueError(f"it has both {' and '.join(PATH_KEYS)}; keep one of them")
     key, path = paths[0]
     if not isinstance(path, str):
-        raise ValueError(f"{key} is {short(path)}; it must be the path of a video, a text")
-    prompt = row.get("prompt")
-    if prompt is not None and not isinstance(prompt, str):
-        raise ValueError(f"prompt is {short(prompt)}; it must be a text or be left out")
-    if prompt is not None and not _encodes(prompt):
-        raise ValueError("prompt is not text in UTF-8; save the list in that encoding")
-    found = {"path": _checked(path)}
-    return found if prompt is None else {**found, "prompt": prompt}
+        raise ValueError(f"{key} is {short(path)}; it must be the path of a {entries.what}, a text")
+    found: Row = {"path": _checked(path, entries)}
+    for name in entries.texts:
+        value = row.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is {short(value)}; it must be a text or be left out")
+        if not _encodes(value):
+            raise ValueError(f"{name} is not text in UTF-8; save the list in that encoding")
+        found[name] = value
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,17 +178,18 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _checked(path: str) -> str:
-    """The path of a listed video, without empty parts.
+def _checked(path: str, entries: Entries) -> str:
+    """The path of a listed file, without empty parts.
 
     Raises:
-        ValueError: it cannot be the path of a video.
+        ValueError: it cannot be the path of such a file.
     """
     if "\0" in path or not _encodes(path, "surrogateescape"):
         raise ValueError(f"{short(path)} holds a character that no file name can hold; mend it")
-    if not path.lower().endswith(EXTENSIONS):
+    if not path.lower().endswith(entries.endings):
         raise ValueError(
-            f"{short(path)} is no video by its name; it must end in one of {', '.join(EXTENSIONS)}"
+            f"{short(path)} is no {entries.what} by its name; it must end in one of "
+            f"{', '.join(entries.endings)}"
         )
     # Parts .. stay: behind a link they are not what they seem.
     return str(PurePosixPath(path)) if "//" in path or "./" in path else path
@@ -188,14 +215,14 @@ def short(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _check_some_exist(source: str, root: str, rows: list[Row]) -> None:
-    """Refuse a list none of whose videos is there: it is of another machine, or of another folder.
+def _check_some_exist(where: str, root: str, rows: list[Row], what: str) -> None:
+    """Refuse a list none of whose files is there: it is of another machine, or of another folder.
 
     A few are looked at. Those that are missing one by one are listed as failed by the run.
     """
     some = [os.path.join(root, row["path"]) for row in rows[:: -(-len(rows) // _LOOKED_AT)]]
     if not any(map(os.path.exists, some)):
         raise RequestError(
-            f"data.input={source}: none of {len(some)} videos that were looked for exists, the "
+            f"{where}: none of {len(some)} {what}s that were looked for exists, the "
             f"first is {short(some[0])}; relative paths are relative to the folder of the list"
         )

@@ -48,7 +48,7 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
     parts = [None if part == "**" else _matcher(part) for part in pattern]
     videos, others = [], 0
     try:
-        for name in _files_below(root, lambda folder: _may_lead(parts, folder.split("/"))):
+        for name in files_below(root, lambda folder: _may_lead(parts, folder.split("/"))):
             if not _matches(parts, name.split("/")):
                 continue
             if name.lower().endswith(EXTENSIONS):
@@ -171,7 +171,7 @@ def _may_lead(parts: _Parts, names: list[str]) -> bool:
     return len(names) < len(parts)
 
 
-def _files_below(root: str, enter: Callable[[str], bool]) -> Iterator[str]:
+def files_below(root: str, enter: Callable[[str], bool]) -> Iterator[str]:
     """Files below a folder, relative to it; ``enter`` says which folders are looked into."""
     seen: set[tuple[int, int]] = set()
     folders = [""]

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.planning.generation import GenerationPlan, plan_generation
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import Layout, Memory
 from cosmos_hpc.utils.progress import gigabytes
@@ -22,18 +23,19 @@ class Plan:
     """What would run.
 
     Attributes:
-        videos: videos to prepare; None before ``data.input`` is set.
+        videos: videos to prepare, or inputs to generate from; None before they are known.
         shards: array tasks of the preprocess stage; None likewise.
         parallel: how many of them run at the same time.
         latent_shape: ``(T, H, W)`` of a clip's ids.
         sequence_length: inputs of one sample.
         parameters: of the model.
         gpu: type or GB of the GPUs; None without.
-        ranks, layout: of the training.
+        ranks, layout: of the training; None for what only generates.
         memory: bytes of a step on one GPU, by part; None without GPUs.
         minimum, recommended: layouts of the fewest GPUs that fit at all, and that need no
             recomputation and leave room.
         micro_batches: forward passes of a rank in one step.
+        generation: what the generate stage does.
         disk_bytes: what the run folder will take at most; without tokens before the input is set.
         all_clips: videos give as many clips as they hold, of which ``disk_bytes`` counts one each.
     """
@@ -48,7 +50,7 @@ class Plan:
     parameters: int
     gpu: str | float | None
     ranks: int
-    layout: Layout
+    layout: Layout | None
     memory: Memory | None
     minimum: Layout | None
     recommended: Layout | None
@@ -56,6 +58,7 @@ class Plan:
     max_steps: int
     disk_bytes: int
     all_clips: bool
+    generation: GenerationPlan
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
@@ -63,27 +66,59 @@ class Plan:
 
     def render(self) -> str:
         """The plan as text for a person."""
+        return "\n".join([f"{self.recipe} on {self.cluster}", *self._render_stages()])
+
+    def _render_stages(self) -> list[str]:
+        disk = f"  disk        {self._render_disk()}"
+        if self.layout is None:
+            return [*self._render_generation(), disk]
+        return [*self._render_training(self.layout), *self._render_generation(), disk]
+
+    def _render_training(self, layout: Layout) -> list[str]:
         clip = "x".join(map(str, self.latent_shape))
         if self.videos is None:
             shards = "shards follow from the videos; set data.input"
         else:
             shards = f"{self.videos} videos in {self.shards} shards, {self.parallel} at a time"
         where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
-        return "\n".join(
-            [
-                f"{self.recipe} on {self.cluster}",
-                f"  preprocess  {shards}",
-                f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
-                f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
-                f"parameter model on {where}{'s' * (self.ranks > 1)}",
-                f"              {self.layout}, {self.micro_batches} micro "
-                f"batch{'es' * (self.micro_batches > 1)} a step",
-                *self._render_memory(),
-                f"  disk        {self._render_disk()}",
-            ]
-        )
+        return [
+            f"  preprocess  {shards}",
+            f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
+            f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
+            f"parameter model on {where}{'s' * (self.ranks > 1)}",
+            f"              {layout}, {self.micro_batches} micro "
+            f"batch{'es' * (self.micro_batches > 1)} a step",
+            *self._render_memory(),
+        ]
+
+    def _render_generation(self) -> list[str]:
+        does = self.generation
+        if not does.given_frames:
+            return []
+        each = f"{does.samples} samples each of " if does.samples > 1 else ""
+        clips = f"{does.clips} {'input' if self.layout is None else 'held-out clip'}"
+        share = f", in {does.tasks} array tasks" if does.tasks > 1 else ""
+        lines = [
+            f"  generate    {each}{clips}{'s' * (does.clips > 1)}{share}",
+            f"              {does.given_frames} given frame{'s' * (does.given_frames > 1)}"
+            f"{' (of a picture 1)' * (self.layout is None and does.given_frames > 1)}, "
+            f"{self._render_new_frames()}, {does.batch_size} at the same time",
+        ]
+        if does.memory:
+            parts = asdict(does.memory).items()
+            listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts)
+            lines.append(f"              {does.memory.total / 1e9:.1f} GB on a GPU: {listed}")
+        return lines
+
+    def _render_new_frames(self) -> str:
+        does = self.generation
+        if does.frames is None:
+            return f"{does.new_tokens} new tokens a clip or step"
+        return f"{does.frames - does.given_frames} new ones of {does.new_tokens} tokens a clip"
 
     def _render_disk(self) -> str:
+        if self.layout is None:
+            return f"up to {gigabytes(self.disk_bytes)} for samples"
         size = f"{gigabytes(self.disk_bytes)} for tokens and checkpoints"
         return f"{size}, and more for further clips" if self.all_clips else f"up to {size}"
 
@@ -126,7 +161,7 @@ def make_plan(
     train, model = recipe.train, recipe.model_for_clips()
     if not cluster.max_gpus and train.precision == "bf16":
         raise RequestError(
-            f"recipe {recipe.name} trains in bf16 on GPUs, and cluster {cluster.name} has none; "
+            f"recipe {recipe.name} works in bf16 on GPUs, and cluster {cluster.name} has none; "
             f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
         )
     if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
@@ -134,6 +169,9 @@ def make_plan(
             f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
             f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
         )
+    generation = plan_generation(recipe, cluster, videos)
+    if not recipe.trains:
+        return _generating_plan(recipe, cluster, videos, generation)
     sizing = size(recipe, cluster)
     with_layout(recipe, sizing.layout)  # refuses batches that do not divide
     if videos is not None and not shards:
@@ -164,7 +202,51 @@ def make_plan(
         max_steps=train.max_steps,
         disk_bytes=kept + tokens + (videos or 0) * recipe.kind.file_bytes(recipe.data, model),
         all_clips=recipe.data.clips == "all",
+        generation=generation,
     )
+
+
+def _generating_plan(
+    recipe: Recipe, cluster: Cluster, inputs: int | None, generation: GenerationPlan
+) -> Plan:
+    """The plan of a run that only generates."""
+    model = recipe.model_for_clips()
+    frames = generation.frames or recipe.data.frames
+    # At most a byte for two pixels: samples are compressed hardly visibly.
+    a_sample = frames * recipe.data.height * recipe.data.width // 2
+    return Plan(
+        recipe=recipe.name,
+        cluster=cluster.name,
+        videos=inputs,
+        shards=1,
+        parallel=min(cluster.parallel, generation.tasks),
+        latent_shape=model.latent_shape,
+        sequence_length=model.sequence_length,
+        parameters=model.num_parameters,
+        gpu=cluster.gpu if cluster.max_gpus else None,
+        ranks=1,
+        layout=None,
+        memory=None,
+        minimum=None,
+        recommended=None,
+        micro_batches=0,
+        max_steps=0,
+        disk_bytes=generation.clips * generation.samples * a_sample,
+        all_clips=False,
+        generation=generation,
+    )
+
+
+def resolved(recipe: Recipe, plan: Plan) -> Recipe:
+    """The recipe with all that the plan has chosen.
+
+    Raises:
+        RequestError: its batches do not divide among the ranks, or the like.
+    """
+    if plan.layout:
+        recipe = with_layout(recipe, plan.layout)
+    chosen = {"tasks": plan.generation.tasks, "batch_size": plan.generation.batch_size}
+    return recipe.model_copy(update={"generate": recipe.generate.model_copy(update=chosen)})
 
 
 def with_layout(recipe: Recipe, layout: Layout) -> Recipe:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.shards import read_marker
@@ -40,3 +43,34 @@ def train_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bo
     """Whether as many steps were done as are wanted now: a continued run may ask for more."""
     found = files.read_json(marker)
     return found is not None and bool(found["steps"] >= recipe.train.max_steps)
+
+
+def subject_of(run: RunFolder, recipe: Recipe) -> str | None:
+    """A digest of what samples of a run are made from: its weights, and how they are drawn.
+
+    Returns:
+        None while the training is not done.
+    """
+    weights: Any = recipe.train.init_from
+    if recipe.trains:
+        if not train_is_done(run, recipe, run.train.done, 0):
+            return None
+        marker = files.read_json(run.train.done)
+        weights = [marker["steps"], marker["checkpoint"]]
+    # However many array tasks share them, samples that are there need not be made again.
+    drawn = recipe.generate.model_dump(mode="json", exclude={"tasks", "batch_size"})
+    subject = [weights, drawn, recipe.evaluate.model_dump(mode="json")]
+    return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def made_of_this(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
+    """Whether what there is was made from the weights and settings that there are now."""
+    found = files.read_json(marker)
+    return found is not None and found["of"] == (subject_of(run, recipe) or "")
+
+
+def generate_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
+    """Whether an array task has made its share of the samples that are wanted now."""
+    found = files.read_json(marker)
+    shared = found is not None and found["tasks"] == (recipe.generate.tasks or 1)
+    return shared and made_of_this(run, recipe, marker, task)

@@ -11,6 +11,7 @@ import uuid
 from typing import Any
 
 from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.generation import Evaluate, Generate
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.plans import Plan
@@ -38,13 +39,17 @@ CHANGEABLE = {
     "train.recompute",
     "train.transformer_impl",
     "train.micro_batch_size",
+    # Samples and scores of other settings are made anew.
+    *(f"generate.{name}" for name in Generate.model_fields if name != "input"),
+    *(f"evaluate.{name}" for name in Evaluate.model_fields),
 }
 
 
 def default_name(recipe: Recipe, cluster: Cluster) -> str:
     """A name that the same request always gets, so that repeating it continues the run."""
     wanted = json.dumps([recipe.model_dump(mode="json"), cluster.name], sort_keys=True)
-    return f"{recipe.name}-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+    what = "" if recipe.trains else "generate-"
+    return f"{recipe.name}-{what}{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
 
 
 def check_name(name: str) -> None:

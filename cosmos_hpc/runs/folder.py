@@ -6,14 +6,18 @@
     code/DIGEST/cosmos_hpc/                           the code that it runs
     stages/STAGE.json                                 the spec that a stage's worker reads
     logs/                                             of every attempt; index.jsonl lists them
-    data/videos.jsonl, data/shards.json               the pinned list of videos and its shards
+    data/videos.jsonl, data/shards.json               the pinned list of videos and its shards; or,
+                                                      in a run that only generates, of its inputs
     tokenizer/, tokens/, train/                       results, each with a marker once complete
+    generated/                                        samples: a video, a record and tokens each
+    evaluation/, report/                              scores of them, and a page to look at
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
@@ -61,6 +65,54 @@ class Training:
         self.checkpoints = path / "checkpoints"
         self.metrics = path / "metrics.jsonl"
         self.loss_curve = path / "loss.png"
+        self.done = path / "done.json"
+
+
+class Generated:
+    """Samples, below ``generated``: of each a video, a JSON record and its tokens, by one key."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        #: What the guard has refused and what could not be used: a JSON file each.
+        self.refused = path / "refused"
+
+    def video(self, key: str) -> Path:
+        """The sample as H.264."""
+        return self.path / f"{key}.mp4"
+
+    def tokens(self, key: str) -> Path:
+        """Its tokens, clip after clip."""
+        return self.path / f"{key}.safetensors"
+
+    def record(self, key: str) -> Path:
+        """What it was made from and how; written last."""
+        return self.path / f"{key}.json"
+
+    def refusal(self, key: str) -> Path:
+        """Why there is no such sample."""
+        return self.refused / f"{key}.json"
+
+    def records(self) -> list[dict[str, Any]]:
+        """Records of all samples, in the order of their keys."""
+        return [files.read_json(path) for path in sorted(self.path.glob("*.json"))]
+
+
+class Evaluation:
+    """Scores, below ``evaluation``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.json"
+        self.table = path / "table.txt"
+        self.videos = path / "videos"
+
+    def truth(self, clip: int) -> Path:
+        """The true frames of a clip."""
+        return self.videos / f"{clip:04d}-truth.mp4"
+
+    def reconstruction(self, clip: int) -> Path:
+        """The true frames, through the tokenizer and back."""
+        return self.videos / f"{clip:04d}-tokenizer.mp4"
 
 
 class RunFolder:
@@ -70,6 +122,8 @@ class RunFolder:
         data: the pinned videos.
         tokens: results of preprocessing.
         train: results of the training.
+        generated, evaluation: samples, and scores of them.
+        report: the page.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -93,6 +147,9 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"
         self.tokens = Tokens(self.path / "tokens")
         self.train = Training(self.path / "train")
+        self.generated = Generated(self.path / "generated")
+        self.evaluation = Evaluation(self.path / "evaluation")
+        self.report = self.path / "report" / "report.html"
 
     def spec(self, stage: str) -> Path:
         """Spec file of a stage."""

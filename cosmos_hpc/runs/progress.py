@@ -83,6 +83,44 @@ def train(run: RunFolder, markers: Sequence[Path]) -> str:
     return text
 
 
+def generate(run: RunFolder, markers: Sequence[Path]) -> str:
+    """Samples so far, and those that there will not be."""
+    made = len(list(run.generated.path.glob("*-s*.mp4")))
+    refused = [files.read_json(path) for path in sorted(run.generated.refused.glob("*.json"))]
+    first = f", {len(refused)} refused: {refused[0]['reason']}" if refused else ""
+    return f"{made} sample{'s' * (made != 1)}{first}" if made or refused else ""
+
+
+def generate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
+    """The folder of the samples."""
+    return {"samples": run.generated.path}
+
+
+def evaluate(run: RunFolder, markers: Sequence[Path]) -> str:
+    """How near generated frames come to the true ones, beside the references."""
+    metrics = files.read_json(run.evaluation.metrics)
+    if not metrics or not metrics["generated"]:
+        return ""
+    words = {
+        "trained": "generated",
+        "repeat": "last frame repeated",
+        "tokenizer": "tokenizer alone",
+    }
+    scores = metrics["generated"]
+    said = [f"{scores[name]['psnr']:.1f} {word}" for name, word in words.items() if name in scores]
+    return f"PSNR (dB) {', '.join(said)}"
+
+
+def evaluate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
+    """The table of scores."""
+    return {"scores": run.evaluation.table}
+
+
+def report_results(run: RunFolder, marker: Path) -> dict[str, Path]:
+    """The page."""
+    return {"report": run.report}
+
+
 def _last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
     """The whole rows at the end of a file, which may be long."""
     if not path.exists():

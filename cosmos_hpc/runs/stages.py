@@ -32,7 +32,9 @@ class Stage:
             the number of the task.
         libraries: what it imports, each with the extra of this package that brings it.
         after: the stages whose results it needs.
-        array: a task a shard, instead of one.
+        array: several tasks, instead of one.
+        tasks: how many an array has, for so many shards and a recipe.
+        part_of: whether runs of a recipe have it.
         gpus: whether it works on GPUs where there are any.
         ranks: setting of the recipe that says how many processes a task has; None: one.
         time: limit of a job where the cluster has limits, ``HH:MM:SS``.
@@ -50,6 +52,8 @@ class Stage:
     libraries: dict[str, str]
     after: tuple[str, ...] = ()
     array: bool = False
+    tasks: Callable[[int, Recipe], int] = lambda shards, recipe: shards
+    part_of: Callable[[Recipe], bool] = lambda recipe: True
     gpus: bool = False
     ranks: str | None = None
     time: str = "02:00:00"
@@ -69,6 +73,11 @@ class Stage:
         return f"{self.name}.{task}" if self.array else self.name
 
 
+def _trains(recipe: Recipe) -> bool:
+    """Whether a run prepares data and trains on it, instead of only generating."""
+    return recipe.trains
+
+
 #: Each behind the ones that it comes after.
 STAGES = {
     stage.name: stage
@@ -83,6 +92,7 @@ STAGES = {
         ),
         Stage(
             "preprocess",
+            part_of=_trains,
             work="cosmos_hpc.worker.stages.preprocess:preprocess",
             marker="tokens/shards/%05d/done.json",
             libraries={"av": "worker"},
@@ -96,6 +106,7 @@ STAGES = {
         ),
         Stage(
             "finalize",
+            part_of=_trains,
             work="cosmos_hpc.worker.stages.finalize:finalize",
             marker="tokens/done.json",
             libraries={"megatron": "worker"},
@@ -106,6 +117,7 @@ STAGES = {
         ),
         Stage(
             "train",
+            part_of=_trains,
             work="cosmos_hpc.worker.stages.train:train",
             marker="train/done.json",
             libraries={"nemo": "train"},
@@ -116,6 +128,46 @@ STAGES = {
             is_done=completion.train_is_done,
             progress=words.train,
             results=words.train_results,
+        ),
+        Stage(
+            "generate",
+            work="cosmos_hpc.worker.stages.generate:generate",
+            marker="generated/tasks/%05d.json",
+            libraries={"megatron": "worker", "safetensors": "worker", "PIL": "worker"},
+            after=("train",),
+            array=True,
+            tasks=lambda shards, recipe: recipe.generate.tasks or 1,
+            gpus=True,
+            time="04:00:00",
+            sources=("generate.input", "generate.actions"),
+            is_done=completion.generate_is_done,
+            progress=words.generate,
+            results=words.generate_results,
+            stops_anywhere=True,
+        ),
+        Stage(
+            "evaluate",
+            part_of=_trains,
+            work="cosmos_hpc.worker.stages.evaluate:evaluate",
+            marker="evaluation/done.json",
+            libraries={"torchmetrics": "worker"},
+            after=("generate",),
+            gpus=True,
+            is_done=completion.made_of_this,
+            progress=words.evaluate,
+            results=words.evaluate_results,
+            stops_anywhere=True,
+        ),
+        Stage(
+            "report",
+            work="cosmos_hpc.worker.stages.report:report",
+            marker="report/done.json",
+            libraries={"jinja2": "worker", "matplotlib": "worker"},
+            after=("evaluate",),
+            time="00:30:00",
+            is_done=completion.made_of_this,
+            results=words.report_results,
+            stops_anywhere=True,
         ),
     )
 }
@@ -136,6 +188,11 @@ def stage_named(name: str) -> Stage:
 def default_stages() -> list[str]:
     """The stages that are carried out where none is named."""
     return [stage.name for stage in STAGES.values() if not stage.optional]
+
+
+def absent_stages(recipe: Recipe) -> set[str]:
+    """Stages that runs of a recipe do not have: others need not wait for them."""
+    return {stage.name for stage in STAGES.values() if not stage.part_of(recipe)}
 
 
 def needed_for(name: str) -> set[str]:
@@ -175,6 +232,8 @@ def source_settings() -> list[str]:
 def sources_of(recipe: Recipe) -> dict[str, str]:
     """What stages of a recipe read outside of the run folder, by the setting that names it."""
     values = {key: setting(recipe, key) for key in source_settings()}
+    guard = recipe.generate.guard_file
+    values |= {"generate.guard": guard} if guard else {}
     return {key: str(value) for key, value in values.items() if value}
 
 
@@ -208,10 +267,11 @@ def list_stages(shards: int, recipe: Recipe) -> list[RunStage]:
     return [
         RunStage(
             stage,
-            tasks=shards if stage.array else 1,
+            tasks=stage.tasks(shards, recipe) if stage.array else 1,
             ranks=(setting(recipe, stage.ranks) if stage.ranks else None) or 1,
         )
         for stage in STAGES.values()
+        if stage.part_of(recipe)
     ]
 
 

@@ -108,7 +108,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
     """
     recipe = run.recipe()
     found: list[StageState] = []
-    done: set[str] = set()
+    done = stages.absent_stages(recipe)
     for stage in stages.stages_of(run, recipe):
         missing = stages.missing_tasks(run, recipe, stage)
         # Before the videos are listed there is not even a task to miss.
@@ -140,7 +140,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         found,
         failed_videos=dict(kinds.most_common()),
         note=_note(run, queue, overall, found),
-        results=_results(run, done),
+        results=_results(run, [stage.name for stage in found if stage.state == "done"]),
         failed_list=str(run.tokens.failed),
     )
 
@@ -200,13 +200,12 @@ def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -
     return queue.advice(overall == "done", run.begun(), retry)
 
 
-def _results(run: RunFolder, done: set[str]) -> dict[str, str]:
+def _results(run: RunFolder, done: list[str]) -> dict[str, str]:
     """What the stages that are done have made, by what it is."""
     return {
         what: str(path)
-        for name, stage in stages.STAGES.items()
-        if name in done
-        for what, path in stage.results(run, stages.marker_path(run, name)).items()
+        for name in done
+        for what, path in stages.STAGES[name].results(run, stages.marker_path(run, name)).items()
     }
 
 

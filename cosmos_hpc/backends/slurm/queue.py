@@ -14,7 +14,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue, StageQueue
-from cosmos_hpc.runs.stages import STAGES
+from cosmos_hpc.runs.stages import STAGES, stages_of
 from cosmos_hpc.utils import files
 
 #: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
@@ -124,22 +124,25 @@ def read_queue(run: RunFolder) -> SlurmQueue:
     by_stage: dict[str, list[SlurmJob]] = {}
     for stage, job in jobs:
         by_stage.setdefault(stage, []).append(job)
-    total = run.data.num_shards()
-    stages = {name: _stage_queue(name, own, total) for name, own in by_stage.items()}
+    sizes = {stage.name: stage.tasks for stage in stages_of(run, run.recipe())}
+    stages = {
+        # Jobs of a stage that the run has no longer: a request before was another one.
+        name: _stage_queue(own, sizes.get(name, 1))
+        for name, own in by_stage.items()
+    }
     return SlurmQueue(stages, run=run, jobs=jobs)
 
 
-def _stage_queue(stage: str, jobs: list[SlurmJob], shards: int) -> StageQueue:
+def _stage_queue(jobs: list[SlurmJob], tasks: int) -> StageQueue:
     pending = [job for job in jobs if job.waits]
     reasons = Counter(job.reason for job in pending if job.reason != "None")
     said = ", ".join(reason for reason, _ in reasons.most_common(3))
     start = min((job.start for job in pending if job.start), default="")
-    total = shards if STAGES[stage].array else 1
     return StageQueue(
         counts=dict(Counter(job.state for job in jobs).most_common()),
         running=len(pending) < len(jobs),
         waiting_for=said + (f", may begin {start.replace('T', ' ')}" if start else ""),
-        tasks={task for job in jobs for task in tasks_of(job, total)},
+        tasks={task for job in jobs for task in tasks_of(job, tasks)},
     )
 
 

@@ -157,7 +157,7 @@ def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
     clock = Stopwatch()
     if todo:
         say(f"shard {shard}: {len(own) - len(todo)} of {len(own)} prompts were finished before")
-        _encode(run, recipe, shard, todo, clock)
+        _encode(run, recipe, f"shard {shard}: prompts", todo, clock)
         free_memory()
     clock.lap("free")
     paths = [prompt_file(run, prompt) for prompt in own]
@@ -170,6 +170,21 @@ def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
     files.write_json(_marker(run, shard), marker)
 
 
+def encode_missing(run: RunFolder, recipe: Recipe, prompts: list[str]) -> None:
+    """Write the embeddings of prompts that have none yet.
+
+    The text encoder is gone from memory when this returns.
+
+    Raises:
+        WorkError: the text encoder cannot be loaded, or gives another width than the model reads.
+        Stopped: on request, after a prompt.
+    """
+    todo = [prompt for prompt in prompts if not prompt_file(run, prompt).is_file()]
+    if todo:
+        _encode(run, recipe, "prompts", todo, Stopwatch())
+        free_memory()
+
+
 def _is_whole(path: Path, known: dict[str, str]) -> bool:
     """Whether an embedding is there; where a marker tells its checksum, as it says."""
     expected = known.get(path.name)
@@ -177,12 +192,12 @@ def _is_whole(path: Path, known: dict[str, str]) -> bool:
 
 
 def _encode(
-    run: RunFolder, recipe: Recipe, shard: int, prompts: list[str], clock: Stopwatch
+    run: RunFolder, recipe: Recipe, what: str, prompts: list[str], clock: Stopwatch
 ) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = TextEncoder(text_encoder_folder(run), device)
     clock.lap("load")
-    progress = Progress(f"shard {shard}: prompts", len(prompts))
+    progress = Progress(what, len(prompts))
     cut = 0
     for done, prompt in enumerate(prompts, 1):
         embedding, too_long = encoder.encode(prompt)

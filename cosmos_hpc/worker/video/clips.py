@@ -152,7 +152,7 @@ def read_clips(
     place = place or (lambda: np.empty(shape, np.uint8))
     with reading(path), Video(path, tick) as video:
         maker = _Maker(cut, begin, video, place, clock or Stopwatch())
-        yield from maker.clips(_samples(video, cut, begin, mark))
+        yield from maker.clips(sampled(video, cut, begin, mark))
         if not cut.every and maker.number:
             return
         _check_the_end(video, cut, maker)
@@ -160,7 +160,7 @@ def read_clips(
             yield maker.padded()
 
 
-def _samples(video: Video, cut: Cut, begin: int, mark: int | None) -> Iterator[Shown]:
+def sampled(video: Video, cut: Cut, begin: int = 0, mark: int | None = None) -> Iterator[Shown]:
     """Frames at the wanted rate from the beginning of clip ``begin`` on."""
     if cut.frame_rate is not None:
         return _resampled(video, cut, begin * cut.step)

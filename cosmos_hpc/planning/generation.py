@@ -1,0 +1,148 @@
+"""What generating samples takes: how many there are, of how many tokens, and memory of a GPU."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+
+from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.data.tokens import TEXT_POSITIONS
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.planning.layouts import POSSIBLE
+
+#: Samples at the same time, where that many are wanted and fit: reading the weights once for all
+#: of them, a GPU then draws several times as many tokens a second as for one.
+USUAL_BATCH = 8
+
+#: Positions of a batch that a prompt goes through the layers at a time.
+_AT_A_TIME = 8192
+#: Bytes of the tokenizer's decoder for each pixel of a clip, beside its weights: bf16 features at
+#: full resolution. Set from what an H100 reported; see benchmarks/README.md.
+_TOKENIZER_BYTES_PER_PIXEL, _TOKENIZER_WEIGHTS = 400, 300_000_000
+
+
+@dataclass(frozen=True)
+class GenerationMemory:
+    """Bytes on one GPU when they are most.
+
+    Attributes:
+        weights: of the decoder.
+        cache: keys and values of every position of a clip and of the text, for each sample.
+        workspace: what a layer computes with on the way, and logits in float32.
+        tokenizer: weights, and features while a clip is decoded to pixels.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    tokenizer: int
+
+    @property
+    def total(self) -> int:
+        """All parts."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """What the generate stage does.
+
+    Attributes:
+        clips: held-out clips or inputs that there are at most.
+        samples: of each.
+        tasks: array tasks that share them.
+        given_frames, frames: that a sample begins with, and has in all; None where time says.
+        new_tokens: that are drawn for a clip of a sample.
+        batch_size: samples at the same time.
+        memory: on one GPU; None without GPUs.
+    """
+
+    clips: int
+    samples: int
+    tasks: int
+    given_frames: int
+    frames: int | None
+    new_tokens: int
+    batch_size: int
+    memory: GenerationMemory | None
+
+
+def generation_memory(
+    model: ModelConfig, batch: int, precision: str, pixels: int
+) -> GenerationMemory:
+    """Memory of generating ``batch`` samples at the same time.
+
+    Args:
+        model: the architecture.
+        batch: samples.
+        precision: ``bf16`` or ``fp32``.
+        pixels: of a clip, frames times height times width.
+    """
+    width = 2 if precision == "bf16" else 4
+    key_value = 2 * model.num_layers * model.num_query_groups * model.kv_channels
+    text = 0
+    if model.context_width:
+        text = 1 if model.action_width else TEXT_POSITIONS
+    positions = model.special_ids_first + math.prod(model.latent_shape) + text
+    query = model.num_attention_heads * model.kv_channels
+    a_position = 4 * model.hidden_size + 3 * query + 3 * model.ffn_hidden_size
+    at_a_time = min(_AT_A_TIME, batch * positions)
+    # Logits of one position of each sample, scaled, sorted and added up, in float32 and int64.
+    logits = batch * model.output_vocab_size * 4 * 8
+    return GenerationMemory(
+        weights=width * model.num_parameters,
+        cache=width * key_value * positions * batch,
+        workspace=width * a_position * at_a_time + logits,
+        tokenizer=_TOKENIZER_WEIGHTS + _TOKENIZER_BYTES_PER_PIXEL * pixels,
+    )
+
+
+def plan_generation(recipe: Recipe, cluster: Cluster, inputs: int | None) -> GenerationPlan:
+    """What the generate stage of a recipe does on a cluster.
+
+    Args:
+        recipe, cluster: resolved.
+        inputs: that there are to generate from, in a run without a training.
+
+    Raises:
+        RequestError: not even one sample fits on a GPU, or not as many as are asked for.
+    """
+    generate, data = recipe.generate, recipe.data
+    clips = generate.clips if recipe.trains else inputs or 1
+    samples = clips * generate.samples
+    given = recipe.given_frames
+    latent = 1 + (given - 1) // data.compression[0] if given else 0
+    new = data.ids_per_clip // data.latent_shape[0] * (data.latent_shape[0] - latent)
+    frames = None if generate.seconds or recipe.kind.by_steps else generate.frames or data.frames
+    batch, memory = _batch(recipe, cluster, samples)
+    return GenerationPlan(
+        clips=clips,
+        samples=generate.samples,
+        tasks=generate.tasks or max(1, min(cluster.parallel, -(-samples // batch))),
+        given_frames=given,
+        frames=frames,
+        new_tokens=data.ids_per_clip if recipe.kind.by_steps else new,
+        batch_size=batch,
+        memory=memory,
+    )
+
+
+def _batch(recipe: Recipe, cluster: Cluster, samples: int) -> tuple[int, GenerationMemory | None]:
+    """Samples at the same time, and the memory that they take on a GPU."""
+    model, data, wanted = recipe.model_for_clips(), recipe.data, recipe.generate.batch_size
+    if not cluster.max_gpus:
+        return min(samples, wanted or USUAL_BATCH), None
+    pixels = data.frames * data.height * data.width
+    most = min(samples, wanted or USUAL_BATCH)
+    for batch in [most] if wanted else range(most, 0, -1):
+        memory = generation_memory(model, batch, recipe.train.precision, pixels)
+        if memory.total <= POSSIBLE * cluster.gpu_bytes:
+            return batch, memory
+    raise RequestError(
+        f"recipe {recipe.name} needs {memory.total / 1e9:.0f} GB on a GPU to generate {batch} "
+        f"sample{'s' * (batch > 1)} at the same time, and they have "
+        f"{cluster.gpu_bytes / 1e9:.0f} GB"
+        + ("; set a smaller generate.batch_size" if batch > 1 else "")
+    )

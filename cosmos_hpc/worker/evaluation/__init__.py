@@ -1,0 +1,1 @@
+"""Scores on held-out clips: of predicted tokens, and of generated frames."""

@@ -1,0 +1,1 @@
+"""Samples: what they continue, how they are drawn, and how they are written."""
