@@ -1,7 +1,8 @@
-"""A causal 3D convolutional FSQ encoder with random weights: the interface and size of a real one.
+"""A causal 3D convolutional FSQ tokenizer of random weights: interface and size of a real one.
 
 Two levels of Haar wavelets fold 4x4x4 pixels into channels, residual blocks of causal convolutions
-go down to 8x16x16, and a finite scalar quantiser gives 64 000 ids.
+go down to 8x16x16, and a finite scalar quantiser gives 64 000 ids. The decoder goes the same way
+back.
 """
 
 from __future__ import annotations
@@ -115,14 +116,86 @@ class Down(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1, 0, 0)))
 
 
+class Up(nn.Module):
+    """Twice as large in space, and in time where that is wanted: nearest, then a convolution."""
+
+    def __init__(self, channels: int, time: int) -> None:
+        super().__init__()
+        self.time, self.conv = time, CausalConv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Make ``[B, C, T, H, W]`` larger."""
+        x = x.repeat_interleave(2, 3).repeat_interleave(2, 4)
+        if self.time > 1:
+            x = x.repeat_interleave(2, 2)[:, :, 1:]
+        return self.conv(x)
+
+
+def inverse_haar(x: Tensor) -> Tensor:
+    """``[B, 8C, 1 + T, H, W]`` to ``[B, C, 1 + 2T, 2H, 2W]``."""
+    for dim in (4, 3, 2):
+        total, difference = x.chunk(2, 1)
+        pair = torch.stack([total + difference, total - difference], dim + 1) * 0.5**0.5
+        x = pair.flatten(dim, dim + 1)
+    return x[:, :, 1:]
+
+
+class RandomDecoder(nn.Module):
+    """Ids ``[B, 1 + T, H, W]`` to pixels ``[B, 3, 1 + 8T, 16H, 16W]`` in [-1, 1].
+
+    Args:
+        width, blocks: as for :class:`RandomEncoder`.
+    """
+
+    levels: Tensor
+    radix: Tensor
+
+    def __init__(self, width: int = 160, blocks: int = 2) -> None:
+        super().__init__()
+        widths = (4 * width, 4 * width, 2 * width, width)
+        layers: list[nn.Module] = [CausalConv(len(LEVELS), widths[0])]
+        channels = widths[0]
+        for level, outputs in enumerate(widths):
+            for _ in range(blocks):
+                layers.append(Block(channels, outputs))
+                channels = outputs
+            if level in (1, 2):
+                layers.append(Up(channels, time=level))
+        layers += [nn.SiLU(), CausalConv(channels, 192)]
+        self.layers = nn.Sequential(*layers)
+        self.register_buffer("levels", torch.tensor(LEVELS).view(1, -1, 1, 1, 1))
+        radix = torch.cumprod(torch.tensor((1, *LEVELS[:-1])), 0).view(1, -1, 1, 1, 1)
+        self.register_buffer("radix", radix)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Decode to bf16, or whatever the weights are."""
+        digits = (ids.long()[:, None] // self.radix) % self.levels
+        half = self.levels // 2
+        codes = (digits - half) / half
+        return torch.tanh(inverse_haar(inverse_haar(self.layers(codes.to(torch.bfloat16)))))
+
+
 def write_random_tokenizer(
-    folder: Path, shape: tuple[int, int, int], width: int, blocks: int, device: str
+    folder: Path,
+    shape: tuple[int, int, int],
+    width: int,
+    blocks: int,
+    device: str,
+    decoder: bool = False,
 ) -> int:
-    """Trace an encoder in bf16 into ``FOLDER/encoder.jit``; returns its number of parameters."""
+    """Trace an encoder in bf16 into ``FOLDER/encoder.jit``, and a decoder beside it if wanted.
+
+    Returns:
+        The number of the encoder's parameters.
+    """
     torch.manual_seed(0)
     encoder = RandomEncoder(width, blocks).to(device, torch.bfloat16).eval()
     example = torch.zeros(1, 3, *shape, dtype=torch.bfloat16, device=device)
     folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
         torch.jit.trace(encoder, example, check_trace=False).save(str(folder / "encoder.jit"))
+        if decoder:
+            ids = encoder(example)[0]
+            back = RandomDecoder(width, blocks).to(device, torch.bfloat16).eval()
+            torch.jit.trace(back, ids, check_trace=False).save(str(folder / "decoder.jit"))
     return sum(p.numel() for p in encoder.parameters())

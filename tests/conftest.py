@@ -20,6 +20,10 @@ from tests.fake_hub import FakeHub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# Before torch is imported: threads that spin while they wait slow each other down many times where
+# tests share the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 #: The development extra brings one.
 SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from cosmos_hpc.utils.settings import PathText, Section
 
@@ -38,7 +45,7 @@ class Generate(Section):
         seed: of all samples; each has random numbers of its own, which follow from it.
         batch_size: samples that a GPU generates at the same time; in bf16, tokens may depend on it.
             None: the plan chooses, 8 or as many as fit.
-        tasks: array tasks that share the samples. None: the plan chooses.
+        tasks: array tasks that share the samples; 0: none are generated. None: the plan chooses.
         initial: generate a sample of each held-out clip from the weights that the training began
             from as well, to compare with.
         guard: a function ``guard(prompt, frames)`` that is given the prompt (or None) and frames
@@ -58,7 +65,7 @@ class Generate(Section):
     top_p: Annotated[float, Field(ge=0, le=1)] = 0.8
     seed: int = 0
     batch_size: PositiveInt | None = None
-    tasks: PositiveInt | None = None
+    tasks: NonNegativeInt | None = None
     initial: bool = True
     guard: FunctionName | None = None
 
@@ -69,6 +76,8 @@ class Generate(Section):
         for name in ("prompt", "actions"):
             if getattr(self, name) is not None and self.input is None:
                 raise ValueError(f"{name} goes with input, the picture or video that it is for")
+        if self.input is not None and self.tasks == 0:
+            raise ValueError("tasks=0 generates nothing, and input is what to generate from")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("prompt is blank; say what is to be seen")
         return self

@@ -52,11 +52,12 @@ class GenerationPlan:
     Attributes:
         clips: held-out clips or inputs that there are at most.
         samples: of each.
-        tasks: array tasks that share them.
+        tasks: array tasks that share them; 0 where none are generated.
         given_frames, frames: that a sample begins with, and has in all; None where time says.
         new_tokens: that are drawn for a clip of a sample.
         batch_size: samples at the same time.
         memory: on one GPU; None without GPUs.
+        fits: whether a GPU has so much.
     """
 
     clips: int
@@ -67,6 +68,7 @@ class GenerationPlan:
     new_tokens: int
     batch_size: int
     memory: GenerationMemory | None
+    fits: bool = True
 
 
 def generation_memory(
@@ -107,7 +109,8 @@ def plan_generation(recipe: Recipe, cluster: Cluster, inputs: int | None) -> Gen
         inputs: that there are to generate from, in a run without a training.
 
     Raises:
-        RequestError: not even one sample fits on a GPU, or not as many as are asked for.
+        RequestError: not even one sample fits on a GPU, or not as many as are asked for; and the
+            recipe sets so many, or is for generating alone.
     """
     generate, data = recipe.generate, recipe.data
     clips = generate.clips if recipe.trains else inputs or 1
@@ -117,32 +120,40 @@ def plan_generation(recipe: Recipe, cluster: Cluster, inputs: int | None) -> Gen
     new = data.ids_per_clip // data.latent_shape[0] * (data.latent_shape[0] - latent)
     frames = None if generate.seconds or recipe.kind.by_steps else generate.frames or data.frames
     batch, memory = _batch(recipe, cluster, samples)
+    fits = memory is None or memory.total <= POSSIBLE * cluster.gpu_bytes
+    if memory and not fits and (generate.batch_size or not recipe.trains):
+        raise RequestError(
+            f"recipe {recipe.name} needs {memory.total / 1e9:.0f} GB on a GPU to generate {batch} "
+            f"sample{'s' * (batch > 1)} at the same time, and they have "
+            f"{cluster.gpu_bytes / 1e9:.0f} GB, of which {POSSIBLE:.0%} can be used"
+            + ("; set a smaller generate.batch_size" if batch > 1 else "")
+        )
+    tasks = max(1, min(cluster.parallel, -(-samples // batch))) if fits else 0
     return GenerationPlan(
         clips=clips,
         samples=generate.samples,
-        tasks=generate.tasks or max(1, min(cluster.parallel, -(-samples // batch))),
+        tasks=tasks if generate.tasks is None else generate.tasks,
         given_frames=given,
         frames=frames,
         new_tokens=data.ids_per_clip if recipe.kind.by_steps else new,
         batch_size=batch,
         memory=memory,
+        fits=fits,
     )
 
 
 def _batch(recipe: Recipe, cluster: Cluster, samples: int) -> tuple[int, GenerationMemory | None]:
-    """Samples at the same time, and the memory that they take on a GPU."""
+    """Samples at the same time, and the memory that they take on a GPU; 1 where none fits."""
     model, data, wanted = recipe.model_for_clips(), recipe.data, recipe.generate.batch_size
-    if not cluster.max_gpus:
-        return min(samples, wanted or USUAL_BATCH), None
-    pixels = data.frames * data.height * data.width
     most = min(samples, wanted or USUAL_BATCH)
-    for batch in [most] if wanted else range(most, 0, -1):
-        memory = generation_memory(model, batch, recipe.train.precision, pixels)
-        if memory.total <= POSSIBLE * cluster.gpu_bytes:
-            return batch, memory
-    raise RequestError(
-        f"recipe {recipe.name} needs {memory.total / 1e9:.0f} GB on a GPU to generate {batch} "
-        f"sample{'s' * (batch > 1)} at the same time, and they have "
-        f"{cluster.gpu_bytes / 1e9:.0f} GB"
-        + ("; set a smaller generate.batch_size" if batch > 1 else "")
-    )
+    if not cluster.max_gpus:
+        return most, None
+    pixels = data.frames * data.height * data.width
+
+    def memory(batch: int) -> GenerationMemory:
+        return generation_memory(model, batch, recipe.train.precision, pixels)
+
+    room = POSSIBLE * cluster.gpu_bytes
+    fitting = [batch for batch in range(1, most + 1) if memory(batch).total <= room]
+    batch = most if wanted else max(fitting, default=1)
+    return batch, memory(batch)

@@ -93,8 +93,12 @@ class Plan:
 
     def _render_generation(self) -> list[str]:
         does = self.generation
-        if not does.given_frames:
-            return []
+        if not does.given_frames or not does.tasks:
+            reason = ""
+            if does.memory and not does.fits:
+                needs = f"{does.memory.total / 1e9:.0f} GB"
+                reason = f": one sample takes {needs}, more than a GPU has to spare"
+            return [f"  generate    nothing{reason}"]
         each = f"{does.samples} samples each of " if does.samples > 1 else ""
         clips = f"{does.clips} {'input' if self.layout is None else 'held-out clip'}"
         share = f", in {does.tasks} array tasks" if does.tasks > 1 else ""

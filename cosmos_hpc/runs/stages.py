@@ -78,6 +78,16 @@ def _trains(recipe: Recipe) -> bool:
     return recipe.trains
 
 
+def _generates(recipe: Recipe) -> bool:
+    """Whether a run generates samples."""
+    return recipe.generate.tasks != 0
+
+
+def _scores(recipe: Recipe) -> bool:
+    """Whether a run has samples of clips whose continuation is known."""
+    return _trains(recipe) and _generates(recipe)
+
+
 #: Each behind the ones that it comes after.
 STAGES = {
     stage.name: stage
@@ -131,6 +141,7 @@ STAGES = {
         ),
         Stage(
             "generate",
+            part_of=_generates,
             work="cosmos_hpc.worker.stages.generate:generate",
             marker="generated/tasks/%05d.json",
             libraries={"megatron": "worker", "safetensors": "worker", "PIL": "worker"},
@@ -147,7 +158,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
-            part_of=_trains,
+            part_of=_scores,
             work="cosmos_hpc.worker.stages.evaluate:evaluate",
             marker="evaluation/done.json",
             libraries={"torchmetrics": "worker"},
