@@ -30,11 +30,49 @@ SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")
 #: Planted where a secret would be; must turn up nowhere.
 CANARIES = {"HF_TOKEN": "hf_canary5e1f", "WANDB_API_KEY": "c0ffee" * 6 + "cafe"}
 
+#: Files that take longest, in that order. They begin first, so that the processes that share the
+#: tests end at about the same time.
+LONGEST = (
+    "slurm/test_interruptions.py",
+    "test_end_to_end.py",
+    "slurm/test_submit.py",
+    "test_tasks_end_to_end.py",
+    "slurm/test_nemo_run.py",
+    "test_nemo_run.py",
+    "backends/test_docker.py",
+    "slurm/test_going_on.py",
+    "slurm/test_status.py",
+    "slurm/test_profiles.py",
+    "worker/test_convert.py",
+    "hub/test_hub.py",
+    "runs/test_old_runs.py",
+    "slurm/test_old_runs.py",
+    "worker/stages/test_preprocess.py",
+    "runs/test_stages.py",
+    "slurm/test_new_stage.py",
+    "models/test_generation.py",
+)
+
+# The processes that share the tests share the cores as well: threads of torch that wait for each
+# other, while another process has the core, cost many times what they save. Read by torch when it
+# is imported, here and in the commands that tests start.
+_SHARE = len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _SHARE)))
+
 
 def pytest_configure() -> None:
     """Let commands be interrupted: what a shell starts in the background ignores Ctrl-C."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first; pytest-xdist hands files out in this order."""
+    places = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in places if not path.is_file()]:
+        raise pytest.UsageError(f"LONGEST in tests/conftest.py names no file: {', '.join(gone)}")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
 
 
 def real_data(name: str) -> Path | None:
@@ -201,6 +239,9 @@ REQUEST = (
     "train.validate_every=20",
     "train.global_batch_size=4",
     "train.micro_batch_size=4",
+    # A quarter of the recipe's ids in a clip, and of the time of a step.
+    "data.height=48",
+    "data.width=80",
 )
 
 

@@ -151,6 +151,7 @@ def test_without_validation_the_last_step_is_saved_all_the_same(finished, tmp_pa
         home,
         "data.split.validation=0",
         "train.max_steps=4",
+        "cluster.parallel=1",
         "train.gpus=2",
         "train.tensor_parallel=2",
     )
@@ -187,6 +188,7 @@ def test_training_starts_from_a_given_checkpoint(finished, tmp_path):
         f"data.input={source}",
         f"train.init_from={checkpoint}",
         "train.max_steps=2",
+        "cluster.parallel=1",
         "--name",
         "from",
         cwd=tmp_path,
@@ -243,14 +245,14 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     command += ["data.batch_size=1", "--name", "broken"]
     run, whole = RunFolder(tmp_path / "runs" / "broken"), RunFolder(finished.path)
     with open(tmp_path / "log", "w") as log:
-        # By whom, and when: from a training step on, some seconds later.
+        # By whom, and when: from a training step on, a moment later.
         for how, step, least, most in (
             ("ctrl-c", 0, 2, 12),
             ("worker", 0, 2, 8),
-            ("ctrl-c", 3, 0, 3),
-            ("worker", 12, 0, 4),
+            ("ctrl-c", 3, 0, 1.5),
+            ("worker", 12, 0, 1.5),
             # Its workers go on by themselves: the next submit waits for them.
-            ("kill", 24, 0, 3),
+            ("kill", 24, 0, 1),
         ):
             began = time.time()
             submit = subprocess.Popen(

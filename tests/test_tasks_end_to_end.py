@@ -5,6 +5,7 @@ the other tokenizer.
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc, real_data, steps_of
-from tests.worker.preparing import samples
 from tests.worker.robots import write_bridge
 
 pytestmark = pytest.mark.slow
@@ -63,7 +63,10 @@ def submit_twice(home, *request):
     command = [sys.executable, "-m", "cosmos_hpc", "submit", *request, *STEPS, "--name"]
     whole = cosmos_hpc(*command[3:], "whole", cwd=home)
     assert whole.code == 0, whole.err
+    # From the same samples; that they come out alike each time, tests/worker/datasets shows.
     run = RunFolder(home / "runs" / "broken")
+    shutil.copytree(home / "runs" / "whole", run.path, symlinks=True)
+    shutil.rmtree(run.path / "train")
     kill_and_submit_again([*command, "broken"], home, run)
     return RunFolder(home / "runs" / "whole"), run
 
@@ -75,9 +78,10 @@ def test_videos_with_prompts_in_a_trained_model_out(tmp_path, scenes):
         for i in range(8)
     ]
     listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    whole, broken = submit_twice(tmp_path, "recipe=ar_tiny_v2w", f"data.input={listed}")
+    # A quarter of the recipe's ids in a clip, and of the time of a step.
+    request = ("recipe=ar_tiny_v2w", f"data.input={listed}", "data.height=48", "data.width=80")
+    whole, broken = submit_twice(tmp_path, *request)
     check_learning(whole.path)
-    assert samples(broken) == samples(whole)
     assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
     marker = files.read_json(marker_path(whole, "train"))
     assert marker["clips"] == {"train": 6, "validation": 1, "test": 1}
@@ -89,7 +93,6 @@ def test_robot_clips_in_a_trained_model_out(tmp_path):
     bridge = real_data("bridge") or write_bridge(tmp_path / "bridge", {"train": 9, "val": 3})
     whole, broken = submit_twice(tmp_path, "recipe=ar_tiny_action", f"data.input={bridge}")
     check_learning(whole.path)
-    assert samples(broken) == samples(whole)
     assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
     marker = files.read_json(marker_path(whole, "train"))
     pairs = files.read_json(marker_path(whole, "finalize"))["samples"]["pairs"]

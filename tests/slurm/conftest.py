@@ -28,16 +28,27 @@ def _lab(accounting: bool = False, pyxis: str | None = None) -> Iterator[Lab]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", params=[False, True], ids=["without accounting", "accounting"])
-def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A cluster without, and one with accounting."""
-    yield from _lab(request.param)
-
-
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A cluster without accounting."""
     yield from _lab()
+
+
+@pytest.fixture(scope="session")
+def accounting_lab() -> Iterator[Lab]:
+    """A cluster with accounting."""
+    yield from _lab(accounting=True)
+
+
+@pytest.fixture(
+    scope="module", params=["lab", "accounting_lab"], ids=["without accounting", "accounting"]
+)
+def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A cluster without, and one with accounting; each is booted once for all files."""
+    lab: Lab = request.getfixturevalue(request.param)
+    yield lab
+    # What a file leaves in the queue would count in the next one.
+    lab.clear()
 
 
 @pytest.fixture(scope="session")

@@ -195,6 +195,11 @@ class Lab:
             raise RuntimeError(f"{command}: {done.stderr}")
         return done.stdout
 
+    def clear(self) -> None:
+        """Take all jobs out of the queue, and wait until they have ended."""
+        self.run("scancel", "--user=root")
+        _until(lambda: not self.run("squeue", "--noheader"), 60, "an empty queue")
+
     def container_steps(self) -> list[dict[str, Any]]:
         """What pyxis was given: a line a job step and node, with the options in their order."""
         record = self.folder / "containers.jsonl"

@@ -60,8 +60,17 @@ class Login:
         deadline = time.monotonic() + seconds
         while (found := self.stage(name, stage))["state"] not in (states or ("done",)):
             assert time.monotonic() < deadline, self.explain(name)
-            time.sleep(0.5)
+            self._rest()
         return found
+
+    def _rest(self, seconds: float = 5) -> None:
+        """Wait until something has changed in the queue, which is cheap to ask, but not for long.
+
+        What ``status`` costs would be missing to the jobs that are waited for.
+        """
+        before, deadline = self.queue(), time.monotonic() + seconds
+        while time.monotonic() < deadline and self.queue() == before:
+            time.sleep(0.2)
 
     def explain(self, name: str) -> str:
         """All that helps to understand what went wrong."""

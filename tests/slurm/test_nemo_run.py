@@ -11,18 +11,22 @@ import pytest
 from cosmos_hpc.runs.folder import RunFolder
 from tests.conftest import CANARIES, steps_of
 from tests.nemo_run import EXPERIMENT, assert_no_secrets, documented, run_program
-from tests.slurm.login import Login
+from tests.slurm.login import PROFILE, Login
+from tests.slurm.test_interruptions import hold
 
 pytestmark = pytest.mark.slow
 
 PREPARE = "download,preprocess,finalize"
 #: As many as the profile has run at a time.
-SHARDS = [f"preprocess-{number}" for number in range(4)]
+SHARDS = ["preprocess-0", "preprocess-1"]
 
 
 @pytest.fixture
 def login(lab, tmp_path):
-    return Login(lab, tmp_path)
+    login = Login(lab, tmp_path)
+    profile = login.home / "clusters" / "mine.yaml"
+    profile.write_text(PROFILE.replace("parallel: 4", f"parallel: {len(SHARDS)}"))
+    return login
 
 
 def start(login, text, *arguments, **env):
@@ -81,8 +85,9 @@ def test_training_on_two_nodes_stops_when_it_is_warned_and_goes_on(login, scenes
     home.mkdir()
     runs = f"cluster.runs={home}"
     training = ("train.gpus=2", "train.max_steps=16", "train.save_every=50")
+    training += ("train.global_batch_size=4", "train.micro_batch_size=2")
     words = (f"data.input={scenes}", runs, "cluster.gpus_per_node=1", *training)
-    login.submit("two", *words, "train.micro_batch_size=4", "--dry-run")
+    login.submit("two", *words, "--dry-run")
     run = RunFolder(home / "two")
     env = {**CANARIES, "WANDB_MODE": "offline"}
     jobs, said = start(login, EXPERIMENT, run.path, f"{PREPARE},train", **env)
@@ -121,14 +126,13 @@ def test_what_is_not_to_be_tried_again_is_not(login, tmp_path, scenes):
     jobs, _ = start(login, EXPERIMENT, "runs/silent", "download")
     assert wait(login, jobs["download"], "FAILED", "COMPLETED")["Restarts"] == "1"
     # What was cancelled stays so.
-    login.submit("long", f"data.input={scenes}", "train.max_steps=900", "--dry-run")
-    jobs, _ = start(login, EXPERIMENT, "runs/long", f"{PREPARE},train")
-    run = RunFolder(login.run("long"))
-    login.until(lambda: steps_of(run) >= 3)
-    login.lab.run("scancel", jobs["train"])
-    wait(login, jobs["train"], "CANCELLED")
-    time.sleep(3)
-    assert show(login, jobs["train"])["JobState"] == "CANCELLED"
+    login.submit("long", f"data.input={scenes}", "data.batch_size=1", "--dry-run")
+    jobs, _ = start(login, EXPERIMENT, "runs/long", "download,preprocess")
+    hold(login, "long", 0)
+    login.lab.run("scancel", jobs["preprocess-0"])
+    wait(login, jobs["preprocess-0"], "CANCELLED")
+    time.sleep(7)  # longer than a requeue takes
+    assert show(login, jobs["preprocess-0"])["JobState"] == "CANCELLED"
 
 
 @pytest.fixture

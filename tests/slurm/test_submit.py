@@ -24,7 +24,7 @@ def trained(login, scenes):
     login.submit(
         "two-nodes",
         f"data.input={scenes}",
-        "data.videos_per_shard=2",
+        "data.videos_per_shard=4",
         *TRAINING,
         "train.gpus=4",
         "train.tensor_parallel=2",
@@ -58,7 +58,7 @@ def test_two_nodes_and_one_give_the_same_losses(login, trained):
     login.submit(
         "one-node",
         f"data.input={source}",
-        "data.videos_per_shard=2",
+        "data.videos_per_shard=4",
         *TRAINING,
         "train.gpus=4",
         "train.tensor_parallel=2",

@@ -20,6 +20,7 @@ from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models import from_published
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.shapes import published_shapes
+from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import cosmos_hpc
 from tests.models.checkpoints.test_published import inputs
@@ -643,7 +644,7 @@ def test_the_checkpoint_of_a_training(finished, tmp_path):
     convert(source, tmp_path / "model.pt", Conversion())
     tensors = loaded(tmp_path / "model.pt")
 
-    config = load_recipe("ar_tiny").model_for_clips()
+    config = RunFolder(finished.path).recipe().model_for_clips()
     expected = megatron_arrays(tensors, config)
     stored = {name: torch.zeros_like(array) for name, array in expected.items()}
     dcp.load(stored, checkpoint_id=source / "weights", no_dist=True)

@@ -13,7 +13,7 @@ from tests.conftest import cosmos_hpc
 pytestmark = pytest.mark.slow
 
 KEY = "0123456789abcdef" * 2 + "01234567"
-TRAINING = ("train.save_every=2", "train.validate_every=2", "train.gpus=2")
+TRAINING = ("train.save_every=2", "train.validate_every=2")
 TRAINING += ("train.micro_batch_size=2", "train.global_batch_size=4")
 
 
@@ -52,6 +52,7 @@ def prepared(tmp_path_factory, scenes):
     """A folder with a run that is ready for training."""
     home = tmp_path_factory.mktemp("tracked")
     words = ("submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x", *TRAINING)
+    words += ("cluster.parallel=1",)
     stages = ("--stages", "download,preprocess,finalize")
     outcome = cosmos_hpc(*words, "train.max_steps=2", *stages, cwd=home)
     assert outcome.code == 0, outcome.err
@@ -59,16 +60,17 @@ def prepared(tmp_path_factory, scenes):
 
 
 def test_unreachable_refusing_or_malformed_on_two_ranks_and_on_resume(prepared):
-    """The same run three times, each further than before."""
+    """The same run three times, each further than before; on two ranks where one of them waits."""
     home, words = prepared
     with refusing() as server:
         nobody = f"http://127.0.0.1:{closed_port()}"
-        ways = ((nobody, KEY), (server, KEY), (server, "short"))
-        for number, (url, key) in enumerate(ways, 1):
+        ways = ((nobody, KEY, 2), (server, KEY, 1), (server, "short", 1))
+        for number, (url, key, ranks) in enumerate(ways, 1):
             began = time.monotonic()
             outcome = cosmos_hpc(
                 *words,
                 f"train.max_steps={2 * number}",
+                f"train.gpus={ranks}",
                 cwd=home,
                 env={"WANDB_API_KEY": key, "WANDB_BASE_URL": url},
                 timeout=300,
