@@ -16,7 +16,7 @@ $(VENV)/installed: pyproject.toml constraints.txt install.sh
 	touch $@
 
 demo: setup
-	$(bin)/cosmos-hpc sample-videos $(DEMO)/videos count=24
+	$(bin)/cosmos-hpc sample-videos $(DEMO)/videos count=160 height=96 width=160
 	$(bin)/cosmos-hpc submit recipe=ar_tiny data.input=$(DEMO)/videos cluster.runs=$(DEMO)/runs --name demo
 
 test: setup

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="recipe=NAME whose model it is, dtype=bfloat16 or float32",
     )
 
-    samples = command("sample-videos", "make videos of moving, textured scenes to try things with")
+    samples = command("sample-videos", "make videos of drifting lights to try things with")
     samples.add_argument("folder", help="to write mp4 files into")
     samples.add_argument(
         "settings",

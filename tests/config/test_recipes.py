@@ -70,7 +70,7 @@ def test_overrides_are_typed():
         ("data.text_encoder=small", "text_encoder goes with task=video2world"),
         ("model.vocab_size=100", "must hold 64000 ids"),
         ("train.learning_rate=.inf", "should be a finite number"),
-        ("train.warmup_steps=60", "warmup_steps=60 is not below max_steps=60"),
+        ("train.warmup_steps=120", "warmup_steps=120 is not below max_steps=120"),
         ("data.input=", "should have at least 1 character"),
         ("data.compression=[8,16]", "data.compression has too few values"),
         ("name=foo", "unknown setting 'name'"),

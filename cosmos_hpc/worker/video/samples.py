@@ -1,7 +1,12 @@
-"""Makes videos of moving, textured scenes: something to try the package with, on any machine."""
+"""Makes videos of drifting lights: something to try the package with, on any machine.
+
+Their motion is one that the smallest model learns within minutes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
@@ -31,53 +36,79 @@ class Samples(Section):
     seed: NonNegativeInt = 0
 
 
-def _texture(random: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Smooth noise of several scales that wraps round, ``[height, width]`` in about [-1, 1]."""
-    rows = np.fft.fftfreq(height)[:, None]
-    columns = np.fft.fftfreq(width)[None]
-    frequency = np.hypot(rows, columns)
-    frequency[0, 0] = 1.0
-    spectrum = np.fft.fft2(random.standard_normal((height, width))) / frequency**1.5
-    spectrum[0, 0] = 0.0
-    noise = np.fft.ifft2(spectrum).real
-    return noise / (3 * noise.std())
+@dataclass(frozen=True)
+class _Scenery:
+    """What scenes look like: colours in RGB from dark to light, and where their light drifts to.
+
+    Rows and columns are those of a grid of 6x10 over the picture, whatever its size.
+    """
+
+    dark: tuple[int, int, int]
+    light: tuple[int, int, int]
+    down: int = 0
+    right: int = 0
 
 
-def _scene(random: np.random.Generator, samples: Samples) -> np.ndarray:
-    """Frames uint8 ``[T, H, W, 3]``: a textured ground that drifts, and discs that cross it."""
+_SCENERIES = (
+    _Scenery((30, 50, 140), (240, 240, 230), right=1),  # clouds
+    _Scenery((80, 20, 70), (250, 210, 110), down=1),  # a sunset
+    _Scenery((10, 60, 70), (210, 240, 160), right=-1),  # a lagoon
+    _Scenery((40, 30, 110), (240, 180, 220), down=-1),  # northern lights
+)
+_ROWS, _COLUMNS = 6, 10
+#: Rows and columns from one light to the next, and those that they pass in eight frames: the models
+#: see eight frames as one, so that motion has to show between one eight and the next.
+_PERIOD = (6, 5)
+_PACE = 2
+#: A picture is darker towards its lower right corner, up to this share: a place tells itself from
+#: the others, also within a period.
+_SHADE = 0.35
+#: Of libx264, whose default of 23 would shift colours by as much as ids tell apart.
+_CRF = "12"
+
+
+def _grain(random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Noise of fine scales that wraps round, ``[height, width]``, with a deviation of 1."""
+    waves = np.hypot(
+        np.fft.fftfreq(height)[:, None] * height, np.fft.fftfreq(width)[None] * width * 0.6
+    )
+    fine = (waves > 2 * _ROWS) & (waves < 4 * _ROWS)
+    noise: np.ndarray = np.fft.ifft2(np.fft.fft2(random.standard_normal((height, width))) * fine)
+    return noise.real / max(float(noise.real.std()), 1e-6)
+
+
+def _scene(random: np.random.Generator, samples: Samples) -> Iterator[np.ndarray]:
+    """Frames uint8 ``[H, W, 3]``: soft lights on a shaded ground drift one way, at an even pace.
+
+    A scene starts at one of the few places of a grid, so that few different blocks make up all
+    videos: a small model learns from minutes of training how they follow each other.
+    """
     height, width = samples.height, samples.width
-    ground = _texture(random, height, width)
-    sky, earth = random.uniform(60, 200, (2, 3))
-    speed = random.uniform(-4, 4, 2)
-    y, x = np.mgrid[:height, :width]
-    discs = [
-        (
-            random.uniform(0, [height, width]),
-            random.uniform(-5, 5, 2),
-            random.uniform(0.08, 0.2) * height,
-            random.uniform(30, 230, 3),
-        )
-        for _ in range(3)
-    ]
-    frames = []
+    scenery = _SCENERIES[random.integers(len(_SCENERIES))]
+    start = random.integers(_PERIOD) * (scenery.down != 0, scenery.right != 0)
+    grain = _grain(random, height, width)
+    y = (np.arange(height) + 0.5) / height * _ROWS
+    x = (np.arange(width) + 0.5) / width * _COLUMNS
+    shade = 1 - _SHADE * (0.45 * y[:, None] / _ROWS + 0.55 * x / _COLUMNS)
+    dark, light = np.array(scenery.dark), np.array(scenery.light)
     for t in range(samples.frames):
-        shift = np.round(speed * t).astype(int)
-        light = np.roll(ground, shift, (0, 1))[..., None]
-        fade = (y / height)[..., None]
-        picture = (1 - fade) * sky + fade * earth + 50 * light
-        for centre, velocity, radius, colour in discs:
-            cy, cx = (centre + velocity * t) % [height, width]
-            inside = np.hypot(y - cy, x - cx) < radius
-            picture[inside] = colour + 25 * light[inside]
-        frames.append(picture.clip(0, 255).astype(np.uint8))
-    return np.stack(frames)
+        moved = np.array([scenery.down, scenery.right]) * _PACE * t / 8
+        rows, columns = (
+            np.cos(2 * np.pi * (place - begin) / period)
+            for place, begin, period in zip((y, x), start + moved, _PERIOD, strict=True)
+        )
+        bright = 0.5 + 0.225 * rows[:, None] + 0.275 * columns
+        pixels = np.round(moved * (height / _ROWS, width / _COLUMNS)).astype(int)
+        picture = (dark + (light - dark) * bright[..., None]) * shade[..., None]
+        picture += np.roll(grain, pixels, (0, 1))[..., None]
+        yield picture.clip(0, 255).astype(np.uint8)
 
 
 def write_video(path: Path, frames: np.ndarray, rate: int = 30) -> None:
     """Write uint8 RGB ``[T, H, W, 3]`` as an H.264 mp4, whole or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate))
+        stream = container.add_stream("libx264", rate=Fraction(rate), options={"crf": _CRF})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for frame in frames:
@@ -93,4 +124,5 @@ def make_sample_videos(folder: str | Path, samples: Samples) -> None:
     target.mkdir(parents=True, exist_ok=True)
     for number in range(samples.count):
         random = np.random.default_rng([samples.seed, number])
-        write_video(target / f"scene-{number:04d}.mp4", _scene(random, samples), samples.rate)
+        frames = np.stack(list(_scene(random, samples)))
+        write_video(target / f"scene-{number:04d}.mp4", frames, samples.rate)
