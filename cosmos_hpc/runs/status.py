@@ -68,6 +68,11 @@ class RunState:
         """For JSON."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        from cosmos_hpc.runs.display import state_html
+
+        return state_html(self)
+
     def render(self) -> str:
         """One screen for a person."""
         lines = [f"{self.name}: {self.state}  ({self.path})"]
