@@ -40,3 +40,23 @@ def train_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bo
     """Whether as many steps were done as are wanted now: a continued run may ask for more."""
     found = files.read_json(marker)
     return found is not None and bool(found["steps"] >= recipe.train.max_steps)
+
+
+#: What decides what the report of a run says.
+_REPORTED = (
+    "tokens/done.json",
+    "tokens/failed_summary.json",
+    "train/done.json",
+    "evaluation/metrics.json",
+)
+
+
+def report_inputs(run: RunFolder) -> dict[str, str]:
+    """Digests of the files that a report is made of, as far as there are any."""
+    return {name: files.sha256(run.path / name) for name in _REPORTED if (run.path / name).exists()}
+
+
+def report_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
+    """Whether there is a page, and what it tells is still so."""
+    found = files.read_json(marker)
+    return found is not None and bool(found.get("inputs") == report_inputs(run))

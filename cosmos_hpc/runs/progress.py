@@ -36,6 +36,11 @@ def train_results(run: RunFolder, marker: Path) -> dict[str, Path]:
     return {"checkpoint": checkpoint, "loss curve": run.train.loss_curve}
 
 
+def report_results(run: RunFolder, marker: Path) -> dict[str, Path]:
+    """The page."""
+    return {"report": run.path / files.read_json(marker)["page"]}
+
+
 def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
     """Videos of all shards, and what became of some."""
     videos = failed = padded = 0

@@ -117,6 +117,18 @@ STAGES = {
             progress=words.train,
             results=words.train_results,
         ),
+        Stage(
+            "report",
+            work="cosmos_hpc.worker.stages.report:report",
+            marker="report/done.json",
+            libraries={"jinja2": "worker", "matplotlib": "worker", "av": "worker"},
+            after=("train",),
+            time="00:30:00",
+            is_done=completion.report_is_done,
+            results=words.report_results,
+            optional=True,
+            stops_anywhere=True,
+        ),
     )
 }
 
