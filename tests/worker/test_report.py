@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -21,7 +22,9 @@ from cosmos_hpc.api import Run
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import is_done
+from cosmos_hpc.runs.timeline import Stay
 from cosmos_hpc.utils import files
+from cosmos_hpc.worker.report.lanes import draw
 from cosmos_hpc.worker.report.page import LIMIT
 from cosmos_hpc.worker.stages.report import report
 from tests.conftest import CANARIES, OldRun
@@ -278,3 +281,21 @@ def test_without_pandas(old_run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
     with pytest.raises(RequestError, match="pip install pandas"):
         Run(old_run.path).metrics()
+
+
+def test_long_pauses_of_the_time_line_are_cut_short():
+    def stay(started: float, ended: float | None, how: str) -> Stay:
+        return Stay("train", 0, started, ended, how, "n1", Path("x"))
+
+    days = 2 * 86400
+    stays = [stay(1000, 4000, "stopped"), stay(4000 + days, 8000 + days, "done")]
+    drawn = draw([*stays, stay(9000 + days, None, "")])
+    (lane,) = drawn.lanes
+    assert lane.text == "3 attempts, 1 h 56 min, 1 stopped"
+    assert [label for _, label in drawn.breaks] == ["48 h 00 min"]
+    stopped, done, running = lane.bars
+    assert stopped.width > 30 and done.width > 40 and running.how == "unknown"
+    assert stopped.x + stopped.width < drawn.breaks[0][0] < done.x < running.x < 100
+    places = [place for place, _ in drawn.ticks]
+    assert min(b - a for a, b in itertools.pairwise(places)) >= 19
+    assert draw([]).lanes == []
