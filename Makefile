@@ -22,6 +22,7 @@ demo: setup
 test: setup
 	./tests/slurm/install.sh
 	./tests/install-podman.sh
+	./tests/install-chromium.sh
 	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup

@@ -14,13 +14,17 @@ from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, re
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.runs.completion import report_is_current
+from cosmos_hpc.runs.display import Page
 from cosmos_hpc.runs.folder import RunFolder, find_run
 from cosmos_hpc.runs.logs import follow
+from cosmos_hpc.runs.samples import Samples, read_samples
 from cosmos_hpc.runs.stages import (
     STAGES,
     asked_for,
     default_stages,
     is_done,
+    marker_path,
     stage_and_following,
     stage_named,
     stages_of,
@@ -31,6 +35,8 @@ from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.settings import apply_overrides, validate
 
 if TYPE_CHECKING:
+    import pandas
+
     from cosmos_hpc.backends.findings import Finding
     from cosmos_hpc.planning.plans import Plan
 
@@ -195,8 +201,56 @@ class Run:
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss in nats per token) of every step so far."""
+        return self._metric("loss")
+
+    def validation_losses(self) -> list[tuple[int, float]]:
+        """(step, validation loss in nats per token) of every validation so far."""
+        return self._metric("validation_loss")
+
+    def _metric(self, name: str) -> list[tuple[int, float]]:
         rows = files.read_jsonl(self.folder.train.metrics)
-        return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+        return [(row["step"], row[name]) for row in rows if name in row]
+
+    def metrics(self) -> pandas.DataFrame:
+        """The metrics of the training so far, a row a step or validation.
+
+        Columns are ``step``, ``loss`` and ``validation_loss`` (nats per token, one of them missing
+        in each row), ``learning_rate``, ``seconds`` of the step and ``time`` (Unix).
+
+        Raises:
+            RequestError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ModuleNotFoundError:
+            raise RequestError(
+                "metrics() gives a pandas DataFrame, and pandas is not installed: pip install "
+                "pandas, or take losses() and validation_losses()"
+            ) from None
+        columns = ["step", "loss", "validation_loss", "learning_rate", "seconds", "time"]
+        return pandas.DataFrame(files.read_jsonl(self.folder.train.metrics), columns=columns)
+
+    def samples(self) -> Samples:
+        """The generated videos, which a notebook shows side by side; none before there are any."""
+        return read_samples(self.folder)
+
+    def report(self, console: Console | None = None) -> Page:
+        """The page that shows what the run has done; it is made where there is none, or news.
+
+        Args:
+            console: where to show progress.
+
+        Raises:
+            RequestError: it is only queued, on a cluster, or somebody works on the run.
+            WorkError: it could not be made.
+        """
+        folder = self.folder
+        marker = marker_path(folder, "report")
+        if not report_is_current(folder, marker):
+            self._bring_about(["report"], console)
+        if not report_is_current(folder, marker):
+            raise RequestError(f"the report of run {folder.name} is queued; ask again later")
+        return Page(folder.path / files.read_json(marker)["page"])
 
 
 def _check_task(folder: RunFolder, stage: str, task: int) -> None:

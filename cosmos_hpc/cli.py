@@ -363,11 +363,7 @@ def _report(arguments: argparse.Namespace) -> None:
 
     run = Run(arguments.run)
     with _going_on():
-        page = run.report()
-    if page is None:
-        print(f"{run.folder.name}: queued; the same command shows where it is when it is there")
-    else:
-        print(page)
+        print(run.report().path)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

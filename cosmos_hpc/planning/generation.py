@@ -18,9 +18,9 @@ USUAL_BATCH = 8
 
 #: Positions of a batch that a prompt goes through the layers at a time.
 _AT_A_TIME = 8192
-#: Bytes of the tokenizer's decoder for each pixel of a clip, beside its weights: bf16 features at
-#: full resolution. Set from what an H100 reported; see benchmarks/README.md.
-_TOKENIZER_BYTES_PER_PIXEL, _TOKENIZER_WEIGHTS = 400, 300_000_000
+#: Bytes of the tokenizer's weights, and of its decoder's features for each pixel of a clip. From
+#: what an H100 reported; see benchmarks/README.md.
+_TOKENIZER_WEIGHTS, _TOKENIZER_BYTES_PER_PIXEL = 400_000_000, 100
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class GenerationMemory:
         weights: of the decoder.
         cache: keys and values of every position of a clip and of the text, for each sample.
         workspace: what a layer computes with on the way, and logits in float32.
-        tokenizer: weights, and features while a clip is decoded to pixels.
+        tokenizer: its weights, and what decoding a clip needs beyond cache and workspace, which are
+            free then.
     """
 
     weights: int
@@ -93,11 +94,14 @@ def generation_memory(
     at_a_time = min(_AT_A_TIME, batch * positions)
     # Logits of one position of each sample, scaled, sorted and added up, in float32 and int64.
     logits = batch * model.output_vocab_size * 4 * 8
+    cache = width * key_value * positions * batch
+    workspace = width * a_position * at_a_time + logits
+    decoding = _TOKENIZER_BYTES_PER_PIXEL * pixels
     return GenerationMemory(
         weights=width * model.num_parameters,
-        cache=width * key_value * positions * batch,
-        workspace=width * a_position * at_a_time + logits,
-        tokenizer=_TOKENIZER_WEIGHTS + _TOKENIZER_BYTES_PER_PIXEL * pixels,
+        cache=cache,
+        workspace=workspace,
+        tokenizer=_TOKENIZER_WEIGHTS + max(0, decoding - cache - workspace),
     )
 
 

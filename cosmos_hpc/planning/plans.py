@@ -10,6 +10,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.generation import GenerationPlan, plan_generation
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import Layout, Memory
+from cosmos_hpc.utils.html import table
 from cosmos_hpc.utils.progress import gigabytes
 from cosmos_hpc.utils.settings import validate
 
@@ -63,6 +64,12 @@ class Plan:
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)
+
+    def _repr_html_(self) -> str:
+        title, *lines = self.render().splitlines()
+        # A line without a name of its own goes on with the one before.
+        rows = [(line[:14].strip(), line[14:]) for line in lines]
+        return table((), rows, title)
 
     def render(self) -> str:
         """The plan as text for a person."""

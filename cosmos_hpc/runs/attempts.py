@@ -12,7 +12,7 @@ from cosmos_hpc.utils import files
 
 @dataclass(frozen=True)
 class Attempt:
-    """The latest attempt at a task.
+    """An attempt at a task.
 
     Attributes:
         job: id, ``123`` or ``123_4``.
@@ -23,6 +23,7 @@ class Attempt:
         why: how it ended, ``done``, ``failed``, ``stopped``, ``killed``, ``cancelled`` or, of a
             worker that did not start, ``unstarted``; empty while it runs, and where it could not
             say.
+        ended: seconds since the epoch; None while it runs, and where it could not say.
     """
 
     job: str
@@ -31,21 +32,35 @@ class Attempt:
     log: Path
     started: int
     why: str
+    ended: int | None = None
+
+
+def read_attempts(run: RunFolder, stage: str, task: int) -> list[Attempt]:
+    """All attempts at a task, in their order."""
+    noted: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    for row in files.read_jsonl(run.attempts(stage, task)):
+        if "start" in row:
+            noted.append((row, {}))
+        elif noted:
+            noted[-1] = (noted[-1][0], row)
+    return [
+        Attempt(
+            begin["job"],
+            begin["restart"],
+            begin["node"],
+            run.path / begin["log"],
+            begin["start"],
+            end.get("why", ""),
+            end.get("end"),
+        )
+        for begin, end in noted
+    ]
 
 
 def read_attempt(run: RunFolder, stage: str, task: int) -> Attempt | None:
     """The latest attempt at a task; None before the first."""
-    started: dict[str, Any] = {}
-    why = ""
-    for row in files.read_jsonl(run.attempts(stage, task)):
-        if "start" in row:
-            started, why = row, ""
-        else:
-            why = row["why"]
-    if not started:
-        return None
-    log = run.path / started["log"]
-    return Attempt(started["job"], started["restart"], started["node"], log, started["start"], why)
+    attempts = read_attempts(run, stage, task)
+    return attempts[-1] if attempts else None
 
 
 def attempted_tasks(run: RunFolder, stage: str) -> list[int]:

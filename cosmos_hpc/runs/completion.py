@@ -74,3 +74,30 @@ def generate_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) ->
     found = files.read_json(marker)
     shared = found is not None and found["tasks"] == (recipe.generate.tasks or 1)
     return shared and made_of_this(run, recipe, marker, task)
+
+
+#: What decides what the report of a run says.
+_REPORTED = (
+    "tokens/done.json",
+    "tokens/failed_summary.json",
+    "train/done.json",
+    "evaluation/metrics.json",
+)
+
+
+def report_inputs(run: RunFolder) -> dict[str, str]:
+    """Digests of the files that a report is made of, as far as there are any."""
+    samples = [f"generated/tasks/{path.name}" for path in run.generated.markers()]
+    there = [name for name in (*_REPORTED, *samples) if (run.path / name).exists()]
+    return {name: files.sha256(run.path / name) for name in there}
+
+
+def report_is_current(run: RunFolder, marker: Path) -> bool:
+    """Whether there is a page, and what it tells is still so."""
+    found = files.read_json(marker)
+    return found is not None and bool(found["inputs"] == report_inputs(run))
+
+
+def report_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
+    """Whether there is a page of a run whose training is done as far as is wanted now."""
+    return subject_of(run, recipe) is not None and report_is_current(run, marker)

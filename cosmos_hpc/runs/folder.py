@@ -92,6 +92,10 @@ class Generated:
         """Why there is no such sample."""
         return self.refused / f"{key}.json"
 
+    def markers(self) -> list[Path]:
+        """Markers of the array tasks that are done."""
+        return sorted((self.path / "tasks").glob("*.json"))
+
     def records(self) -> list[dict[str, Any]]:
         """Records of all samples, in the order of their keys."""
         return [files.read_json(path) for path in sorted(self.path.glob("*.json"))]

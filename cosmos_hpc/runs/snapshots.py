@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc.config.recipes import recipes_folder
 from cosmos_hpc.utils import files
 
 _PACKAGES = [
@@ -25,6 +26,8 @@ _PACKAGES = [
     "wandb",
 ]
 
+#: Of the files that a stage may need.
+_SUFFIXES = (".py", ".sh", ".typed", ".yaml", ".j2")
 
 #: Beside the snapshot of the package: runs one task with that snapshot.
 LAUNCHER = "run_task.py"
@@ -41,22 +44,24 @@ if __name__ == "__main__":
 
 
 def snapshot_code(target: Path) -> str:
-    """Copy this package below ``target``, unless it is there already.
+    """Copy this package and its recipes below ``target``, unless they are there already.
 
     Returns:
         A digest of the code, the name of the folder that holds the copy.
     """
     package = Path(__file__).resolve().parents[1]
-    sources = sorted(p for p in package.rglob("*") if p.suffix in (".py", ".sh", ".typed", ".yaml"))
+    sources = {p.relative_to(package): p for p in package.rglob("*") if p.suffix in _SUFFIXES}
+    # In a checkout the recipes lie beside the package.
+    sources |= {Path("recipe_files", p.name): p for p in recipes_folder().glob("*.yaml")}
     digest = hashlib.sha256(_LAUNCHER_TEXT.encode())
-    for path in sources:
-        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    for place, path in sorted(sources.items()):
+        digest.update(str(place).encode() + b"\0" + path.read_bytes())
     name = digest.hexdigest()[:12]
     if not (target / name).exists():
         temporary = target / f".{name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
-        for path in sources:
-            copy = temporary / package.name / path.relative_to(package)
+        for place, path in sources.items():
+            copy = temporary / package.name / place
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
         (temporary / LAUNCHER).write_text(_LAUNCHER_TEXT)

@@ -43,6 +43,7 @@ class Stage:
         progress: how far it is, in words: run, markers of its tasks.
         results: paths of what it has made for people, by what it is: run, marker.
         optional: carried out only where it is asked for by its name.
+        looks_back: makes nothing that the run is for, but shows what that is worth.
         stops_anywhere: left as soon as that is asked for, not at a safe point: everywhere is one.
     """
 
@@ -62,6 +63,7 @@ class Stage:
     progress: Callable[[RunFolder, Sequence[Path]], str] = words.nothing
     results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
     optional: bool = False
+    looks_back: bool = False
     stops_anywhere: bool = False
 
     def marker_of(self, task: int) -> str:
@@ -141,6 +143,7 @@ STAGES = {
         ),
         Stage(
             "generate",
+            looks_back=True,
             part_of=_generates,
             work="cosmos_hpc.worker.stages.generate:generate",
             marker="generated/tasks/%05d.json",
@@ -158,6 +161,7 @@ STAGES = {
         ),
         Stage(
             "evaluate",
+            looks_back=True,
             part_of=_scores,
             work="cosmos_hpc.worker.stages.evaluate:evaluate",
             marker="evaluation/done.json",
@@ -171,12 +175,13 @@ STAGES = {
         ),
         Stage(
             "report",
+            looks_back=True,
             work="cosmos_hpc.worker.stages.report:report",
             marker="report/done.json",
-            libraries={"jinja2": "worker", "matplotlib": "worker"},
+            libraries={"jinja2": "worker", "matplotlib": "worker", "av": "worker"},
             after=("evaluate",),
             time="00:30:00",
-            is_done=completion.made_of_this,
+            is_done=completion.report_is_done,
             results=words.report_results,
             stops_anywhere=True,
         ),

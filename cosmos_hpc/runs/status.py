@@ -68,6 +68,11 @@ class RunState:
         """For JSON."""
         return asdict(self)
 
+    def _repr_html_(self) -> str:
+        from cosmos_hpc.runs.display import state_html
+
+        return state_html(self)
+
     def render(self) -> str:
         """One screen for a person."""
         lines = [f"{self.name}: {self.state}  ({self.path})"]
@@ -131,6 +136,15 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
                 waiting_for=jobs.waiting_for,
             )
         )
+    asked = {*stages.asked_for(run)}
+    # What nobody has asked for and nobody has begun says nothing of the run.
+    found = [
+        stage
+        for stage in found
+        if stage.name in asked
+        or stage.state != "waiting"
+        or not stages.STAGES[stage.name].looks_back
+    ]
     overall = _overall(run, found)
     kinds = Counter(row["error"] for row in files.read_jsonl(run.tokens.failed))
     return RunState(

@@ -65,7 +65,7 @@ def test_a_machine_without_the_gpus_is_not_submitted_to(tmp_path):
 
 def test_a_gpu_recipe_is_refused_without_gpus_or_with_too_few():
     local = load_cluster("local", ["gpus=0"])
-    with pytest.raises(RequestError, match=r"ar12b trains in bf16 on GPUs.*has none"):
+    with pytest.raises(RequestError, match=r"ar12b works in bf16 on GPUs.*has none"):
         make_plan(load_recipe("ar12b"), local)
     with pytest.raises(RequestError, match="train.gpus=8, but cluster local has 4"):
         make_plan(load_recipe("ar12b", ["train.gpus=8"]), load_cluster("local", ["gpus=4"]))
@@ -87,7 +87,7 @@ def test_sources_that_are_not_there_are_refused_before_anything_starts(tmp_path)
 def test_the_disk_must_hold_the_run(small_disk):
     from cosmos_hpc.runs.requirements import check_disk
 
-    with pytest.raises(RequestError, match=r"needs up to 0.81 GB in .*, which has"):
+    with pytest.raises(RequestError, match=r"needs up to 0.8 GB in .*, which has"):
         check_disk(plan(8).disk_bytes, small_disk / "runs" / "x")
     assert not (small_disk / "runs").exists()
     check_disk(plan(8).disk_bytes, Path.cwd())

@@ -29,7 +29,9 @@ def test_what_the_tables_name_is_there():
     """Work is imported where it is done; a typo must not wait for that."""
     named = [stage.work for stage in STAGES.values()]
     for task in TASKS.values():
-        named += filter(None, (task.shard, task.training, task.before_shard, task.files))
+        named += filter(
+            None, (task.shard, task.training, task.before_shard, task.files, task.generator)
+        )
     for name in [*named, *KINDS.values()]:
         assert callable(load(name)), name
     recipe = load_recipe("ar_tiny")
@@ -42,16 +44,26 @@ def test_what_the_tables_name_is_there():
 
 
 def test_from_a_stage_on():
-    assert stage_and_following("finalize") == ["finalize", "train"]
+    assert stage_and_following("train") == ["train", "generate", "evaluate", "report"]
     assert stage_and_following("download") == list(STAGES)
     with pytest.raises(ch.RequestError, match="unknown stage 'trian'; did you mean train"):
         stage_named("trian")
 
 
 def test_stages_of_a_recipe():
-    recipe = load_recipe("ar_tiny", ["train.gpus=2", "train.micro_batch_size=4"])
-    sizes = {stage.name: (stage.tasks, stage.ranks) for stage in list_stages(7, recipe)}
-    assert sizes == {"download": (1, 1), "preprocess": (7, 1), "finalize": (1, 1), "train": (1, 2)}
+    words = ["train.gpus=2", "train.micro_batch_size=4", "generate.tasks=3"]
+
+    def sizes(*more):
+        stages = list_stages(7, load_recipe("ar_tiny", [*words, *more]))
+        return {stage.name: (stage.tasks, stage.ranks) for stage in stages}
+
+    trains = {"preprocess": (7, 1), "finalize": (1, 1), "train": (1, 2)}
+    ends = {"generate": (3, 1), "evaluate": (1, 1), "report": (1, 1)}
+    assert sizes() == {"download": (1, 1), **trains, **ends}
+    without = sizes("generate.tasks=0")
+    assert without == {"download": (1, 1), **trains, "report": (1, 1)}
+    alone = sizes("generate.input=frame.png")
+    assert alone == {"download": (1, 1), "generate": (3, 1), "report": (1, 1)}
 
 
 @pytest.mark.slow

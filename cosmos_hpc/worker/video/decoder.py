@@ -69,7 +69,7 @@ def serve(pipe: connection.Connection, slots: Slots, number: int, cut: Cut) -> N
         number: of this decoder: which counter to raise with every frame.
         cut: which clips of the videos.
     """
-    _prepare_process()
+    prepare_process()
     held: int | None = None
 
     def place() -> np.ndarray:
@@ -111,7 +111,8 @@ def _portable(error: Exception | None) -> Exception | None:
     return VideoError("unreadable", f"not a readable video: {type(error).__name__}: {error}")
 
 
-def _prepare_process() -> None:
+def prepare_process() -> None:
+    """Have this process end with its parent, and be ended first where memory runs out."""
     # The one that started this one decides when it ends, and takes it along when it dies.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
