@@ -159,6 +159,7 @@ def task(cluster: SlurmCluster, run: RunFolder, stage: RunStage, number: int) ->
     script.check_path(run.path)
     (job,) = jobs_of(stage, [number], cluster)
     apptainer = containers.apptainer_command(cluster, _folders(cluster, run), gpus=bool(job.gpus))
+    inside = containers.only_inside(cluster, run.code())
     run.task_stop(stage.name, number).parent.mkdir(parents=True, exist_ok=True)
     # The script makes this file when Slurm warns it, and the worker stops at the next safe point. A
     # file of its own for each start of the job: nobody has to remove it.
@@ -166,7 +167,7 @@ def task(cluster: SlurmCluster, run: RunFolder, stage: RunStage, number: int) ->
     stop += '".$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
     ranks = job.nodes * job.processes
     words: list[str] = [
-        *(_word(word) for word in (*apptainer, "env")),
+        *(_word(word) for word in (*apptainer, *inside, "env")),
         f"{STOP_VARIABLE}={stop}",
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
         *([f"{script.PATIENCE}={cluster.grace_seconds}"] if ranks > 1 else []),

@@ -177,8 +177,10 @@ def _work(
         *containers.srun_flags(cluster, folders, pyxis, passed_on),
         *containers.apptainer_command(cluster, folders, gpus=bool(job.gpus)),
     ]
-    words = [shlex.quote(word) for word in [*srun, cluster.python]]
+    words = [*srun, *containers.only_inside(cluster, code), cluster.python]
+    words = [shlex.quote(word) for word in words]
     before = containers.apptainer_exports(cluster, passed_on)
+    before += _without_leftovers(cluster, code, job.nodes)
     if job.ranks > 1:
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
         before += [f"export {PATIENCE}={cluster.grace_seconds}"]
@@ -194,8 +196,26 @@ def _work(
     elif job.ranks > 1:
         words += ["--standalone"]
     script = [shlex.quote(word) for word in task_script(run, job.stage, code=code)[:-1]]
-    command = " \\\n        ".join(_wrapped([*words, *script, '"$1"']))
-    return ["work() {", *(f"    {line}" for line in before), f"    {command}", "}"]
+    command = _continued([*words, *script, '"$1"'])
+    return ["work() {", *(f"    {line}" for line in [*before, *command]), "}"]
+
+
+def _without_leftovers(cluster: SlurmCluster, code: Path, nodes: int) -> list[str]:
+    """Lines that remove containers which an earlier start of the job has left behind."""
+    command = containers.without_leftovers(cluster, code)
+    if not command:
+        return []
+    srun = ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--input=none", *command]
+    return [
+        "# What a lost step has left behind has the name that the next container is to have.",
+        '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] ||',
+        *(f"    {line}" for line in _continued(list(map(shlex.quote, srun)))),
+    ]
+
+
+def _continued(words: Sequence[str]) -> list[str]:
+    """Words of one command on lines of a readable length."""
+    return " \\\n    ".join(_wrapped(words)).splitlines()
 
 
 def _wrapped(words: Sequence[str], width: int = 88) -> list[str]:
