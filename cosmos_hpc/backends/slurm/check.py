@@ -14,7 +14,7 @@ from cosmos_hpc.backends.findings import (
     runs_finding,
 )
 from cosmos_hpc.backends.slurm import commands as slurm
-from cosmos_hpc.backends.slurm import containers
+from cosmos_hpc.backends.slurm import containers, images
 from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
 from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.backends.slurm.script import placement
@@ -36,7 +36,7 @@ def check(cluster: SlurmCluster) -> list[Finding]:
         Finding("ok", f"Slurm {facts.version} of {facts.cluster} answers"),
         *_compared(cluster, facts),
         *_accepted(cluster),
-        *_python(cluster),
+        *_python(cluster, facts),
         runs_finding(cluster),
         *environment_findings(cluster.environment),
     ]
@@ -175,15 +175,14 @@ def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
     yield from (Finding("note", note) for note in containers.notes(cluster, facts))
 
 
-def _python(cluster: SlurmCluster) -> Iterator[Finding]:
-    """Whether the Python of jobs that need no container has their libraries."""
+def _python(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
+    """Whether the Python of jobs has their libraries."""
     if cluster.container:
+        if not containers.refusal(cluster, facts):
+            yield from images.python_findings(cluster)
         return
-    code = (
-        "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))"
-    )
     try:
-        words = [cluster.python, "-c", code, *libraries()]
+        words = [cluster.python, "-c", images.LACKS, *libraries()]
         done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as e:
         yield Finding("note", f"python={cluster.python} does not run here: {e}")

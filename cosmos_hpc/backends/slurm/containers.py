@@ -104,6 +104,12 @@ def _check_mount(cluster: SlurmCluster, mount: Mount) -> None:
         raise RequestError(f"mounts: {mount}: apptainer knows the options ro and rw only")
 
 
+def mount_around(cluster: SlurmCluster, path: str) -> Mount | None:
+    """The mount of the profile that a path in the container lies in; None for the image's own."""
+    chosen = {mount.target: mount for mount in map(_parse, cluster.mounts)}
+    return chosen.get(_innermost(path, chosen))
+
+
 def image(cluster: SlurmCluster) -> str:
     """The profile's image as its runtime wants it: files by absolute path, others as they are."""
     assert cluster.container is not None
