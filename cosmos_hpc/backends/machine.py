@@ -339,12 +339,15 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             lines += [shlex.join(command) for command in commands]
         return "\n".join(lines)
 
-    def cancel(self, run: RunFolder, now: bool = False) -> int:
+    def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Ask the workers to stop, those too that a killed submit has left behind."""
         working = _workers(run)
         if working:
             files.write_atomic(run.stop_request, "")
-            while _workers(run):
+            console.begin("cancel")
+            while left := _workers(run):
+                holders = filter(None, map(files.lock_holder, left))
+                console.progress("cancel", f"waiting for {', '.join(dict.fromkeys(holders))}")
                 time.sleep(_LOOK_SECONDS)
         return len(working)
 

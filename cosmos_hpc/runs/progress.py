@@ -6,13 +6,9 @@ there is nothing to say.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
@@ -63,7 +59,7 @@ def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
 
 def train(run: RunFolder, markers: Sequence[Path]) -> str:
     """Steps, losses and the time that is left."""
-    rows = _last_rows(run.train.metrics)
+    rows = files.last_rows(run.train.metrics)
     steps = [row for row in rows if "loss" in row]
     if not steps:
         return ""
@@ -119,18 +115,3 @@ def evaluate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
 def report_results(run: RunFolder, marker: Path) -> dict[str, Path]:
     """The page."""
     return {"report": run.report}
-
-
-def _last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
-    """The whole rows at the end of a file, which may be long."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as f:
-        f.seek(max(0, os.path.getsize(path) - tail))
-        lines = f.read().splitlines(keepends=True)
-    rows = []
-    for line in lines:
-        # Cut at the beginning of the tail, or being written: not whole.
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows

@@ -13,6 +13,7 @@ from pathlib import Path
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs import completion
+from cosmos_hpc.runs import pace as paces
 from cosmos_hpc.runs import progress as words
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.snapshots import LAUNCHER
@@ -41,6 +42,7 @@ class Stage:
         sources: settings of the recipe that name files, folders or repositories it reads.
         is_done: whether a task's results are complete: run, recipe, marker's path, task.
         progress: how far it is, in words: run, markers of its tasks.
+        pace: when a task that is worked on last got on: run, stage, task.
         results: paths of what it has made for people, by what it is: run, marker.
         optional: carried out only where it is asked for by its name.
         stops_anywhere: left as soon as that is asked for, not at a safe point: everywhere is one.
@@ -60,6 +62,7 @@ class Stage:
     sources: tuple[str, ...] = ()
     is_done: Callable[[RunFolder, Recipe, Path, int], bool] = completion.marked
     progress: Callable[[RunFolder, Sequence[Path]], str] = words.nothing
+    pace: Callable[[RunFolder, str, int], paces.Pace | None] = paces.of_log
     results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
     optional: bool = False
     stops_anywhere: bool = False
@@ -113,6 +116,7 @@ STAGES = {
             sources=("data.input",),
             is_done=completion.shard_is_done,
             progress=words.preprocess,
+            pace=paces.of_shard,
         ),
         Stage(
             "finalize",
@@ -137,6 +141,7 @@ STAGES = {
             time="04:00:00",
             is_done=completion.train_is_done,
             progress=words.train,
+            pace=paces.of_training,
             results=words.train_results,
         ),
         Stage(

@@ -123,3 +123,31 @@ def test_two_submits_of_a_run_at_the_same_time_queue_its_jobs_once(login, scenes
         "is being worked on by" in text for text in said
     ), said
     assert login.command("cancel", "twice").code == 0
+
+
+def test_a_job_whose_step_slurm_has_lost_can_be_seen_and_ended(login, tmp_path, scenes):
+    """srun waits for ever, and nobody hears that the run is being cancelled."""
+    python = executables(tmp_path / "bin", python="kill -9 $PPID") / "python"
+    login.submit("lost", f"data.input={scenes}", "--stages=download", f"cluster.python={python}")
+    (job,) = login.until(lambda: login.jobs("lost", "download"))
+    login.until(lambda: "last progress" in login.command("status", "lost").out)
+    words = [sys.executable, "-m", "cosmos_hpc", "cancel", "lost"]
+    cancel = subprocess.Popen(
+        words,
+        cwd=login.home,
+        env={**os.environ, **login.lab.environment},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = cancel.stderr.readline()
+    assert f"waiting for download (job {job}, RUNNING) to stop at a safe point" in said
+    assert "cancel --now kills what runs" in said
+    shown = login.command("status", "lost").out
+    assert "a stop was requested" in shown and "cancel lost --now kills its jobs" in shown
+    assert cancel.poll() is None
+    assert login.command("cancel", "lost", "--now").code == 0
+    out, _ = cancel.communicate(timeout=60)
+    assert cancel.returncode == 0
+    assert "download    stopped" in out
+    assert login.queued("lost") == []

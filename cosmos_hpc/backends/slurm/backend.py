@@ -92,11 +92,11 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
 
         return write(plan, request.folder, prepared, folder)
 
-    def cancel(self, run: RunFolder, now: bool = False) -> int:
+    def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""
         from cosmos_hpc.backends.slurm.submit import cancel
 
-        return cancel(run, now)
+        return cancel(run, now, console)
 
     def executor(
         self, stage: RunStage, run: RunFolder | None, number: int

@@ -1,0 +1,98 @@
+"""When a task last got on, and whether it has been quiet for longer than its own pace explains.
+
+Each function of the table of stages takes the run, the name of the stage and the number of a task
+that is worked on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from cosmos_hpc.runs.attempts import Attempt, read_attempt
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.progress import duration
+
+#: A task is quiet after so many times what it usually takes, and not before so many seconds.
+_TIMES, _AT_LEAST = 10, 300
+#: Seconds that the start of a container and of Python may take: large images are fetched.
+_START = 900
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a task gets on.
+
+    Attributes:
+        last: when it last did, seconds since the epoch.
+        usual: seconds from one such moment to the next, as far as they are known.
+    """
+
+    last: float
+    usual: float | None = None
+
+
+def of_log(run: RunFolder, stage: str, task: int) -> Pace | None:
+    """Of a task that only its log tells of."""
+    attempt = read_attempt(run, stage, task)
+    if attempt:
+        return Pace(max(attempt.started, _modified(attempt.log)))
+    rows = [r for r in files.read_jsonl(run.log_index) if (r["stage"], r["task"]) == (stage, task)]
+    return Pace(max(rows[-1]["time"], _modified(run.path / rows[-1]["log"]))) if rows else None
+
+
+def of_shard(run: RunFolder, stage: str, task: int) -> Pace | None:
+    """By the journal of a shard, to which a line is added for each clip, a batch at a time."""
+    pace, journal = of_log(run, stage, task), run.tokens.journal(task)
+    attempt, last = read_attempt(run, stage, task), _modified(journal)
+    if pace is None or attempt is None or last < attempt.started:
+        return pace
+    batches = len(files.read_jsonl(journal)) / run.recipe().data.batch_size
+    return Pace(last, (last - attempt.started) / max(1.0, batches))
+
+
+def of_training(run: RunFolder, stage: str, task: int) -> Pace | None:
+    """By the lines of steps and validations; the longest time between two of the last is usual."""
+    pace, attempt = of_log(run, stage, task), read_attempt(run, stage, task)
+    since = attempt.started if attempt else 0
+    times = [row["time"] for row in files.last_rows(run.train.metrics) if row["time"] >= since]
+    if not times:
+        return pace
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    return Pace(times[-1], max(gaps, default=None))
+
+
+def quiet(run: RunFolder, stage: str, task: int, pace: Pace) -> str:
+    """Says that a task has been quiet for too long; nothing where its pace explains it."""
+    age = time.time() - pace.last
+    attempt = read_attempt(run, stage, task)
+    if attempt and not _has_begun(run, stage, task) and age > _START:
+        return f"its worker has not begun after {_age(attempt)}"
+    if pace.usual is None or age <= max(_AT_LEAST, _TIMES * pace.usual):
+        return ""
+    return f"quiet for {duration(age)}, where {duration(max(1, pace.usual))} is usual"
+
+
+def hangs(marker: Path) -> str:
+    """Says that the job of a task that is done has not ended; nothing where it may be about to."""
+    age = time.time() - _modified(marker)
+    return f"done since {duration(age)}, and its job has not ended" if age > _AT_LEAST / 5 else ""
+
+
+def _has_begun(run: RunFolder, stage: str, task: int) -> bool:
+    return Path(f"{run.task_stop(stage, task)}.begun").exists()
+
+
+def _age(attempt: Attempt) -> str:
+    return duration(time.time() - attempt.started)
+
+
+def _modified(path: Path) -> float:
+    """When a file was last written to, seconds since the epoch; 0 if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_mtime
+    return 0.0
