@@ -1,7 +1,7 @@
 """How far a stage is, in words, from what it has written so far.
 
-Each function takes the run and the markers of the stage's tasks, and returns an empty text where
-there is nothing to say.
+Each function takes the run and the markers of the stage's tasks, of an array those that may be
+there, and returns an empty text where there is nothing to say.
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ def train_results(run: RunFolder, marker: Path) -> dict[str, Path]:
 def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
     """Videos of all shards, and what became of some."""
     videos = failed = padded = 0
-    for shard, path in enumerate(markers):
-        marker = read_marker(path.parent)
-        if marker:
-            videos += marker.videos
-            failed += marker.failed
-            padded += marker.padded
-        else:
-            rows = files.read_jsonl(run.tokens.journal(shard))
+    published = {path.parent.name: read_marker(path.parent) for path in markers}
+    for marker in filter(None, published.values()):
+        videos += marker.videos
+        failed += marker.failed
+        padded += marker.padded
+    folder = run.tokens.journal(0).parent
+    for name in files.names_in(folder):
+        shard, _, ending = name.partition(".")
+        if ending == "jsonl" and not published.get(shard):
+            rows = files.read_jsonl(folder / name)
             videos += sum(bool(row.get("last")) for row in rows)
             failed += sum("error" in row for row in rows)
             padded += sum(bool(row.get("padded")) for row in rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
 import time
 from collections import Counter
@@ -266,12 +267,15 @@ def _named(run: RunFolder) -> str:
 
 
 def _errors(run: RunFolder, stage: RunStage, missing: list[int], queue: Queue) -> dict[int, str]:
+    folder = run.error(stage.name, 0).parent
+    left = (re.fullmatch(rf"{stage.name}\.(\d+)\.txt", name) for name in files.names_in(folder))
     errors = {}
-    for task in missing:
+    for task in {int(found[1]) for found in left if found} & {*missing}:
         # A job that begins removes what its last attempt has left.
         with contextlib.suppress(FileNotFoundError):
-            errors[task] = run.error(stage.name, task).read_text().strip()
-    return {task: text for task, text in errors.items() if not queue.replaces(stage.name, task)}
+            if not queue.replaces(stage.name, task):
+                errors[task] = run.error(stage.name, task).read_text().strip()
+    return errors
 
 
 def _is_worked_on(run: RunFolder, stage: RunStage, tasks: list[int]) -> bool:

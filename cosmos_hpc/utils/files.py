@@ -136,6 +136,14 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def names_in(folder: Path) -> set[str]:
+    """Names of all that is in a folder; none where there is no such folder."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+
+
 def nearest_existing(path: Path) -> Path:
     """The path, or the nearest of the folders above it that exists."""
     return next(p for p in (path, *path.absolute().parents) if p.exists())
