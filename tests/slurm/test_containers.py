@@ -168,7 +168,7 @@ def test_a_proposal_knows_of_apptainer(lab, tmp_path, stand_in):
         lab, "cluster", "check", "mine", *check, "python=/no/python", cwd=tmp_path, PATH=path
     )
     assert lacking.code == 2
-    assert "problem  container: its /no/python does not run: " in lacking.out
+    assert "s /no/python does not run: " in lacking.out
     unknown = run(lab, "cluster", "check", "mine", *check, cwd=tmp_path)
     assert "apptainer is not on the PATH here" in unknown.out or shutil.which("apptainer")
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from cosmos_hpc.backends.findings import (
     Finding,
     environment_findings,
-    libraries,
     python_finding,
     runs_finding,
 )
@@ -18,6 +17,8 @@ from cosmos_hpc.backends.slurm import containers, images
 from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
 from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.backends.slurm.script import placement
+from cosmos_hpc.backends.slurm.secrets import find_secrets
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils.settings import nearest
 
@@ -39,7 +40,21 @@ def check(cluster: SlurmCluster) -> list[Finding]:
         *_python(cluster, facts),
         runs_finding(cluster),
         *environment_findings(cluster.environment),
+        *_secrets(cluster),
     ]
+
+
+def _secrets(cluster: SlurmCluster) -> Iterator[Finding]:
+    """Where jobs get values from that are to stay private."""
+    try:
+        found = find_secrets(cluster)
+    except RequestError as e:
+        yield Finding("problem", str(e))
+        return
+    if found.read:
+        yield Finding("ok", f"jobs read {', '.join(sorted(found.read))} by themselves")
+    if note := found.note():
+        yield Finding("note", note)
 
 
 def problems(cluster: SlurmCluster) -> list[str]:
@@ -182,11 +197,10 @@ def _python(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
             yield from images.python_findings(cluster)
         return
     try:
-        words = [cluster.python, "-c", images.LACKS, *libraries()]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as e:
+        lacks = images.lacking(cluster.python)
+    except (OSError, subprocess.SubprocessError, ValueError) as e:
         yield Finding("note", f"python={cluster.python} does not run here: {e}")
         return
     # What is loaded in setup lines may bring what is missing.
     level = "note" if cluster.setup else "problem"
-    yield python_finding(cluster.python, done.stdout.split(), PYTHON_OF_JOBS, level)
+    yield python_finding(cluster.python, lacks, PYTHON_OF_JOBS, level)

@@ -17,7 +17,10 @@ from cosmos_hpc.backends.slurm import containers
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 
 #: Prints which of the libraries that it is given the Python that runs it lacks.
-LACKS = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))"
+_LACKS = (
+    "import sys, importlib.util as u; "
+    "print('lacks:', *(n for n in sys.argv[1:] if not u.find_spec(n)))"
+)
 #: Seconds that looking into an image may take.
 _SECONDS = 120
 #: Where a program is searched if the image does not say.
@@ -39,6 +42,21 @@ def python_findings(cluster: SlurmCluster) -> Iterator[Finding]:
         yield _by_apptainer(cluster)
     else:
         yield from _in_squashfs(cluster, Path(containers.image(cluster)))
+
+
+def lacking(*python: str) -> list[str]:
+    """Which libraries of the stages a Python lacks, by the words that run it.
+
+    Raises:
+        OSError, subprocess.SubprocessError, ValueError: it does not run here; says why.
+    """
+    words = [*python, "-c", _LACKS, *libraries()]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
+    # Some sites greet first.
+    found = re.search(r"^lacks:(.*)$", done.stdout, re.M)
+    if done.returncode or not found:
+        raise ValueError("; ".join(done.stderr.strip().splitlines()[-3:]) or "it says nothing")
+    return found[1].split()
 
 
 def _on_host(cluster: SlurmCluster) -> str | None:
@@ -67,15 +85,13 @@ def _by_apptainer(cluster: SlurmCluster) -> Finding:
     words = containers.apptainer_command(cluster, [], gpus=False)
     if shutil.which(words[0]) is None:
         return _unknown(cluster, "apptainer is not on the PATH")
-    words += [cluster.python, "-c", LACKS, *libraries()]
+    python = f"{cluster.container}'s {cluster.python}"
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
+        return python_finding(python, lacking(*words, cluster.python))
+    except ValueError as e:
+        return Finding("problem", f"container: {python} does not run: {e}")
     except (OSError, subprocess.SubprocessError) as e:
         return _unknown(cluster, f"apptainer does not run here: {e}")
-    if done.returncode:
-        said = "; ".join(done.stderr.strip().splitlines()[-3:])
-        return Finding("problem", f"container: its {cluster.python} does not run: {said}")
-    return python_finding(f"{cluster.container}'s {cluster.python}", done.stdout.split())
 
 
 def _in_squashfs(cluster: SlurmCluster, image: Path) -> Iterator[Finding]:

@@ -105,6 +105,8 @@ class SlurmCluster(Cluster):
         python: runs the workers; ``python3`` in a container, else the one that submits.
         setup: shell lines before the work, for module systems.
         environment: names of variables to pass on; never values.
+        secrets: a file of variables that only you may read, NAME=VALUE a line, which the jobs read
+            by themselves; None: none.
         sbatch: further flags.
     """
 
@@ -129,6 +131,7 @@ class SlurmCluster(Cluster):
     python: Line = sys.executable
     setup: list[AnyLine] = Field(default=[])
     environment: list[Variable] = Field(default=PASSED_ON)
+    secrets: Line | None = None
     sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
 
     def time_of(self, stage: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from cosmos_hpc.backends.slurm import containers
 from cosmos_hpc.backends.slurm.jobs import Job, array_comment, job_name
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
+from cosmos_hpc.backends.slurm.secrets import Secrets, exported
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
 from cosmos_hpc.runs.stages import task_script
@@ -64,6 +65,7 @@ def render(
     code: Path,
     folders: Sequence[str] = (),
     pyxis: Collection[str] | None = None,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
 ) -> str:
     """The script of a job.
 
@@ -75,6 +77,7 @@ def render(
         code: the snapshot of the package that it runs.
         folders: that a container must see besides the run folder, without links.
         pyxis: options that the cluster's pyxis has; None: those of a current one.
+        secrets: what the job reads by itself.
 
     Raises:
         RequestError: a container cannot take a path.
@@ -97,13 +100,17 @@ def render(
         # A login shell knows the commands of module systems.
         "#!/bin/bash -l" if cluster.setup else "#!/bin/bash",
         f"# Stage {stage.name} of run {run.name}, written by cosmos-hpc.",
-        *(f"#SBATCH {flag}" for flag in _flags(job, run, cluster, run_id, log)),
+        *(
+            f"#SBATCH {flag}"
+            for flag in _flags(job, run, cluster, run_id, log, exported(cluster, secrets))
+        ),
         "",
         *(f"{name}={value}" for name, value in settings.items()),
         "",
         "# srun passes on what is set here, not only what sbatch was given.",
         "unset SLURM_EXPORT_ENV",
         *cluster.setup,
+        *secrets.lines,
         *container_lines(cluster),
         *_work(job, run, cluster, code, [str(run.path), *folders], pyxis),
         "",
@@ -119,7 +126,9 @@ def lines_of(name: str) -> list[str]:
     return Path(__file__).with_name(name).read_text().partition("\n\n")[2].splitlines()
 
 
-def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str) -> list[str]:
+def _flags(
+    job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str, names: Sequence[str]
+) -> list[str]:
     """Flags of sbatch; those of the profile come late, where they win, but for its comment."""
     cpus = cluster.cpus_per_gpu
     array = job.array
@@ -136,7 +145,7 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
         "--requeue",
         "--kill-on-invalid-dep=yes",
         f"--signal=B:USR1@{cluster.grace_seconds}",
-        f"--export={','.join(dict.fromkeys([*BASIC_VARIABLES, *cluster.environment]))}",
+        f"--export={','.join(dict.fromkeys([*BASIC_VARIABLES, *names]))}",
         *placement(cluster, job.stage.name, job.gpus),
         *([f"--comment={' '.join([*comments[-1:], array_comment(array)])}"] if array else []),
     ]

@@ -18,6 +18,7 @@ from cosmos_hpc.backends.slurm.jobs import Job, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs, read_queue
 from cosmos_hpc.backends.slurm.script import render
+from cosmos_hpc.backends.slurm.secrets import Secrets, find_secrets
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
@@ -43,12 +44,14 @@ class Submission:
         queued: ids of jobs in the queue, by stage.
         waiting: stages of one job that is in the queue and has not begun.
         stuck: ids of jobs in the queue that will never begin.
+        secrets: what the jobs read by themselves.
     """
 
     jobs: list[tuple[Job, str]] = field(default_factory=list)
     queued: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    secrets: Secrets = field(default_factory=Secrets)
 
     def stage_jobs(self, stage: str) -> list[Job]:
         """The jobs of a stage that are to be submitted."""
@@ -142,7 +145,8 @@ def prepare(
     arrays = sum(stage.kind.array and bool(missing_of.get(stage.name)) for stage in every)
     room = _room(cluster, arrays)
     run_id, code = run.id(), run.code()
-    found = Submission(stuck=[job.id for job in queue.stuck])
+    secrets = find_secrets(cluster)
+    found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
     for stage in every:
         here = [job for name, job in active if name == stage.name]
         if here:
@@ -156,7 +160,7 @@ def prepare(
         busy = {task for job in here for task in tasks_of(job, stage.tasks)}
         missing = [task for task in missing_of[stage.name] if task not in busy]
         for job in jobs_of(stage, missing, room) if missing else []:
-            script = render(job, run, cluster, run_id, code, folders, pyxis)
+            script = render(job, run, cluster, run_id, code, folders, pyxis, secrets)
             found.jobs.append((job, script))
     return found
 
@@ -258,6 +262,8 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         console.say("  nothing is missing that is not in the queue")
         return
     _check_room(cluster, submission)
+    if note := submission.secrets.note():
+        console.say(f"  {note}")
     scripts = write_scripts(run, submission)
     _ask_slurm(cluster, submission, scripts, console)
     run.stop_request.unlink(missing_ok=True)
