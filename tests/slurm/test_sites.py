@@ -1,13 +1,17 @@
 """Slurm as some sites have it: commands that greet, on standard output, before they answer."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import executables
+from tests.slurm.lab import Lab
 from tests.slurm.login import Login
 
 GREETING = "-----\nWelcome to the cluster, 24 users are on 3 nodes\n-----"
@@ -123,6 +127,25 @@ def test_two_submits_of_a_run_at_the_same_time_queue_its_jobs_once(login, scenes
         "is being worked on by" in text for text in said
     ), said
     assert login.command("cancel", "twice").code == 0
+
+
+def test_a_cluster_without_job_arrays(tmp_path, scenes, lab):
+    """Shards are prepared by jobs of their own, not more of them at a time than elsewhere."""
+    with Lab(Path(tempfile.mkdtemp(prefix="lab-")), max_array_size=0) as without:
+        login = Login(without, tmp_path / "login")
+        words = (f"data.input={scenes}", "data.videos_per_shard=2", "cluster.parallel=2")
+        words += ("--stages", "download,preprocess")
+        refused = login.command("submit", "recipe=ar_tiny", "cluster=mine", "--name=x", *words)
+        assert refused.code == 2
+        assert "MaxArraySize is 0; with 0 shards are prepared by jobs of their own" in refused.err
+        taken = login.submit("single", *words, "cluster.max_array_size=0")
+        assert re.search(r"preprocess  4 jobs, \d+ to \d+", taken.err), taken.err
+        waits = [line for line in login.queue("%j %E") if line.startswith("preprocess.")]
+        assert sum("afterany:" in line for line in waits) == 2
+        state = login.wait("single", "preprocess", "done", "failed")
+        assert (state["state"], state["done_tasks"]) == ("done", 4), login.explain("single")
+        assert "max_array_size: 0" in login.command("cluster", "init", "proposed").out
+    shutil.rmtree(without.folder, ignore_errors=True)
 
 
 def test_a_job_whose_step_slurm_has_lost_can_be_seen_and_ended(login, tmp_path, scenes):

@@ -48,10 +48,13 @@ def lacking(*python: str) -> list[str]:
     """Which libraries of the stages a Python lacks, by the words that run it.
 
     Raises:
-        OSError, subprocess.SubprocessError, ValueError: it does not run here; says why.
+        OSError, ValueError: it does not run here; says why.
     """
     words = [*python, "-c", _LACKS, *libraries()]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"it has not answered for {_SECONDS} s") from None
     # Some sites greet first.
     found = re.search(r"^lacks:(.*)$", done.stdout, re.M)
     if done.returncode or not found:
@@ -90,7 +93,7 @@ def _by_apptainer(cluster: SlurmCluster) -> Finding:
         return python_finding(python, lacking(*words, cluster.python))
     except ValueError as e:
         return Finding("problem", f"container: {python} does not run: {e}")
-    except (OSError, subprocess.SubprocessError) as e:
+    except OSError as e:
         return _unknown(cluster, f"apptainer does not run here: {e}")
 
 

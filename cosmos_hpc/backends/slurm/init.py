@@ -73,7 +73,7 @@ def propose(facts: Facts) -> str:
         _setting("gres", f"gpu:{kind}" if kind else "gpu"),
         _setting("nodes", 1, f"most nodes of a job; {gpu.name} has {gpu.nodes}"),
         _setting("parallel", 32, "array tasks at the same time"),
-        _setting("max_array_size", max(1, facts.max_array_size)),
+        _setting("max_array_size", facts.max_array_size),
         _setting(
             "max_submit",
             facts.most_jobs(None, [gpu.name, cpu.name]),

@@ -83,8 +83,9 @@ def render(
         RequestError: a container cannot take a path.
     """
     stage, array = job.stage, job.array
-    log = f"logs/{stage.name}/{'%A_%a' if array else '%j'}.log"
-    job_id = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "${SLURM_JOB_ID}"
+    log = f"logs/{stage.name}/{'%A_%a' if job.job_array else '%j'}.log"
+    of_array = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    job_id = of_array if job.job_array else "${SLURM_JOB_ID}"
     settings = {
         "run": shlex.quote(str(run.path)),
         "stage": stage.name,
@@ -138,7 +139,7 @@ def _flags(
         f"--nodes={job.nodes}",
         "--ntasks-per-node=1",
         *([f"--cpus-per-task={cpus * job.gpus}"] if cpus and job.gpus else []),
-        *([f"--array={array.spec}"] if array else []),
+        *([f"--array={array.spec}"] if array and job.job_array else []),
         f"--chdir={run.path}",
         f"--output={run.path}/{log}",
         "--open-mode=append",

@@ -284,14 +284,26 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         commands.cancel(list(ids.values()))
         raise
     for job, _ in submission.jobs:
-        job_id = ids[job.stage.name, job.part]
-        _record(run, job.stage.name, job_id, cluster_name)
-        tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
-        console.say(f"  {job.name:<11} job {job_id}{tasks}")
+        _record(run, job.stage.name, ids[job.stage.name, job.part], cluster_name)
+    _say_submitted(submission, ids, console)
     for job_id, dependency in submission.changed_dependencies(ids).items():
         reason = commands.depend(job_id, dependency)
         told = f"could not be told: {reason}; retry when it has ended" if reason else "waits too"
         console.say(f"  in the queue job {job_id} {told}")
+
+
+def _say_submitted(
+    submission: Submission, ids: Mapping[tuple[str, int], str], console: Console
+) -> None:
+    for stage in dict.fromkeys(job.stage.name for job, _ in submission.jobs):
+        jobs = submission.stage_jobs(stage)
+        singles = [ids[stage, job.part] for job in jobs if job.array and job.array.single]
+        if len(singles) > 1:
+            console.say(f"  {stage:<11} {len(singles)} jobs, {singles[0]} to {singles[-1]}")
+            continue
+        for job in jobs:
+            tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
+            console.say(f"  {job.name:<11} job {ids[stage, job.part]}{tasks}")
 
 
 def _ask_slurm(
