@@ -130,11 +130,8 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         # Before the videos are listed there is not even a task to miss.
         if not missing and stage.tasks > 0:
             done.add(stage.name)
-        errors = dict(
-            sorted(
-                {**queue.deaths(stage.name, missing), **_errors(run, stage, missing, queue)}.items()
-            )
-        )
+        errors = queue.deaths(stage.name, missing) | _errors(run, stage, missing, queue)
+        errors = dict(sorted(errors.items()))
         state = _state(run, stage, missing, queue, errors, done)
         jobs = queue.stage(stage.name)
         last, quiet = _pace(run, stage, missing, queue, state)
@@ -243,7 +240,7 @@ def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -
         kill = f"; cosmos-hpc cancel {_named(run)} --now kills its jobs" if queue.stages else ""
         return f"a stop was requested {age} ago: what runs ends at its next safe point{kill}"
     advice = queue.advice(overall == "done", run.begun(), retry)
-    if not advice and any(stage.quiet for stage in found):
+    if not advice and queue.stages and any(stage.quiet for stage in found):
         return (
             f"what is quiet may hang: cosmos-hpc logs tells more, cosmos-hpc cancel {_named(run)} "
             f"--now ends it, and {retry} goes on from what is done"

@@ -87,6 +87,7 @@ def propose(facts: Facts) -> str:
         _setting("mounts", [], "/from:/to in the container"),
         _setting("setup", [], "shell lines before the work, such as: module load cuda"),
         _setting("environment", PASSED_ON, "names, never values"),
+        _setting("secrets", None, "your file of NAME=VALUE lines, which Slurm is not given"),
         _setting("sbatch", [], "further flags, such as --exclusive"),
     ]
     return "\n".join(lines) + "\n"
