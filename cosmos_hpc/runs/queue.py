@@ -47,8 +47,12 @@ class Queue:
         """Whether somebody works on the run, or is going to, for all that is known."""
         return self.driven or bool(self.stages)
 
-    def at_work(self, stage: str) -> dict[int, str]:
-        """Tasks that jobs in the queue have begun and not ended, each with its job's id."""
+    def at_work(self, stage: str, tasks: int) -> dict[int, str]:
+        """Tasks, of so many of a stage, that jobs in the queue have begun and not ended.
+
+        Returns:
+            The id of the job of each.
+        """
         return {}
 
     def replaces(self, stage: str, task: int) -> bool:

@@ -167,7 +167,7 @@ def _pace(
     run: RunFolder, stage: RunStage, missing: list[int], queue: Queue, state: str
 ) -> tuple[float | None, dict[int, str]]:
     """When a task of a stage last got on, and what is strange about those that are worked on."""
-    at_work = queue.at_work(stage.name)
+    at_work = queue.at_work(stage.name, stage.tasks)
     if state == "running" and not queue.stages:
         at_work = dict.fromkeys(_worked_on(run, stage, missing), "")
     paces, strange = [], {}

@@ -81,14 +81,13 @@ class SlurmQueue(Queue):
         """Jobs that will never begin."""
         return [job for _, job in self.jobs if job.reason in STUCK]
 
-    def at_work(self, stage: str) -> dict[int, str]:
+    def at_work(self, stage: str, tasks: int) -> dict[int, str]:
         """Tasks that running jobs work on: an array task takes turns of several."""
         if self.run is None:
             return {}
-        total = self.run.data.num_shards() if STAGES[stage].array else 1
         found = {}
         for name, job in self.jobs:
-            for task in tasks_of(job, total) if (name, job.state) == (stage, "RUNNING") else ():
+            for task in tasks_of(job, tasks) if (name, job.state) == (stage, "RUNNING") else ():
                 attempt = read_attempt(self.run, stage, task)
                 if attempt and attempt.job == job.id and not attempt.why:
                     found[task] = job.id
