@@ -53,8 +53,10 @@ def test_slurm_is_not_given_what_jobs_can_read(any_lab, tmp_path, scenes):
         assert not keeps(any_lab, value)
         assert value not in log + "".join(p.read_text() for p in login.run("kept").rglob("*.sh"))
     if any_lab.accounting:
-        kept = any_lab.run("sacct", f"--jobs={job}", "--env-vars")
-        assert "PATH=" in kept
+        shown = ("sacct", f"--jobs={job}", "--env-vars")
+        # The database hears of it a little later.
+        login.until(lambda: "PATH=" in any_lab.run(*shown))
+        kept = any_lab.run(*shown)
         assert not any(value in kept for value in (*CANARIES.values(), MORE))
 
     # One that stands in no file has to be given, which is said.
