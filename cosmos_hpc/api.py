@@ -101,7 +101,7 @@ class Run:
         backend = self._backend()
         yield from follow(self.folder, lambda: backend.is_working(self.folder), stage, task)
 
-    def cancel(self, now: bool = False) -> int:
+    def cancel(self, now: bool = False, console: Console | None = None) -> int:
         """Ask what works on this run to stop at a safe point, and wait until nothing does.
 
         A shard stops after the clips in flight, a training after a step, which it saves; workers
@@ -111,6 +111,7 @@ class Run:
         Args:
             now: kill the jobs of a Slurm cluster instead; what they did since the last safe point
                 is lost.
+            console: where to say what is waited for.
 
         Returns:
             How many processes or jobs worked on it or were queued.
@@ -118,7 +119,7 @@ class Run:
         Raises:
             RequestError: Slurm does not answer.
         """
-        return self._backend().cancel(self.folder, now)
+        return self._backend().cancel(self.folder, now, console or Console())
 
     def retry(
         self, stage: str | None = None, task: int | None = None, console: Console | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -218,6 +219,24 @@ def executables(folder: Path, **texts: str) -> Path:
         (folder / name).write_text(f"#!/bin/bash\n{text}\n")
         (folder / name).chmod(0o755)
     return folder
+
+
+def squashfs(folder: Path, *paths: str, path: str | None = None) -> Path:
+    """A squashfs image with these empty files, and a PATH as enroot notes it.
+
+    Skips the test where squashfs-tools are not installed.
+    """
+    if not shutil.which("mksquashfs"):
+        pytest.skip("squashfs-tools are not installed")
+    content, image = folder / "content", folder / "image.sqsh"
+    for name in ("etc/environment", *paths):
+        (content / name).parent.mkdir(parents=True, exist_ok=True)
+        (content / name).touch()
+    if path:
+        (content / "etc/environment").write_text(f"LANG=C\nPATH={path}\n")
+    command = ["mksquashfs", str(content), str(image), "-noappend", "-quiet", "-no-progress"]
+    subprocess.run(command, check=True, capture_output=True)
+    return image
 
 
 def list_videos(source: str) -> list[str]:

@@ -130,12 +130,13 @@ class Backend(ABC, Generic[C, Q, P]):
         return [path]
 
     @abstractmethod
-    def cancel(self, run: RunFolder, now: bool = False) -> int:
+    def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Stop what works on a run at a safe point, and wait until nothing does.
 
         Args:
             run: its folder.
             now: kill it instead, where this place can.
+            console: where to say what is waited for.
 
         Returns:
             How many processes or jobs worked on it or were queued.

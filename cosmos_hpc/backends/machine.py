@@ -339,20 +339,20 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             lines += [shlex.join(command) for command in commands]
         return "\n".join(lines)
 
-    def cancel(self, run: RunFolder, now: bool = False) -> int:
+    def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Ask the workers to stop, those too that a killed submit has left behind."""
-        working = _workers(run)
-        if working:
+        if working := _workers(run):
             files.write_atomic(run.stop_request, "")
-            while _workers(run):
+            while left := _workers(run):
+                console.progress("cancel", f"waiting for {', '.join(dict.fromkeys(left))}")
                 time.sleep(_LOOK_SECONDS)
         return len(working)
 
 
-def _workers(run: RunFolder) -> list[Path]:
-    """Locks that somebody holds: the submit's, and those of tasks."""
+def _workers(run: RunFolder) -> list[str]:
+    """Who holds locks: the submit's, and those of tasks."""
     locks = [run.lock, *run.task_lock("x", 0).parent.glob("*")]
-    return [lock for lock in locks if files.is_locked(lock)]
+    return [holder for lock in locks if (holder := files.lock_holder(lock))]
 
 
 def _mention_others(run: RunFolder, stage: RunStage, tasks: list[int], console: Console) -> None:

@@ -1,18 +1,14 @@
 """How far a stage is, in words, from what it has written so far.
 
-Each function takes the run and the markers of the stage's tasks, and returns an empty text where
-there is nothing to say.
+Each function takes the run and the markers of the stage's tasks, of an array those that may be
+there, and returns an empty text where there is nothing to say.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
@@ -39,14 +35,16 @@ def train_results(run: RunFolder, marker: Path) -> dict[str, Path]:
 def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
     """Videos of all shards, and what became of some."""
     videos = failed = padded = 0
-    for shard, path in enumerate(markers):
-        marker = read_marker(path.parent)
-        if marker:
-            videos += marker.videos
-            failed += marker.failed
-            padded += marker.padded
-        else:
-            rows = files.read_jsonl(run.tokens.journal(shard))
+    published = {path.parent.name: read_marker(path.parent) for path in markers}
+    for marker in filter(None, published.values()):
+        videos += marker.videos
+        failed += marker.failed
+        padded += marker.padded
+    folder = run.tokens.journal(0).parent
+    for name in files.names_in(folder):
+        shard, _, ending = name.partition(".")
+        if ending == "jsonl" and not published.get(shard):
+            rows = files.read_jsonl(folder / name)
             videos += sum(bool(row.get("last")) for row in rows)
             failed += sum("error" in row for row in rows)
             padded += sum(bool(row.get("padded")) for row in rows)
@@ -63,7 +61,7 @@ def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
 
 def train(run: RunFolder, markers: Sequence[Path]) -> str:
     """Steps, losses and the time that is left."""
-    rows = _last_rows(run.train.metrics)
+    rows = files.last_rows(run.train.metrics)
     steps = [row for row in rows if "loss" in row]
     if not steps:
         return ""
@@ -119,18 +117,3 @@ def evaluate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
 def report_results(run: RunFolder, marker: Path) -> dict[str, Path]:
     """The page."""
     return {"report": run.report}
-
-
-def _last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
-    """The whole rows at the end of a file, which may be long."""
-    if not path.exists():
-        return []
-    with open(path, "rb") as f:
-        f.seek(max(0, os.path.getsize(path) - tail))
-        lines = f.read().splitlines(keepends=True)
-    rows = []
-    for line in lines:
-        # Cut at the beginning of the tail, or being written: not whole.
-        with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return rows

@@ -47,6 +47,18 @@ class Queue:
         """Whether somebody works on the run, or is going to, for all that is known."""
         return self.driven or bool(self.stages)
 
+    def at_work(self, stage: str, tasks: int) -> dict[int, str]:
+        """Tasks, of so many of a stage, that jobs in the queue have begun and not ended.
+
+        Returns:
+            The id of the job of each.
+        """
+        return {}
+
+    def replaces(self, stage: str, task: int) -> bool:
+        """Whether a task is queued anew since its last attempt, whose reason is of the past."""
+        return False
+
     def deaths(self, stage: str, missing: list[int]) -> dict[int, str]:
         """What is known of tasks that began, are not done, and have left no reason."""
         return {}

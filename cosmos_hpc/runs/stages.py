@@ -13,6 +13,7 @@ from pathlib import Path
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs import completion
+from cosmos_hpc.runs import pace as paces
 from cosmos_hpc.runs import progress as words
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.snapshots import LAUNCHER
@@ -40,7 +41,9 @@ class Stage:
         time: limit of a job where the cluster has limits, ``HH:MM:SS``.
         sources: settings of the recipe that name files, folders or repositories it reads.
         is_done: whether a task's results are complete: run, recipe, marker's path, task.
-        progress: how far it is, in words: run, markers of its tasks.
+        progress: how far it is, in words: run, markers of its tasks; of an array, of those that may
+            be there.
+        pace: when a task that is worked on last got on: run, stage, task.
         results: paths of what it has made for people, by what it is: run, marker.
         optional: carried out only where it is asked for by its name.
         looks_back: makes nothing that the run is for, but shows what that is worth.
@@ -61,6 +64,7 @@ class Stage:
     sources: tuple[str, ...] = ()
     is_done: Callable[[RunFolder, Recipe, Path, int], bool] = completion.marked
     progress: Callable[[RunFolder, Sequence[Path]], str] = words.nothing
+    pace: Callable[[RunFolder, str, int], paces.Pace | None] = paces.of_log
     results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
     optional: bool = False
     looks_back: bool = False
@@ -115,6 +119,7 @@ STAGES = {
             sources=("data.input",),
             is_done=completion.shard_is_done,
             progress=words.preprocess,
+            pace=paces.of_shard,
         ),
         Stage(
             "finalize",
@@ -139,6 +144,7 @@ STAGES = {
             time="04:00:00",
             is_done=completion.train_is_done,
             progress=words.train,
+            pace=paces.of_training,
             results=words.train_results,
         ),
         Stage(
@@ -338,8 +344,8 @@ def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int = 0) -> bool:
 
 def stage_progress(run: RunFolder, stage: RunStage) -> str:
     """How far a stage is, in words; empty where there is nothing to say."""
-    markers = [marker_path(run, stage.name, task) for task in range(stage.tasks)]
-    return stage.kind.progress(run, markers)
+    tasks = _perhaps_done(run, stage, range(stage.tasks))
+    return stage.kind.progress(run, [marker_path(run, stage.name, task) for task in tasks])
 
 
 def missing_tasks(
@@ -347,4 +353,16 @@ def missing_tasks(
 ) -> list[int]:
     """Tasks of a stage that are not done, of all or of ``only`` some."""
     tasks = range(stage.tasks) if only is None else only
-    return [task for task in tasks if not is_done(run, recipe, stage.name, task)]
+    there = _perhaps_done(run, stage, tasks)
+    done = {task for task in there if is_done(run, recipe, stage.name, task)}
+    return [task for task in tasks if task not in done]
+
+
+def _perhaps_done(run: RunFolder, stage: RunStage, tasks: Sequence[int]) -> Sequence[int]:
+    """Tasks that may have left a marker, by one look at a folder instead of one for each task."""
+    if not stage.kind.array:
+        return tasks
+    parts = stage.kind.marker.split("/")
+    at = next(number for number, part in enumerate(parts) if "%" in part)
+    names = files.names_in(run.path.joinpath(*parts[:at]))
+    return [task for task in tasks if parts[at] % task in names]

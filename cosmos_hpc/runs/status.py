@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import shlex
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,9 +16,11 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs import stages
 from cosmos_hpc.runs.attempts import attempted_tasks
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.pace import hangs, quiet
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.stages import RunStage
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.progress import duration
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class StageState:
         errors: reasons of failed tasks, by task.
         jobs: jobs and array tasks in the queue, by its words for their states.
         waiting_for: why some are pending, and when the first may begin.
+        last_progress: when a task that is worked on last got on, seconds since the epoch.
+        quiet: tasks whose jobs do not seem to get on, or to end, and why that seems so.
     """
 
     name: str
@@ -42,6 +48,8 @@ class StageState:
     errors: dict[int, str]
     jobs: dict[str, int] = field(default_factory=dict)
     waiting_for: str = ""
+    last_progress: float | None = None
+    quiet: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,11 +88,8 @@ class RunState:
             tasks = f"{stage.done_tasks}/{stage.tasks} tasks  " if stage.tasks > 1 else ""
             lines.append(f"  {stage.name:<11} {stage.state:<8} {tasks}{stage.progress}".rstrip())
             lines += [f"    {line}" for line in _queue_lines(stage)]
-            for task, reason in list(stage.errors.items())[:3]:
-                which = f"task {task}: " if stage.tasks > 1 else ""
-                lines.append(f"    {which}{reason}")
-            if len(stage.errors) > 3:
-                lines.append(f"    and {len(stage.errors) - 3} more failed tasks")
+            lines += [f"    {line}" for line in _task_lines(stage, stage.errors, "failed")]
+            lines += [f"    {line}" for line in _task_lines(stage, stage.quiet, "such")]
         if self.failed_videos:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.failed_videos.items())
             count = sum(self.failed_videos.values())
@@ -95,8 +100,19 @@ class RunState:
         return "\n".join(lines)
 
 
+def _task_lines(stage: StageState, of_tasks: dict[int, str], which: str) -> Iterator[str]:
+    """What is said of tasks, of the first few."""
+    for task, text in list(of_tasks.items())[:3]:
+        yield (f"task {task}: " if stage.tasks > 1 else "") + text
+    if len(of_tasks) > 3:
+        yield f"and {len(of_tasks) - 3} more {which} tasks"
+
+
 def _queue_lines(stage: StageState) -> Iterator[str]:
-    if stage.state == "done":
+    if stage.last_progress is not None:
+        age = max(0.0, time.time() - stage.last_progress)
+        yield f"last progress {duration(age)} ago"
+    if stage.state == "done" and not stage.quiet:
         return  # a job may still be ending
     if stage.jobs:
         yield "in the queue: " + ", ".join(f"{n} {state}" for state, n in stage.jobs.items())
@@ -119,11 +135,11 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         # Before the videos are listed there is not even a task to miss.
         if not missing and stage.tasks > 0:
             done.add(stage.name)
-        errors = dict(
-            sorted({**queue.deaths(stage.name, missing), **_errors(run, stage, missing)}.items())
-        )
+        errors = queue.deaths(stage.name, missing) | _errors(run, stage, missing, queue)
+        errors = dict(sorted(errors.items()))
         state = _state(run, stage, missing, queue, errors, done)
         jobs = queue.stage(stage.name)
+        last, quiet = _pace(run, stage, missing, queue, state)
         found.append(
             StageState(
                 stage.name,
@@ -134,6 +150,8 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
                 errors=errors,
                 jobs=jobs.counts,
                 waiting_for=jobs.waiting_for,
+                last_progress=last,
+                quiet=quiet,
             )
         )
     asked = {*stages.asked_for(run)}
@@ -157,6 +175,26 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         results=_results(run, [stage.name for stage in found if stage.state == "done"]),
         failed_list=str(run.tokens.failed),
     )
+
+
+def _pace(
+    run: RunFolder, stage: RunStage, missing: list[int], queue: Queue, state: str
+) -> tuple[float | None, dict[int, str]]:
+    """When a task of a stage last got on, and what is strange about those that are worked on."""
+    at_work = queue.at_work(stage.name, stage.tasks)
+    if state == "running" and not queue.stages:
+        at_work = dict.fromkeys(_worked_on(run, stage, missing), "")
+    paces, strange = [], {}
+    for task, job in at_work.items():
+        if task in missing:
+            pace = stage.kind.pace(run, stage.name, task)
+            paces += [pace] if pace else []
+            said = quiet(run, stage.name, task, pace) if pace else ""
+        else:
+            said = hangs(stages.marker_path(run, stage.name, task))
+        if said:
+            strange[task] = f"{said} (job {job})" if job else said
+    return max((pace.last for pace in paces), default=None), strange
 
 
 def _state(
@@ -211,7 +249,17 @@ def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -
         return (
             f"the stages that were asked for are done; {retry} {following} goes on with the others"
         )
-    return queue.advice(overall == "done", run.begun(), retry)
+    if overall in ("running", "queued") and run.stop_request.exists():
+        age = duration(max(0.0, time.time() - run.stop_request.stat().st_mtime))
+        kill = f"; cosmos-hpc cancel {_named(run)} --now kills its jobs" if queue.stages else ""
+        return f"a stop was requested {age} ago: what runs ends at its next safe point{kill}"
+    advice = queue.advice(overall == "done", run.begun(), retry)
+    if not advice and queue.stages and any(stage.quiet for stage in found):
+        return (
+            f"what is quiet may hang: cosmos-hpc logs tells more, cosmos-hpc cancel {_named(run)} "
+            f"--now ends it, and {retry} goes on from what is done"
+        )
+    return advice
 
 
 def _results(run: RunFolder, done: list[str]) -> dict[str, str]:
@@ -229,21 +277,27 @@ def _named(run: RunFolder) -> str:
     return run.name if here.is_dir() and here.samefile(run.path) else shlex.quote(str(run.path))
 
 
-def _errors(run: RunFolder, stage: RunStage, missing: list[int]) -> dict[int, str]:
+def _errors(run: RunFolder, stage: RunStage, missing: list[int], queue: Queue) -> dict[int, str]:
+    folder = run.error(stage.name, 0).parent
+    left = (re.fullmatch(rf"{stage.name}\.(\d+)\.txt", name) for name in files.names_in(folder))
     errors = {}
-    for task in missing:
+    for task in {int(found[1]) for found in left if found} & {*missing}:
         # A job that begins removes what its last attempt has left.
         with contextlib.suppress(FileNotFoundError):
-            errors[task] = run.error(stage.name, task).read_text().strip()
+            if not queue.replaces(stage.name, task):
+                errors[task] = run.error(stage.name, task).read_text().strip()
     return errors
 
 
 def _is_worked_on(run: RunFolder, stage: RunStage, tasks: list[int]) -> bool:
-    """Whether a worker is alive, perhaps one that a killed submit left behind."""
-    try:
-        return any(files.is_locked(run.task_lock(stage.name, task)) for task in tasks)
-    except WorkError:
-        return False  # without locks, what the queue says is all that is known
+    return next(_worked_on(run, stage, tasks), None) is not None
+
+
+def _worked_on(run: RunFolder, stage: RunStage, tasks: list[int]) -> Iterator[int]:
+    """Tasks whose worker is alive, perhaps one that a killed submit left behind."""
+    # Without locks, what the queue says is all that is known.
+    with contextlib.suppress(WorkError):
+        yield from (t for t in tasks if files.is_locked(run.task_lock(stage.name, t)))
 
 
 def _begun(run: RunFolder, stage: RunStage) -> bool:

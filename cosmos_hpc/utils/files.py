@@ -112,6 +112,21 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return list(iterate_jsonl(path))
 
 
+def last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
+    """The whole rows at the end of a file, which may be long."""
+    if not path.exists():
+        return []
+    with open(path, "rb") as f:
+        f.seek(max(0, os.path.getsize(path) - tail))
+        lines = f.read().splitlines(keepends=True)
+    rows = []
+    for line in lines:
+        # Cut at the beginning of the tail, or being written: not whole.
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def sha256(path: Path) -> str:
     """Hex digest of a file's content."""
     digest = hashlib.sha256()
@@ -119,6 +134,14 @@ def sha256(path: Path) -> str:
         while block := f.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of all that is in a folder; none where there is no such folder."""
+    try:
+        return set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
 
 
 def nearest_existing(path: Path) -> Path:

@@ -72,6 +72,6 @@ class ToyBackend(Backend[ToyCluster, Queue, Work]):
         commands = [shlex.join(task_command(request.folder, s, task)) for s, task in prepared]
         return "\n".join([*head_of_dry_run(plan, request.folder), *commands])
 
-    def cancel(self, run: RunFolder, now: bool = False) -> int:
+    def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         Path(run.path / "waiting").unlink(missing_ok=True)
         return 1

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs Debian's Slurm for the tests, where that is possible; elsewhere its tests are skipped.
 set -u
-programs="slurmctld slurmd munged slurmdbd mariadbd gcc"
+programs="slurmctld slurmd munged slurmdbd mariadbd gcc mksquashfs"
 missing=$(PATH=$PATH:/usr/sbin:/sbin; for p in $programs; do command -v "$p" >/dev/null || printf '%s ' "$p"; done)
 [ -e /usr/include/slurm/spank.h ] || missing="$missing slurm/spank.h"
 [ -z "$missing" ] && exit 0
@@ -12,6 +12,6 @@ fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q &&
     apt-get install -y -q --no-install-recommends slurm-wlm slurmdbd munge mariadb-server \
-        libslurm-dev gcc libc6-dev ||
+        libslurm-dev gcc libc6-dev squashfs-tools ||
     echo "tests of Slurm will be skipped: it could not be installed" >&2
 exit 0

@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,8 @@ class Lab:
         accounting: with slurmdbd and a database, so that ``sacct`` works.
         max_array_size: as in slurm.conf.
         pyxis: version whose options srun has, such as ``0.20``: a plug-in of the tests takes them,
-            and the command runs on the host; see :meth:`container_steps`. None: no pyxis.
+            and the command runs with the host's folders; see :meth:`container_steps`. None: no
+            pyxis.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class Lab:
         }
 
     def __enter__(self) -> Lab:
-        for name in ("etc", "run", "log", "state", "munge", "dev", "spool"):
+        for name in ("etc", "run", "log", "state", "munge", "dev", "spool", "containers"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         for name in ("n1", "n2", "n3"):
             (self.folder / "spool" / name).mkdir(exist_ok=True)
@@ -200,11 +202,34 @@ class Lab:
         self.run("scancel", "--user=root")
         _until(lambda: not self.run("squeue", "--noheader"), 60, "an empty queue")
 
+    @property
+    def containers(self) -> Path:
+        """Folders of the nodes, each with one for every container there is now."""
+        return self.folder / "containers"
+
     def container_steps(self) -> list[dict[str, Any]]:
         """What pyxis was given: a line a job step and node, with the options in their order."""
         record = self.folder / "containers.jsonl"
         lines = record.read_text().splitlines() if record.exists() else []
         return [json.loads(line) for line in lines]
+
+    @contextlib.contextmanager
+    def without_pyxis(self, node: str) -> Iterator[None]:
+        """A node whose plugstack.conf names no plug-in."""
+        empty = self.folder / "etc" / "empty.conf"
+        empty.touch()
+        conf = self.folder / "etc" / "plugstack.conf"
+        inside = (
+            "nsenter",
+            "-m",
+            "-t",
+            (self.folder / "run" / f"slurmd.{node}.pid").read_text().strip(),
+        )
+        self._run(*inside, "mount", "--bind", str(empty), str(conf))
+        try:
+            yield
+        finally:
+            self._run(*inside, "umount", str(conf))
 
     def _run(self, *command: str) -> None:
         subprocess.run(command, env=self.environment, capture_output=True, timeout=60, check=True)
@@ -247,7 +272,10 @@ class Lab:
         source = Path(__file__).with_name("pyxis.c")
         self._run("gcc", "-std=gnu11", "-shared", "-fPIC", "-o", str(built), str(source))
         minor = self.pyxis.split(".")[1]
-        return f"required {built} version={minor} record={self.folder}/containers.jsonl\n"
+        return (
+            f"required {built} version={minor} record={self.folder}/containers.jsonl "
+            f"containers={self.containers}\n"
+        )
 
     def _devices(self) -> str:
         """Character devices that stand for GPUs: Slurm wants to see some."""

@@ -17,6 +17,8 @@ from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.backends.slurm import containers
 from cosmos_hpc.backends.slurm import facts as slurm
 from cosmos_hpc.backends.slurm.commands import command
+from tests.backends.slurm.test_containers import SIGN
+from tests.conftest import squashfs
 from tests.slurm.test_profiles import run
 
 ODD = """a 'quoted' "name" $HOME `id` \\ ; & é 漢"""
@@ -69,7 +71,7 @@ def test_srun_takes_the_flags_and_their_values_arrive(any_pyxis_lab, tmp_path, m
         )
         assert given == {
             "container-image": f"/images/{ODD}.sqsh",
-            "container-mounts": f"/etc:/e,{tmp_path}:{tmp_path}",
+            "container-mounts": f"{SIGN},/etc:/e,{tmp_path}:{tmp_path}",
             "container-workdir": str(folder),
             "no-container-mount-home": None,
             "container-writable": None,
@@ -93,12 +95,13 @@ def test_without_pyxis_srun_refuses_and_the_check_says_so(lab, tmp_path, monkeyp
 
 
 def test_profiles_where_there_is_pyxis(any_pyxis_lab, tmp_path):
-    lab, image = any_pyxis_lab, f"container={sys.executable}"
+    lab, image = any_pyxis_lab, squashfs(tmp_path, "usr/bin/python3")
     proposed = run(lab, "cluster", "init", "mine", cwd=tmp_path)
     assert "image for pyxis: /path/image.sqsh, or registry#name:tag" in proposed.out
-    checked = run(lab, "cluster", "check", "mine", image, cwd=tmp_path)
+    checked = run(lab, "cluster", "check", "mine", f"container={image}", cwd=tmp_path)
     assert checked.code == 0, checked.out
-    assert f"container: pyxis, {sys.executable}" in checked.out
+    assert f"container: pyxis, {image}" in checked.out
+    assert f"of {image} only /usr/bin/python3 is seen" in checked.out
     assert ("this pyxis has no --container-env" in checked.out) == (lab.pyxis == "0.11")
     wrong = run(lab, "cluster", "check", "mine", "container=nvcr.io/a/b:1", cwd=tmp_path)
     assert wrong.code == 2
@@ -126,9 +129,12 @@ def stand_in(tmp_path):
         f"#!{sys.executable}\n"
         "import json, os, pathlib, sys\n"
         "pathlib.Path(__file__).with_name('words').write_text(json.dumps(sys.argv[1:]))\n"
-        "pwd = sys.argv.index('--pwd')\n"
-        "os.chdir(sys.argv[pwd + 1])\n"
-        "os.execvp(sys.argv[pwd + 3], sys.argv[pwd + 3:])\n"
+        "words = sys.argv[2:]\n"
+        "while words[0].startswith('--'):\n"
+        "    value = words.pop(1) if words[0] in ('--bind', '--pwd') else ''\n"
+        "    if words.pop(0) == '--pwd':\n"
+        "        os.chdir(value)\n"
+        "os.execvp(words[1], words[1:])\n"
     )
     path.chmod(0o755)
     return path
@@ -152,9 +158,17 @@ def test_a_proposal_knows_of_apptainer(lab, tmp_path, stand_in):
     proposed = run(lab, "cluster", "init", "mine", cwd=tmp_path, PATH=path)
     assert "host's Python, or with container_runtime: apptainer" in proposed.out
     check = ("container_runtime=apptainer", f"container={sys.executable}")
-    checked = run(lab, "cluster", "check", "mine", *check, cwd=tmp_path, PATH=path)
+    python = f"python={sys.executable}"
+    checked = run(lab, "cluster", "check", "mine", *check, python, cwd=tmp_path, PATH=path)
     assert checked.code == 0, checked.out
     assert f"container: apptainer, {sys.executable}" in checked.out
+    assert f"{sys.executable}'s {sys.executable} has torch, av, megatron, nemo" in checked.out
+    # One that the image does not have.
+    lacking = run(
+        lab, "cluster", "check", "mine", *check, "python=/no/python", cwd=tmp_path, PATH=path
+    )
+    assert lacking.code == 2
+    assert "s /no/python does not run: " in lacking.out
     unknown = run(lab, "cluster", "check", "mine", *check, cwd=tmp_path)
     assert "apptainer is not on the PATH here" in unknown.out or shutil.which("apptainer")
 

@@ -1,13 +1,17 @@
 """Slurm as some sites have it: commands that greet, on standard output, before they answer."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import executables
+from tests.slurm.lab import Lab
 from tests.slurm.login import Login
 
 GREETING = "-----\nWelcome to the cluster, 24 users are on 3 nodes\n-----"
@@ -123,3 +127,50 @@ def test_two_submits_of_a_run_at_the_same_time_queue_its_jobs_once(login, scenes
         "is being worked on by" in text for text in said
     ), said
     assert login.command("cancel", "twice").code == 0
+
+
+def test_a_cluster_without_job_arrays(tmp_path, scenes, lab):
+    """Shards are prepared by jobs of their own, not more of them at a time than elsewhere."""
+    with Lab(Path(tempfile.mkdtemp(prefix="lab-")), max_array_size=0) as without:
+        login = Login(without, tmp_path / "login")
+        words = (f"data.input={scenes}", "data.videos_per_shard=2", "cluster.parallel=2")
+        words += ("--stages", "download,preprocess")
+        refused = login.command("submit", "recipe=ar_tiny", "cluster=mine", "--name=x", *words)
+        assert refused.code == 2
+        assert "MaxArraySize is 0; with 0 shards are prepared by jobs of their own" in refused.err
+        taken = login.submit("single", *words, "cluster.max_array_size=0")
+        assert re.search(r"preprocess  4 jobs, \d+ to \d+", taken.err), taken.err
+        waits = [line for line in login.queue("%j %E") if line.startswith("preprocess.")]
+        assert sum("afterany:" in line for line in waits) == 2
+        state = login.wait("single", "preprocess", "done", "failed")
+        assert (state["state"], state["done_tasks"]) == ("done", 4), login.explain("single")
+        assert "max_array_size: 0" in login.command("cluster", "init", "proposed").out
+    shutil.rmtree(without.folder, ignore_errors=True)
+
+
+def test_a_job_whose_step_slurm_has_lost_can_be_seen_and_ended(login, tmp_path, scenes):
+    """srun waits for ever, and nobody hears that the run is being cancelled."""
+    python = executables(tmp_path / "bin", python="kill -9 $PPID") / "python"
+    login.submit("lost", f"data.input={scenes}", "--stages=download", f"cluster.python={python}")
+    (job,) = login.until(lambda: login.jobs("lost", "download"))
+    login.until(lambda: "last progress" in login.command("status", "lost").out)
+    words = [sys.executable, "-m", "cosmos_hpc", "cancel", "lost"]
+    cancel = subprocess.Popen(
+        words,
+        cwd=login.home,
+        env={**os.environ, **login.lab.environment},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    said = cancel.stderr.readline()
+    assert f"waiting for download (job {job}, RUNNING) to stop at a safe point" in said
+    assert "cancel --now kills what runs" in said
+    shown = login.command("status", "lost").out
+    assert "a stop was requested" in shown and "cancel lost --now kills its jobs" in shown
+    assert cancel.poll() is None
+    assert login.command("cancel", "lost", "--now").code == 0
+    out, _ = cancel.communicate(timeout=60)
+    assert cancel.returncode == 0
+    assert "download    stopped" in out
+    assert login.queued("lost") == []

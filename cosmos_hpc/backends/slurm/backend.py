@@ -55,11 +55,13 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         """Refuse what the cluster cannot do, as far as is known without asking about a job."""
         from cosmos_hpc.backends.slurm.check import PYTHON_OF_JOBS, problems
         from cosmos_hpc.backends.slurm.script import check_path
+        from cosmos_hpc.backends.slurm.secrets import find_secrets
         from cosmos_hpc.runs.requirements import check_installed
 
         if self.cluster.python == sys.executable:
             check_installed(request.stages, PYTHON_OF_JOBS)
         check_path(request.folder.path)
+        find_secrets(self.cluster)
         if not request.dry_run:
             for problem in problems(self.cluster):
                 raise RequestError(f"cluster {self.cluster.name}: {problem}. Nothing was submitted")
@@ -92,11 +94,11 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
 
         return write(plan, request.folder, prepared, folder)
 
-    def cancel(self, run: RunFolder, now: bool = False) -> int:
+    def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""
         from cosmos_hpc.backends.slurm.submit import cancel
 
-        return cancel(run, now)
+        return cancel(run, now, console)
 
     def executor(
         self, stage: RunStage, run: RunFolder | None, number: int

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import subprocess
 from collections.abc import Iterator
 
 from cosmos_hpc.backends.findings import (
     Finding,
     environment_findings,
-    libraries,
     python_finding,
     runs_finding,
 )
 from cosmos_hpc.backends.slurm import commands as slurm
-from cosmos_hpc.backends.slurm import containers
+from cosmos_hpc.backends.slurm import containers, images
 from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
 from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.backends.slurm.script import placement
+from cosmos_hpc.backends.slurm.secrets import find_secrets
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils.settings import nearest
 
@@ -36,10 +36,24 @@ def check(cluster: SlurmCluster) -> list[Finding]:
         Finding("ok", f"Slurm {facts.version} of {facts.cluster} answers"),
         *_compared(cluster, facts),
         *_accepted(cluster),
-        *_python(cluster),
+        *_python(cluster, facts),
         runs_finding(cluster),
         *environment_findings(cluster.environment),
+        *_secrets(cluster),
     ]
+
+
+def _secrets(cluster: SlurmCluster) -> Iterator[Finding]:
+    """Where jobs get values from that are to stay private."""
+    try:
+        found = find_secrets(cluster)
+    except RequestError as e:
+        yield Finding("problem", str(e))
+        return
+    if found.read:
+        yield Finding("ok", f"jobs read {', '.join(sorted(found.read))} by themselves")
+    if note := found.note():
+        yield Finding("note", note)
 
 
 def problems(cluster: SlurmCluster) -> list[str]:
@@ -143,17 +157,12 @@ def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
 
 
 def _limits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
-    if cluster.max_array_size > max(1, facts.max_array_size):
+    if cluster.max_array_size > facts.max_array_size:
+        none = "; with 0 shards are prepared by jobs of their own"
         yield Finding(
             "problem",
             f"max_array_size={cluster.max_array_size}, but the cluster's MaxArraySize is "
-            f"{facts.max_array_size}",
-        )
-    if facts.max_array_size < 1:
-        yield Finding(
-            "problem",
-            "the cluster takes no job arrays (MaxArraySize=0), and shards are the tasks of one; "
-            "ask its administrators, or prepare the videos with the local cluster inside a job",
+            f"{facts.max_array_size}{'' if facts.max_array_size else none}",
         )
     partitions = f"{cluster.gpu_partition},{cluster.cpu_partition}".split(",")
     most = facts.most_jobs(cluster.qos, partitions)
@@ -175,19 +184,17 @@ def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
     yield from (Finding("note", note) for note in containers.notes(cluster, facts))
 
 
-def _python(cluster: SlurmCluster) -> Iterator[Finding]:
-    """Whether the Python of jobs that need no container has their libraries."""
+def _python(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
+    """Whether the Python of jobs has their libraries."""
     if cluster.container:
+        if not containers.refusal(cluster, facts):
+            yield from images.python_findings(cluster)
         return
-    code = (
-        "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if not u.find_spec(n)))"
-    )
     try:
-        words = [cluster.python, "-c", code, *libraries()]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
-    except (OSError, subprocess.SubprocessError) as e:
+        lacks = images.lacking(cluster.python)
+    except (OSError, ValueError) as e:
         yield Finding("note", f"python={cluster.python} does not run here: {e}")
         return
     # What is loaded in setup lines may bring what is missing.
     level = "note" if cluster.setup else "problem"
-    yield python_finding(cluster.python, done.stdout.split(), PYTHON_OF_JOBS, level)
+    yield python_finding(cluster.python, lacks, PYTHON_OF_JOBS, level)

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cosmos_hpc
 from cosmos_hpc.backends.slurm.facts import Facts
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.errors import RequestError
@@ -21,6 +22,9 @@ _NEEDED = ("--container-image", "--container-mounts", "--container-workdir")
 _HOME = "--container-mount-home"
 _ENVIRONMENT = "--container-env"
 _WRITABLE = "--container-writable"
+_PACKAGE = Path(cosmos_hpc.__file__).parent
+#: Is in every container that pyxis starts, mounted on nothing of the image's, and on no host.
+_SIGN = "/cosmos-hpc-container"
 #: Endings by which a file is told from a name in a registry.
 _IMAGE_FILES = (".sqsh", ".squashfs", ".sqfs", ".sif", ".img")
 #: What enroot takes as a name: ``[user@][registry#]name[:tag]``.
@@ -52,7 +56,8 @@ class Mount:
 def mounts(cluster: SlurmCluster, folders: Sequence[str]) -> list[Mount]:
     """What a container of the profile sees of the host, parents first.
 
-    Those are the profile's mounts, and the folders at their own paths. A folder that a mount of the
+    Those are the profile's mounts, the folders at their own paths, and with pyxis a sign by which
+    :func:`only_inside` tells that it is in a container. A folder that a mount of the
     profile has for its target, or that can be seen at its own path already, below another one, is
     not mounted again.
 
@@ -67,6 +72,8 @@ def mounts(cluster: SlurmCluster, folders: Sequence[str]) -> list[Mount]:
             chosen[folder] = Mount(folder, folder)
     for mount in chosen.values():
         _check_mount(cluster, mount)
+    if cluster.container_runtime == "pyxis":
+        chosen[_SIGN] = Mount("/dev/null", _SIGN)
     return [chosen[target] for target in sorted(chosen)]
 
 
@@ -95,6 +102,12 @@ def _check_mount(cluster: SlurmCluster, mount: Mount) -> None:
         raise RequestError("mounts: / would hide the whole container; name folders below it")
     if not pyxis and mount.options not in ("", "ro", "rw"):
         raise RequestError(f"mounts: {mount}: apptainer knows the options ro and rw only")
+
+
+def mount_around(cluster: SlurmCluster, path: str) -> Mount | None:
+    """The mount of the profile that a path in the container lies in; None for the image's own."""
+    chosen = {mount.target: mount for mount in map(_parse, cluster.mounts)}
+    return chosen.get(_innermost(path, chosen))
 
 
 def image(cluster: SlurmCluster) -> str:
@@ -148,7 +161,7 @@ def srun_flags(
     Raises:
         RequestError: a path that pyxis cannot mount.
     """
-    if cluster.container is None or cluster.container_runtime != "pyxis":
+    if not _by_pyxis(cluster):
         return []
     has = set(options) if options is not None else {_HOME, _ENVIRONMENT, _WRITABLE}
     names = dict.fromkeys([*cluster.environment, *environment])
@@ -161,6 +174,44 @@ def srun_flags(
         *([_WRITABLE] if _WRITABLE in has else []),
         *([f"{_ENVIRONMENT}={','.join(names)}"] if names and _ENVIRONMENT in has else []),
     ]
+
+
+def only_inside(cluster: SlurmCluster, code: Path) -> list[str]:
+    """Words before a command that end it with one sentence where pyxis has started no container.
+
+    ``srun`` refuses the flags of :func:`srun_flags` where it does not know them. A further node of
+    the job that has no pyxis ignores them, and would run the command on the host.
+
+    Args:
+        cluster: the profile.
+        code: the snapshot of the package, which the container sees.
+
+    Returns:
+        The words, unquoted; none where the profile has no container or another runtime.
+    """
+    return ["sh", _shell(code, "inside.sh"), _SIGN] if _by_pyxis(cluster) else []
+
+
+def without_leftovers(cluster: SlurmCluster, code: Path) -> list[str]:
+    """A command for every node of a job that was queued again, before it starts a container.
+
+    Args:
+        cluster: the profile.
+        code: the snapshot of the package.
+
+    Returns:
+        The words, unquoted; none where the profile has no container or another runtime.
+    """
+    return ["sh", _shell(code, "leftovers.sh")] if _by_pyxis(cluster) else []
+
+
+def _shell(code: Path, name: str) -> str:
+    """A shell file beside this one, as it is in a snapshot of the package."""
+    return str(code / _PACKAGE.name / Path(__file__).with_name(name).relative_to(_PACKAGE))
+
+
+def _by_pyxis(cluster: SlurmCluster) -> bool:
+    return cluster.container is not None and cluster.container_runtime == "pyxis"
 
 
 def apptainer_command(

@@ -14,6 +14,7 @@ from cosmos_hpc.backends.slurm import containers, script, submit
 from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import Job, jobs_of
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
+from cosmos_hpc.backends.slurm.secrets import Secrets, exported, find_secrets
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
 from cosmos_hpc.runs.stages import RunStage, task_script
@@ -47,8 +48,10 @@ def executor(
     import nemo_run
 
     (job,) = jobs_of(stage, [0], cluster)
+    secrets = find_secrets(cluster)
+    names = [*script.BASIC_VARIABLES, *exported(cluster, secrets)]
     flags: dict[str, Any] = {
-        "export": ",".join(dict.fromkeys([*script.BASIC_VARIABLES, *cluster.environment])),
+        "export": ",".join(dict.fromkeys(names)),
         "kill_on_invalid_dep": "yes",
         **dict(map(_parameter, script.placement(cluster, stage.name, job.gpus))),
     }
@@ -63,7 +66,7 @@ def executor(
         # started beside the workers would die.
         signal=f"B:USR1@{cluster.grace_seconds}",
         retries=cluster.requeues,
-        setup_lines="\n".join(_setup(cluster)),
+        setup_lines="\n".join(_setup(cluster, secrets)),
         additional_parameters=flags,
         # The default packager fails outside a git repository; a run has a snapshot of its code.
         packager=nemo_run.Packager(),
@@ -89,7 +92,7 @@ def _folders(cluster: SlurmCluster, run: RunFolder | None) -> list[str]:
     return [str(run.path), *submit.folders_outside(run, run.recipe())]
 
 
-def _setup(cluster: SlurmCluster) -> list[str]:
+def _setup(cluster: SlurmCluster, secrets: Secrets) -> list[str]:
     """Shell lines before the ``srun`` of the task.
 
     Raises:
@@ -105,6 +108,7 @@ def _setup(cluster: SlurmCluster) -> list[str]:
         # NeMo-Run's shell is none of a login, which knows the commands of module systems.
         *(["[ ! -r /etc/profile ] || . /etc/profile"] if cluster.setup else []),
         *cluster.setup,
+        *secrets.lines,
         *filter(None, script.container_lines(cluster)),
         *containers.apptainer_exports(cluster),
     ]
@@ -159,6 +163,7 @@ def task(cluster: SlurmCluster, run: RunFolder, stage: RunStage, number: int) ->
     script.check_path(run.path)
     (job,) = jobs_of(stage, [number], cluster)
     apptainer = containers.apptainer_command(cluster, _folders(cluster, run), gpus=bool(job.gpus))
+    inside = containers.only_inside(cluster, run.code())
     run.task_stop(stage.name, number).parent.mkdir(parents=True, exist_ok=True)
     # The script makes this file when Slurm warns it, and the worker stops at the next safe point. A
     # file of its own for each start of the job: nobody has to remove it.
@@ -166,7 +171,7 @@ def task(cluster: SlurmCluster, run: RunFolder, stage: RunStage, number: int) ->
     stop += '".$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'
     ranks = job.nodes * job.processes
     words: list[str] = [
-        *(_word(word) for word in (*apptainer, "env")),
+        *(_word(word) for word in (*apptainer, *inside, "env")),
         f"{STOP_VARIABLE}={stop}",
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
         *([f"{script.PATIENCE}={cluster.grace_seconds}"] if ranks > 1 else []),

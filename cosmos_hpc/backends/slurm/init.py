@@ -73,7 +73,7 @@ def propose(facts: Facts) -> str:
         _setting("gres", f"gpu:{kind}" if kind else "gpu"),
         _setting("nodes", 1, f"most nodes of a job; {gpu.name} has {gpu.nodes}"),
         _setting("parallel", 32, "array tasks at the same time"),
-        _setting("max_array_size", max(1, facts.max_array_size)),
+        _setting("max_array_size", facts.max_array_size),
         _setting(
             "max_submit",
             facts.most_jobs(None, [gpu.name, cpu.name]),
@@ -87,6 +87,7 @@ def propose(facts: Facts) -> str:
         _setting("mounts", [], "/from:/to in the container"),
         _setting("setup", [], "shell lines before the work, such as: module load cuda"),
         _setting("environment", PASSED_ON, "names, never values"),
+        _setting("secrets", None, "your file of NAME=VALUE lines, which Slurm is not given"),
         _setting("sbatch", [], "further flags, such as --exclusive"),
     ]
     return "\n".join(lines) + "\n"

@@ -3,8 +3,9 @@
 # tasks and marker.
 
 result=0
-echo "array task $SLURM_ARRAY_TASK_ID, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
-for ((task = first + SLURM_ARRAY_TASK_ID; task < tasks; task += stride)); do
+index=${SLURM_ARRAY_TASK_ID:-0} # 0 in a job of its own, where there are no arrays
+echo "array task $index, restart ${SLURM_RESTART_COUNT:-0}, on ${SLURMD_NODENAME:-}"
+for ((task = first + index; task < tasks; task += stride)); do
     # shellcheck disable=SC2059 # the marker is a format that takes the task's number
     [ ! -e "$run/$(printf "$marker" "$task")" ] || continue
     if grep -qs "\"job\": \"$job\".*\"why\": \"failed\"" "$run/stages/attempts/$stage.$task"; then

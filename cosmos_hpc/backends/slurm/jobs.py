@@ -15,6 +15,8 @@ from cosmos_hpc.runs.stages import RunStage
 #: Characters of ``--array`` that Slurm takes are 4096 with the end and the throttle: scattered
 #: shards, as after a partial failure, need more.
 _LONGEST_RANGES = 4000
+#: Jobs that a stage becomes at most where there are no arrays: each is a call of sbatch.
+_MOST_SINGLES = 500
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Array:
         throttle: array tasks at the same time.
         after: position of the array that has to end before this one begins, among those submitted
             together; None for one that begins at once.
+        single: whether it is a job without an array, which does the work of index 0.
     """
 
     indices: Sequence[int]
@@ -38,6 +41,7 @@ class Array:
     stride: int
     throttle: int
     after: int | None = None
+    single: bool = False
 
     @property
     def spec(self) -> str:
@@ -66,6 +70,11 @@ class Job:
     part: int = 0
 
     @property
+    def job_array(self) -> bool:
+        """Whether it is an array to Slurm."""
+        return self.array is not None and not self.array.single
+
+    @property
     def ranks(self) -> int:
         """Processes on all nodes."""
         return self.nodes * self.processes
@@ -91,20 +100,23 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
     """Arrays that prepare some shards within the cluster's limits.
 
     Above ``max_array_size`` there are several, which share the ``parallel`` tasks at a time; with
-    fewer jobs allowed than there are shards, array tasks take turns of several shards.
+    fewer jobs allowed than there are shards, array tasks take turns of several shards. Where the
+    cluster takes no arrays, each is a job that takes the turns of one array task.
 
     Args:
         shards: to prepare, ascending.
         total: shards of the run.
         cluster: for its limits.
     """
-    allowed = (cluster.max_submit or total + MAX_SINGLE_JOBS) - MAX_SINGLE_JOBS
+    single, size = not cluster.max_array_size, cluster.max_array_size or 1
+    most = _MOST_SINGLES if single else total
+    allowed = (cluster.max_submit or most + MAX_SINGLE_JOBS) - MAX_SINGLE_JOBS
     stride = total if len(shards) <= allowed else allowed
     starts = sorted({shard % stride for shard in shards}) if stride < total else list(shards)
     chunks: list[tuple[int, list[int]]] = []
     length = 0
     for start in starts:
-        first = start // cluster.max_array_size * cluster.max_array_size
+        first = start // size * size
         index = start - first
         width = len(f",{index}")
         if not chunks or chunks[-1][0] != first or length + width > _LONGEST_RANGES:
@@ -124,6 +136,7 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
             stride,
             throttle=share + (number % lanes < more),
             after=number - lanes if number >= lanes else None,
+            single=single,
         )
         for number, (first, indices) in enumerate(chunks)
     ]

@@ -96,7 +96,8 @@ class SlurmCluster(Cluster):
             queue itself again.
         requeues: how often a job may be started again, by itself or by Slurm.
         retries: how often a task that was killed without leaving a reason is tried again.
-        max_array_size: the cluster's MaxArraySize; larger arrays are split.
+        max_array_size: the cluster's MaxArraySize; larger arrays are split. 0: it takes none, and
+            shards are prepared by jobs of their own.
         max_submit: jobs that you may have in the queue, array tasks counted one by one; where
             fewer are left than there are shards, an array task prepares several. None: no limit.
         container: image, a local file or a registry's name; None: the host's Python.
@@ -105,6 +106,8 @@ class SlurmCluster(Cluster):
         python: runs the workers; ``python3`` in a container, else the one that submits.
         setup: shell lines before the work, for module systems.
         environment: names of variables to pass on; never values.
+        secrets: a file of variables that only you may read, NAME=VALUE a line, which the jobs read
+            by themselves; None: none.
         sbatch: further flags.
     """
 
@@ -121,7 +124,7 @@ class SlurmCluster(Cluster):
     grace_seconds: PositiveInt = 300
     requeues: NonNegativeInt = 20
     retries: NonNegativeInt = 2
-    max_array_size: PositiveInt = 1001
+    max_array_size: NonNegativeInt = 1001
     max_submit: Annotated[int, Field(ge=len(STAGES))] | None = None
     container: Line | None = None
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
@@ -129,6 +132,7 @@ class SlurmCluster(Cluster):
     python: Line = sys.executable
     setup: list[AnyLine] = Field(default=[])
     environment: list[Variable] = Field(default=PASSED_ON)
+    secrets: Line | None = None
     sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
 
     def time_of(self, stage: str) -> str:

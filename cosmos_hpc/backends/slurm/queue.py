@@ -81,6 +81,25 @@ class SlurmQueue(Queue):
         """Jobs that will never begin."""
         return [job for _, job in self.jobs if job.reason in STUCK]
 
+    def at_work(self, stage: str, tasks: int) -> dict[int, str]:
+        """Tasks that running jobs work on: an array task takes turns of several."""
+        if self.run is None:
+            return {}
+        found = {}
+        for name, job in self.jobs:
+            for task in tasks_of(job, tasks) if (name, job.state) == (stage, "RUNNING") else ():
+                attempt = read_attempt(self.run, stage, task)
+                if attempt and attempt.job == job.id and not attempt.why:
+                    found[task] = job.id
+        return found
+
+    def replaces(self, stage: str, task: int) -> bool:
+        """Whether the job of the last attempt is gone, and another one has the task."""
+        if self.run is None or task not in self.stage(stage).tasks:
+            return False
+        attempt = read_attempt(self.run, stage, task)
+        return attempt is not None and attempt.job not in {job.id for _, job in self.jobs}
+
     def deaths(self, stage: str, missing: list[int]) -> dict[int, str]:
         """What is known of tasks that began, are not done, and left neither a reason nor the queue.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from cosmos_hpc.backends.slurm import containers
 from cosmos_hpc.backends.slurm.jobs import Job, array_comment, job_name
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
+from cosmos_hpc.backends.slurm.secrets import Secrets, exported
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import STOP_VARIABLE, RunFolder
 from cosmos_hpc.runs.stages import task_script
@@ -64,6 +65,7 @@ def render(
     code: Path,
     folders: Sequence[str] = (),
     pyxis: Collection[str] | None = None,
+    secrets: Secrets = Secrets(),  # noqa: B008 - frozen
 ) -> str:
     """The script of a job.
 
@@ -75,13 +77,15 @@ def render(
         code: the snapshot of the package that it runs.
         folders: that a container must see besides the run folder, without links.
         pyxis: options that the cluster's pyxis has; None: those of a current one.
+        secrets: what the job reads by itself.
 
     Raises:
         RequestError: a container cannot take a path.
     """
     stage, array = job.stage, job.array
-    log = f"logs/{stage.name}/{'%A_%a' if array else '%j'}.log"
-    job_id = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}" if array else "${SLURM_JOB_ID}"
+    log = f"logs/{stage.name}/{'%A_%a' if job.job_array else '%j'}.log"
+    of_array = "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
+    job_id = of_array if job.job_array else "${SLURM_JOB_ID}"
     settings = {
         "run": shlex.quote(str(run.path)),
         "stage": stage.name,
@@ -97,13 +101,17 @@ def render(
         # A login shell knows the commands of module systems.
         "#!/bin/bash -l" if cluster.setup else "#!/bin/bash",
         f"# Stage {stage.name} of run {run.name}, written by cosmos-hpc.",
-        *(f"#SBATCH {flag}" for flag in _flags(job, run, cluster, run_id, log)),
+        *(
+            f"#SBATCH {flag}"
+            for flag in _flags(job, run, cluster, run_id, log, exported(cluster, secrets))
+        ),
         "",
         *(f"{name}={value}" for name, value in settings.items()),
         "",
         "# srun passes on what is set here, not only what sbatch was given.",
         "unset SLURM_EXPORT_ENV",
         *cluster.setup,
+        *secrets.lines,
         *container_lines(cluster),
         *_work(job, run, cluster, code, [str(run.path), *folders], pyxis),
         "",
@@ -119,7 +127,9 @@ def lines_of(name: str) -> list[str]:
     return Path(__file__).with_name(name).read_text().partition("\n\n")[2].splitlines()
 
 
-def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str) -> list[str]:
+def _flags(
+    job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str, names: Sequence[str]
+) -> list[str]:
     """Flags of sbatch; those of the profile come late, where they win, but for its comment."""
     cpus = cluster.cpus_per_gpu
     array = job.array
@@ -129,14 +139,14 @@ def _flags(job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: st
         f"--nodes={job.nodes}",
         "--ntasks-per-node=1",
         *([f"--cpus-per-task={cpus * job.gpus}"] if cpus and job.gpus else []),
-        *([f"--array={array.spec}"] if array else []),
+        *([f"--array={array.spec}"] if array and job.job_array else []),
         f"--chdir={run.path}",
         f"--output={run.path}/{log}",
         "--open-mode=append",
         "--requeue",
         "--kill-on-invalid-dep=yes",
         f"--signal=B:USR1@{cluster.grace_seconds}",
-        f"--export={','.join(dict.fromkeys([*BASIC_VARIABLES, *cluster.environment]))}",
+        f"--export={','.join(dict.fromkeys([*BASIC_VARIABLES, *names]))}",
         *placement(cluster, job.stage.name, job.gpus),
         *([f"--comment={' '.join([*comments[-1:], array_comment(array)])}"] if array else []),
     ]
@@ -177,8 +187,10 @@ def _work(
         *containers.srun_flags(cluster, folders, pyxis, passed_on),
         *containers.apptainer_command(cluster, folders, gpus=bool(job.gpus)),
     ]
-    words = [shlex.quote(word) for word in [*srun, cluster.python]]
+    words = [*srun, *containers.only_inside(cluster, code), cluster.python]
+    words = [shlex.quote(word) for word in words]
     before = containers.apptainer_exports(cluster, passed_on)
+    before += _without_leftovers(cluster, code, job.nodes)
     if job.ranks > 1:
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
         before += [f"export {PATIENCE}={cluster.grace_seconds}"]
@@ -194,8 +206,26 @@ def _work(
     elif job.ranks > 1:
         words += ["--standalone"]
     script = [shlex.quote(word) for word in task_script(run, job.stage, code=code)[:-1]]
-    command = " \\\n        ".join(_wrapped([*words, *script, '"$1"']))
-    return ["work() {", *(f"    {line}" for line in before), f"    {command}", "}"]
+    command = _continued([*words, *script, '"$1"'])
+    return ["work() {", *(f"    {line}" for line in [*before, *command]), "}"]
+
+
+def _without_leftovers(cluster: SlurmCluster, code: Path, nodes: int) -> list[str]:
+    """Lines that remove containers which an earlier start of the job has left behind."""
+    command = containers.without_leftovers(cluster, code)
+    if not command:
+        return []
+    srun = ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--input=none", *command]
+    return [
+        "# What a lost step has left behind has the name that the next container is to have.",
+        '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] ||',
+        *(f"    {line}" for line in _continued(list(map(shlex.quote, srun)))),
+    ]
+
+
+def _continued(words: Sequence[str]) -> list[str]:
+    """Words of one command on lines of a readable length."""
+    return " \\\n    ".join(_wrapped(words)).splitlines()
 
 
 def _wrapped(words: Sequence[str], width: int = 88) -> list[str]:

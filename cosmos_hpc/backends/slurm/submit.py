@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,13 @@ from pathlib import Path
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
+from cosmos_hpc.backends.slurm.commands import SlurmJob
 from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import Job, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs, read_queue
 from cosmos_hpc.backends.slurm.script import render
+from cosmos_hpc.backends.slurm.secrets import Secrets, find_secrets
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
@@ -23,8 +26,11 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import STAGES, missing_tasks, nearest_before, sources_of, stages_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.progress import duration
 
 _POLL_SECONDS = 1.0
+#: Seconds between words about what a cancel waits for.
+_SAY_SECONDS = 30.0
 #: Seconds that ending jobs are waited for; as long as Slurm itself waits for their processes.
 _ENDING_SECONDS = 90
 
@@ -38,12 +44,14 @@ class Submission:
         queued: ids of jobs in the queue, by stage.
         waiting: stages of one job that is in the queue and has not begun.
         stuck: ids of jobs in the queue that will never begin.
+        secrets: what the jobs read by themselves.
     """
 
     jobs: list[tuple[Job, str]] = field(default_factory=list)
     queued: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    secrets: Secrets = field(default_factory=Secrets)
 
     def stage_jobs(self, stage: str) -> list[Job]:
         """The jobs of a stage that are to be submitted."""
@@ -137,7 +145,8 @@ def prepare(
     arrays = sum(stage.kind.array and bool(missing_of.get(stage.name)) for stage in every)
     room = _room(cluster, arrays)
     run_id, code = run.id(), run.code()
-    found = Submission(stuck=[job.id for job in queue.stuck])
+    secrets = find_secrets(cluster)
+    found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
     for stage in every:
         here = [job for name, job in active if name == stage.name]
         if here:
@@ -151,7 +160,7 @@ def prepare(
         busy = {task for job in here for task in tasks_of(job, stage.tasks)}
         missing = [task for task in missing_of[stage.name] if task not in busy]
         for job in jobs_of(stage, missing, room) if missing else []:
-            script = render(job, run, cluster, run_id, code, folders, pyxis)
+            script = render(job, run, cluster, run_id, code, folders, pyxis, secrets)
             found.jobs.append((job, script))
     return found
 
@@ -253,6 +262,8 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         console.say("  nothing is missing that is not in the queue")
         return
     _check_room(cluster, submission)
+    if note := submission.secrets.note():
+        console.say(f"  {note}")
     scripts = write_scripts(run, submission)
     _ask_slurm(cluster, submission, scripts, console)
     run.stop_request.unlink(missing_ok=True)
@@ -273,14 +284,26 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         commands.cancel(list(ids.values()))
         raise
     for job, _ in submission.jobs:
-        job_id = ids[job.stage.name, job.part]
-        _record(run, job.stage.name, job_id, cluster_name)
-        tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
-        console.say(f"  {job.name:<11} job {job_id}{tasks}")
+        _record(run, job.stage.name, ids[job.stage.name, job.part], cluster_name)
+    _say_submitted(submission, ids, console)
     for job_id, dependency in submission.changed_dependencies(ids).items():
         reason = commands.depend(job_id, dependency)
         told = f"could not be told: {reason}; retry when it has ended" if reason else "waits too"
         console.say(f"  in the queue job {job_id} {told}")
+
+
+def _say_submitted(
+    submission: Submission, ids: Mapping[tuple[str, int], str], console: Console
+) -> None:
+    for stage in dict.fromkeys(job.stage.name for job, _ in submission.jobs):
+        jobs = submission.stage_jobs(stage)
+        singles = [ids[stage, job.part] for job in jobs if job.array and job.array.single]
+        if len(singles) > 1:
+            console.say(f"  {stage:<11} {len(singles)} jobs, {singles[0]} to {singles[-1]}")
+            continue
+        for job in jobs:
+            tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
+            console.say(f"  {job.name:<11} job {ids[stage, job.part]}{tasks}")
 
 
 def _ask_slurm(
@@ -309,11 +332,13 @@ def _record(run: RunFolder, stage: str, job_id: str, cluster: str) -> None:
     files.append_jsonl(run.jobs, row)
 
 
-def cancel(run: RunFolder, now: bool = False) -> int:
+def cancel(run: RunFolder, now: bool, console: Console) -> int:
     """Take what is queued out of the queue, ask what runs to stop, and wait until it has.
 
     Args:
+        run: its folder.
         now: kill what runs.
+        console: where to say what is waited for.
 
     Returns:
         How many jobs and array tasks were in the queue.
@@ -325,10 +350,27 @@ def cancel(run: RunFolder, now: bool = False) -> int:
     if not found:
         return 0
     files.write_atomic(run.stop_request, "")
-    while left := [job for _, job in active_jobs(run)]:
+    began, said = time.monotonic(), -math.inf
+    while left := active_jobs(run):
         # A job may have queued itself again before it saw the request. Whole arrays: each task
         # that is named by itself becomes a job of its own to Slurm, which are limited.
-        chosen = dict.fromkeys(job.whole for job in left if now or job.waits)
+        chosen = dict.fromkeys(job.whole for _, job in left if now or job.waits)
         commands.cancel(list(chosen), only_waiting=not now)
+        waited = time.monotonic() - began
+        if waited - said >= _SAY_SECONDS and (words := _waits_for(left, now)):
+            console.say(f"  {words}" + (f" ({duration(waited)})" if said >= 0 else ""))
+            said = waited
         time.sleep(_POLL_SECONDS)
     return len(found)
+
+
+def _waits_for(left: Sequence[tuple[str, SlurmJob]], now: bool) -> str:
+    """What a cancel waits for; empty where only jobs are left that have not begun."""
+    running = [f"{stage} (job {job.id}, {job.state})" for stage, job in left if not job.waits]
+    if not running:
+        return ""
+    more = f" and {len(running) - 3} more" if len(running) > 3 else ""
+    words = f"waiting for {', '.join(running[:3])}{more}"
+    if now:
+        return f"{words} to be ended by Slurm"
+    return f"{words} to stop at a safe point; cancel --now kills what runs"

@@ -45,16 +45,32 @@ class Job:
             ]
         )
 
-    def start(self, text, squeue="echo RUNNING", restarts=0):
+    def start(self, text, squeue="echo RUNNING", restarts=0, sbatch="exit 1", scontrol=""):
+        says = f'case $1 in show) echo "JobId=7 ExcNodeList=n8 NodeList=n1 x";; {scontrol} esac'
         folder = executables(
-            self.commands, squeue=squeue, scontrol=f'echo "$@" >>{self.record}', sleep=""
+            self.commands,
+            squeue=squeue,
+            scontrol=f'[ "$1" = show ] || echo "$@" >>{self.record}\n{says}',
+            sbatch=f'echo "$@" >>{self.record}\n{sbatch}',
+            sleep="",
         )
         environment = {"PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
         environment |= {"SLURM_RESTART_COUNT": str(restarts), "SLURMD_NODENAME": "n1"}
         return subprocess.Popen(["bash", "-c", text], env=environment)
 
-    def code(self, work, squeue="echo RUNNING", restarts=0, **settings):
-        return self.start(self.text(work, **settings), squeue, restarts).wait(timeout=60)
+    def code(self, work, squeue="echo RUNNING", restarts=0, sbatch="exit 1", **settings):
+        text = self.text(work, **settings)
+        return self.start(text, squeue, restarts, sbatch).wait(timeout=60)
+
+    @property
+    def commanded(self):
+        """What Slurm was told to do."""
+        return self.record.read_text().splitlines()
+
+    def says(self, *lines):
+        """A worker's shell text that leaves these in the log."""
+        (self.run.path / "logs/train").mkdir(parents=True, exist_ok=True)
+        return "; ".join(f"echo '{line}' >>$run/$log" for line in lines)
 
     @property
     def why(self):
@@ -110,21 +126,42 @@ def test_a_task_is_given_up_when_it_was_killed_too_often_in_one_job(job):
 
 
 def test_a_worker_that_does_not_start_is_told_from_one_that_was_killed(job):
-    log = job.run.path / "logs/train/7.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("srun: error: of an attempt before\n")
     says = [
         "slurmstepd: error: execve(): python3: No such file or directory",
         "srun: error: n1: task 0: Exited with exit code 2",
     ]
-    work = "; ".join(f"echo '{line}' >>$run/$log" for line in [*says, "a line of the site"])
+    work = job.says(*says, "a line of the site")
+    (job.run.path / "logs/train/7.log").write_text("srun: error: of an attempt before\n")
     assert job.code(f"{BEGUN}; {work}") == 75
     assert job.why == "killed"
     assert job.code(f"{work}; return 2", restarts=1) == 75
     assert job.why == "unstarted"
-    assert job.record.read_text() == "requeue 7\n" * 2
+    # No other node could take it.
+    tried = "--test-only --exclude=n8,n1 bash"
+    assert job.commanded == ["requeue 7", tried, "requeue 7"]
     assert job.code(f"{work}; return 2", restarts=2) == 1
     assert job.reason == f"did not start, attempt 3 of 3, on n1: {says[0]}"
+
+
+@pytest.mark.parametrize(
+    ("line", "node"),
+    [
+        ("srun: error: n2: task 1: Exited with exit code 1", "n2"),
+        ("srun: error: n[2-3]: tasks 1-2: Exited with exit code 1", "n[2-3]"),
+        ("srun: error: Task launch for StepId=7.0 failed on node n3: Unspecified error", "n3"),
+        ("srun: error: Unable to create step for job 7: Invalid container", "n1"),
+    ],
+)
+def test_a_job_goes_on_without_the_node_that_its_worker_did_not_start_on(job, line, node):
+    """Which is not always the one that the script is on."""
+    others = "srun: error: n1: task 0: Exited with exit code 143"
+    work = job.says(line, others if node != "n1" else "")
+    assert job.code(f"{work}; return 1", sbatch="") == 75
+    avoided = f"n8,{node}"
+    assert job.commanded[1:] == ["requeue 7", f"update JobId=7 ExcNodeList={avoided}"]
+    work = job.says("srun: error: n5: task 0: Exited with exit code 1")
+    assert job.code(f"{work}; return 1", restarts=1, retries=1) == 1
+    assert job.reason.startswith(f"did not start, attempt 2 of 2, on {node}, n5: ")
 
 
 def test_a_job_is_not_started_again_for_ever(job):

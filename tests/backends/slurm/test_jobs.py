@@ -33,7 +33,7 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
     missing = sorted(chance.sample(range(total), chance.randrange(1, total + 1)))
     where = cluster(
         parallel=chance.randrange(1, 70),
-        max_array_size=chance.choice([10, 101, 1001]),
+        max_array_size=chance.choice([0, 10, 101, 1001]),
         max_submit=chance.choice([None, 4, 50, 1000]),
     )
     arrays = plan_arrays(missing, total, where)
@@ -41,7 +41,9 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
     for array in arrays:
         indices = expand(array.spec)
         assert indices == list(array.indices)
-        assert indices[-1] < where.max_array_size
+        # Where there are no arrays, each is a job of its own.
+        assert indices[-1] < (where.max_array_size or 1)
+        assert array.single == (not where.max_array_size)
         for index in indices:
             prepared += turns(array.first, array.stride, index, total)
     assert len(prepared) == len(set(prepared))
@@ -49,8 +51,10 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
     if where.max_submit:
         # With the jobs of the other stages.
         assert sum(len(array.indices) for array in arrays) + 3 <= where.max_submit
-    else:
+    elif where.max_array_size or len(missing) <= 500:
         assert sorted(prepared) == missing
+    else:
+        assert len(arrays) <= 500 and {array.stride for array in arrays} == {500}
     at_once = sum(array.throttle for array in arrays if array.after is None)
     assert at_once <= where.parallel
     for number, array in enumerate(arrays):
