@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
 _BLOCK, _THREADS = 1000, 16
+#: Files that are looked for on the disk before a run starts.
+_LOOKED_AT = 100
+
+
+def check_some_exist(source: str, paths: list[str]) -> None:
+    """Refuse a list none of whose videos is there: it is of another machine, or another folder.
+
+    A few are looked at. Those that are missing one by one are listed as failed by the run.
+
+    Raises:
+        RequestError: none of them is there.
+    """
+    some = paths[:: -(-len(paths) // _LOOKED_AT)]
+    if not any(map(os.path.exists, some)):
+        raise RequestError(
+            f"data.input={source}: none of {len(some)} videos that were looked for exists, the "
+            f"first is {json.dumps(some[0])}; relative paths are relative to the folder of the list"
+        )
 
 
 def file_sizes(paths: list[str]) -> list[int]:

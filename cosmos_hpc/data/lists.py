@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 from typing import Any
 
-from cosmos_hpc.data.file_stats import file_identities
+from cosmos_hpc.data.file_stats import check_some_exist, file_identities
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
@@ -18,12 +19,6 @@ JSONL, PATHS = (".jsonl", ".txt")
 PATH_KEYS = ("visual_input", "video")
 #: A longer line is no entry: a path has at most 4 KiB.
 _LONGEST_LINE = 1 << 20
-#: Entries of a list that are looked for on the disk before a run starts.
-_LOOKED_AT = 100
-
-#: A video of a run: its ``path``, absolute or relative to the source's root, and where the source
-#: says so a ``prompt``. A name that is not UTF-8 keeps its bytes through surrogate escapes.
-Row = dict[str, Any]
 
 
 def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
@@ -53,7 +48,7 @@ def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
         raise RequestError(f"data.input={source} cannot be read: {e.strerror}") from None
     if not rows:
         raise RequestError(f"data.input={source} holds no video: all of its lines are blank")
-    _check_some_exist(source, root, rows)
+    check_some_exist(source, [os.path.join(root, row["path"]) for row in rows])
     kept, twice = _each_once(rows, root, note)
     if twice:
         note(
@@ -186,16 +181,3 @@ def short(value: object) -> str:
         return _KINDS.get(type(value), "null")
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _check_some_exist(source: str, root: str, rows: list[Row]) -> None:
-    """Refuse a list none of whose videos is there: it is of another machine, or of another folder.
-
-    A few are looked at. Those that are missing one by one are listed as failed by the run.
-    """
-    some = [os.path.join(root, row["path"]) for row in rows[:: -(-len(rows) // _LOOKED_AT)]]
-    if not any(map(os.path.exists, some)):
-        raise RequestError(
-            f"data.input={source}: none of {len(some)} videos that were looked for exists, the "
-            f"first is {short(some[0])}; relative paths are relative to the folder of the list"
-        )

@@ -12,10 +12,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cosmos_hpc.data.file_stats import file_identities, file_sizes
-from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list, short
+from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, read_list, short
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
+#: How data sets on the Hub are named, as the Hub's own library does.
+HUB_DATASETS = "hf://datasets/"
 #: What opening a file costs, in bytes of video and in frames decoded.
 _OPENING_BYTES, _OPENING_FRAMES = 1 << 16, 8
 
@@ -88,11 +91,13 @@ def _one_name_each(
 
 
 def source_folder(source: str) -> str:
-    """The folder that a source is, is in, or begins in.
+    """The folder that a source is, is in, or begins in; empty for one on the Hub.
 
     Raises:
         RequestError: there is no such source.
     """
+    if source.startswith(HUB_DATASETS):
+        return ""
     return _split(source)[0]
 
 
@@ -105,6 +110,8 @@ def resolve_source(source: str) -> str:
     Raises:
         RequestError: there is no such source.
     """
+    if source.startswith(HUB_DATASETS):
+        return source
     root, pattern = _split(source)
     real = os.path.realpath(root)
     if pattern is None:
@@ -216,6 +223,10 @@ def video_costs(
     """
     if not probe and clips == "first":
         return "videos", [1] * len(rows)
+    if all("frames" in row for row in rows):
+        # The source says how many.
+        each = (row["frames"] if type(row["frames"]) is int else 0 for row in rows)
+        return "frames", [_OPENING_FRAMES + max(0, count) for count in each]
     paths = [os.path.join(root, row["path"]) for row in rows]
     if probe:
         declared = list(counted(probe(paths), len(paths), "headers read", note))
