@@ -14,6 +14,7 @@ from cosmos_hpc.backends.kinds import AnyBackend, open_backend, read_cluster
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe, fitted_to_data, list_rows
 from cosmos_hpc.config.sections import Data
+from cosmos_hpc.data.file_stats import check_some_exist
 from cosmos_hpc.data.videos import resolve_source, video_costs
 from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
@@ -104,6 +105,9 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     # An existing run keeps its videos.
     pinned = folder.data.num_videos()
     root, videos = ("", []) if pinned else list_rows(listed(), console.say)
+    if videos and listed().data.input == recipe.data.input:
+        # On this machine, and not to be fetched yet.
+        check_some_exist(root, [os.path.join(root, row["path"]) for row in videos])
     costs = costs_of(root, videos, recipe.data, console.say) if videos else None
     what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
     recipe = with_layout(recipe, what.layout)

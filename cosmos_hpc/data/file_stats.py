@@ -29,7 +29,7 @@ def check_some_exist(source: str, paths: list[str]) -> None:
     if not any(map(os.path.exists, some)):
         raise RequestError(
             f"data.input={source}: none of {len(some)} videos that were looked for exists, the "
-            f"first is {json.dumps(some[0])}; relative paths are relative to the folder of the list"
+            f"first is {json.dumps(some[0])}; relative paths of a list are relative to its folder"
         )
 
 

@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from cosmos_hpc.data.file_stats import check_some_exist
 from cosmos_hpc.data.lerobot.actions import action_scale
 from cosmos_hpc.data.lerobot.info import INFO, LeRobot
 from cosmos_hpc.data.parquet import read_parquet
@@ -59,7 +58,6 @@ def list_episodes(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
         note(f"{left_out} episodes are in none of the splits of {INFO} and are left out")
     if not rows:
         raise RequestError(f"data.input={wanted.input}: none of the episodes is in a split")
-    check_some_exist(wanted.input, [str(source.folder / row["path"]) for row in rows])
     return wanted.input, rows
 
 
