@@ -1,22 +1,28 @@
-"""Lists of videos: a JSONL of entries, or a path a line."""
+"""Lists of videos: entries of a JSONL, a CSV or a Parquet file, or a path a line."""
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cosmos_hpc.data.file_stats import check_some_exist, file_identities
+from cosmos_hpc.data.parquet import read_columns
 from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
-#: A JSONL of entries, and a list with one path a line.
-JSONL, PATHS = (".jsonl", ".txt")
-#: Keys of a JSONL entry that hold the path.
-PATH_KEYS = ("visual_input", "video")
+#: A JSONL of entries, a list with one path a line, and tables of entries.
+JSONL, PATHS, CSV, PARQUET = (".jsonl", ".txt", ".csv", ".parquet")
+LISTS = (JSONL, PATHS, CSV, PARQUET)
+#: Keys of an entry that hold the path; in tables a column of another name may as well.
+PATH_KEYS, PLAIN_KEY = ("visual_input", "video"), "path"
+#: Others that mean something: a text, and the seconds between which the video lies in its file.
+_OTHERS = ("prompt", "start", "end")
 #: A longer line is no entry: a path has at most 4 KiB.
 _LONGEST_LINE = 1 << 20
 
@@ -34,15 +40,15 @@ def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
     Raises:
         RequestError: it cannot be read, a line is not an entry, or none of the videos is there.
     """
-    read = _read_json if source.endswith(JSONL) else _read_path
     rows: list[Row] = []
     numbers: list[int] = []
+    kind = "row" if source.endswith(PARQUET) else "line"
     try:
-        for number, line in _lines(source):
+        for number, read in _entries(source):
             try:
-                rows.append(read(line))
+                rows.append(read())
             except ValueError as e:
-                raise RequestError(f"data.input={source}, line {number}: {e}") from None
+                raise RequestError(f"data.input={source}, {kind} {number}: {e}") from None
             numbers.append(number)
     except OSError as e:
         raise RequestError(f"data.input={source} cannot be read: {e.strerror}") from None
@@ -53,7 +59,7 @@ def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
     if twice:
         note(
             f"{len(twice)} of {len(rows)} entries of {source} repeat an earlier one and are left "
-            f"out (the first is line {numbers[twice[0]]})"
+            f"out (the first is {kind} {numbers[twice[0]]})"
         )
     return kept
 
@@ -68,16 +74,38 @@ def _each_once(
     """
     files = file_identities([os.path.join(root, row["path"]) for row in rows], note)
     paths: dict[str, str] = {}
-    seen: set[tuple[str, str | None]] = set()
+    seen: set[tuple[str, tuple[Any, ...]]] = set()
     kept, twice = [], []
     for index, (row, file) in enumerate(zip(rows, files, strict=True)):
-        entry = file, row.get("prompt")
+        entry = file, tuple(row.get(key) for key in _OTHERS)
         if entry in seen:
             twice.append(index)
         else:
             seen.add(entry)
             kept.append({**row, "path": paths.setdefault(file, row["path"])})
     return kept, twice
+
+
+def _entries(source: str) -> Iterator[tuple[int, Callable[[], Row]]]:
+    """Numbers of the entries of a list, and what reads each or raises a ValueError."""
+    if source.endswith(PARQUET):
+        there = read_columns(Path(source), (*PATH_KEYS, PLAIN_KEY, *_OTHERS))
+        for number, row in enumerate(there, 1):
+            yield number, functools.partial(_entry, row, (PLAIN_KEY,))
+    elif source.endswith(CSV):
+        # A name that is not UTF-8 stands in a list as it is.
+        with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
+            try:
+                table = csv.DictReader(f, strict=True)
+                for row in table:
+                    yield table.line_num, functools.partial(_read_csv, row)
+            except csv.Error as e:
+                line = f"line {table.line_num + 1}"
+                raise RequestError(f"data.input={source}, {line}: it is not CSV: {e}") from None
+    else:
+        of_line = _read_json if source.endswith(JSONL) else _read_path
+        for number, content in _lines(source):
+            yield number, functools.partial(of_line, content)
 
 
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
@@ -121,21 +149,63 @@ def _read_json(line: bytes) -> Row:
         raise ValueError("it is nested too deeply; write one flat object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"it is not an object; write one a line, with the path under {keys}")
-    paths = [(key, row[key]) for key in PATH_KEYS if key in row]
-    if not paths:
+    return _entry(row)
+
+
+def _read_csv(row: dict[Any, Any]) -> Row:
+    """An entry of a CSV, in which nothing and an empty text are one."""
+    if None in row or None in row.values():
+        raise ValueError("it has not as many values as the first line has names")
+    given = {key: text for key, text in row.items() if text != ""}
+    for key in ("start", "end"):
+        if key in given:
+            try:
+                given[key] = float(given[key])
+            except ValueError:
+                raise ValueError(f"{key} is {short(given[key])}; it must be seconds") from None
+    return _entry(given, (PLAIN_KEY,))
+
+
+def _entry(row: dict[str, Any], also: tuple[str, ...] = ()) -> Row:
+    """What an entry of any list says.
+
+    Args:
+        row: the entry.
+        also: further keys that may hold the path.
+
+    Raises:
+        ValueError: it cannot be; says what is wrong and what to do.
+    """
+    keys = " or ".join((*PATH_KEYS, *also))
+    named = [key for key in PATH_KEYS if key in row] or [key for key in also if key in row]
+    if not named:
         raise ValueError(f"it has no path; give it under {keys}")
-    if len(paths) > 1:
+    if len(named) > 1:
         raise ValueError(f"it has both {' and '.join(PATH_KEYS)}; keep one of them")
-    key, path = paths[0]
+    key, path = named[0], row[named[0]]
     if not isinstance(path, str):
         raise ValueError(f"{key} is {short(path)}; it must be the path of a video, a text")
+    found: Row = {"path": _checked(path)}
     prompt = row.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"prompt is {short(prompt)}; it must be a text or be left out")
     if prompt is not None and not _encodes(prompt):
         raise ValueError("prompt is not text in UTF-8; save the list in that encoding")
-    found = {"path": _checked(path)}
-    return found if prompt is None else {**found, "prompt": prompt}
+    if prompt is not None:
+        found["prompt"] = prompt
+    return found | _seconds(row)
+
+
+def _seconds(row: dict[str, Any]) -> Row:
+    """``start`` and ``end`` of an entry, those that it has."""
+    found = {key: row[key] for key in ("start", "end") if row.get(key) is not None}
+    for key, value in found.items():
+        if type(value) not in (int, float) or not 0 <= value < float("inf"):
+            what = short(value) if type(value) not in (int, float) else value
+            raise ValueError(f"{key} is {what}; it must be seconds from the video's beginning")
+    if "end" in found and found["end"] <= found.get("start", 0):
+        raise ValueError(f"end is {found['end']:g}, not behind start {found.get('start', 0):g}")
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cosmos_hpc.errors import RequestError
 
+#: Rows that are made Python's own at a time.
+_AT_A_TIME = 10_000
 
-def read_parquet(path: Path, needed: list[str], also: list[str]) -> list[dict[str, Any]]:
-    """Some columns of a Parquet file.
+
+def read_columns(
+    path: Path, names: Sequence[str], needed: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with some of its columns.
 
     Args:
         path: of the file.
-        needed: columns that must be there.
-        also: columns that may be.
+        names: columns that are read where they are there.
+        needed: those of them that must be.
 
     Raises:
         RequestError: it cannot be read, or lacks a column.
@@ -27,10 +33,13 @@ def read_parquet(path: Path, needed: list[str], also: list[str]) -> list[dict[st
             there = file.schema_arrow.names
             if lacks := [name for name in needed if name not in there]:
                 raise RequestError(f"{path} has no column {lacks[0]!r}; it has {', '.join(there)}")
-            columns = [*needed, *(name for name in also if name in there)]
-            rows: list[dict[str, Any]] = file.read(columns=columns).to_pylist()
+            columns = [name for name in names if name in there]
+            if not columns:
+                raise RequestError(f"{path} has none of the columns {', '.join(names)}")
+            for batch in file.iter_batches(_AT_A_TIME, columns=columns, use_threads=False):
+                yield from batch.to_pylist()
     except OSError as e:
         raise RequestError(f"{path} cannot be read: {e.strerror or e}") from None
     except pa.ArrowException as e:
-        raise RequestError(f"{path} cannot be read: {str(e).partition(chr(10))[0]}") from None
-    return rows
+        reason = str(e).partition("\n")[0]
+        raise RequestError(f"{path} cannot be read: {reason}") from None

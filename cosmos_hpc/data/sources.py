@@ -12,6 +12,7 @@ from cosmos_hpc.data.lerobot import actions as lerobot_actions
 from cosmos_hpc.data.lerobot.episodes import list_episodes
 from cosmos_hpc.data.lerobot.info import LeRobot, is_lerobot
 from cosmos_hpc.data.wanted import Note, Row, Wanted
+from cosmos_hpc.data.webdataset import is_webdataset, list_samples
 from cosmos_hpc.errors import RequestError
 
 #: What a robot did in a clip: root, row, name of the feature of actions, and their width.
@@ -84,6 +85,7 @@ SOURCES = (
             bridge.read_annotation(root / row["annotation"]), width
         ),
     ),
+    Source("a WebDataset", is_it=is_webdataset, rows=list_samples),
     Source(
         "videos",
         is_it=lambda source: True,

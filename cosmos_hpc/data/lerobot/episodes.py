@@ -10,7 +10,7 @@ from typing import Any
 
 from cosmos_hpc.data.lerobot.actions import action_scale
 from cosmos_hpc.data.lerobot.info import INFO, LeRobot
-from cosmos_hpc.data.parquet import read_parquet
+from cosmos_hpc.data.parquet import read_columns
 from cosmos_hpc.data.parts import part_named
 from cosmos_hpc.data.wanted import Note, Row, Wanted
 from cosmos_hpc.errors import RequestError
@@ -124,7 +124,7 @@ def _third(source: LeRobot, camera: str, pictures: bool) -> Iterator[Row]:
     if not paths:
         raise RequestError(f"{source.folder} has no meta/episodes/chunk-000/file-000.parquet")
     for path in paths:
-        for said in read_parquet(path, needed, ["tasks"]):
+        for said in read_columns(path, [*needed, "tasks"], needed):
             row = _named(said["episode_index"], source, said["length"], said.get("tasks"))
             chunk, file = (said[key] for key in _DATA)
             row["data"] = source.path("data_path", chunk_index=chunk, file_index=file)
