@@ -108,8 +108,8 @@ def list_rows(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
     source = source_of(wanted.input)
     if wanted.action is not None:
         source = with_actions(wanted.input)
-    usual = Wanted("")
-    for name in ("camera", "episodes", "normalize_action"):
+    usual = Wanted("", action=wanted.action and "action")
+    for name in ("camera", "episodes", "action", "normalize_action"):
         if name not in source.settings and getattr(wanted, name) != getattr(usual, name):
             takers = " or ".join(other.name for other in SOURCES if name in other.settings)
             raise RequestError(

@@ -13,7 +13,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub.cache import fetch_all
 from cosmos_hpc.hub.needs import HubFiles, is_repository
 
-#: Keys of rows that name a file of the data set.
+#: Keys of rows that name a file of the data set; the second holds actions.
 _FILES = ("path", "data")
 
 
@@ -66,7 +66,7 @@ def files_of_rows(recipe: Recipe, root: Path, rows: Iterable[Row]) -> list[HubFi
     source = recipe.data.input or ""
     if not source.startswith(HUB_DATASETS):
         return []
-    keys = _FILES if recipe.model.action_width else ("path",)
+    keys = _FILES if "model.action_width" in recipe.kind.settings else _FILES[:1]
     names = dict.fromkeys(row[key] for row in rows for key in keys if row.get(key))
     return [dataset_files(source, [*META, *(f"{name}|" for name in names)], commit=root.name)]
 

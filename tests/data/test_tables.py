@@ -49,7 +49,8 @@ def tables(folder):
              "a.mp4,a cloth,,1,", "b.mp4,a spoon,,,"]  # fmt: skip
     write_csv(folder / "list.csv", "\ufeff" + "\r\n".join(lines) + "\r\n")
     kept = [{k: v for k, v in row.items() if v is not None} for row in ROWS]
-    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    lines = ({"video": row["path"], **row} for row in kept)
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
     return [folder / f"list.{kind}" for kind in ("parquet", "csv", "jsonl")], kept
 
 

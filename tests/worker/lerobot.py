@@ -1,7 +1,7 @@
 """Data sets in LeRobot's layouts, written as lerobot 0.4 writes and converts them.
 
 By hand, with pyarrow and PyAV: lerobot itself wants an older torch and an older PyAV than this
-package.
+package. One that it has written is in ``tests/fixtures``.
 """
 
 from __future__ import annotations

@@ -82,6 +82,8 @@ def _numbers(name: str, rows: list[Any], width: int) -> list[list[float]]:
         if len(numbers) != width or None in numbers:
             what = "null" if None in numbers else f"{len(numbers)} numbers, not {width}"
             raise AnnotationError("actions", f"{name} of frame {frame} is {what}")
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise AnnotationError("actions", f"{name} of frame {frame} is no row of numbers")
         if not all(map(math.isfinite, numbers)):
             raise AnnotationError("actions", f"{name} of frame {frame} holds NaN or infinity")
         found.append([float(number) for number in numbers])

@@ -50,7 +50,7 @@ def list_episodes(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
                 left_out += 1
                 continue
             row["part"] = part
-        if pictures:
+        if pictures and "data" in row:
             row.update(path=row["data"], column=camera)
         row.update(_problem(row, wanted))
         rows.append(row)
@@ -74,6 +74,8 @@ def _check_actions(source: LeRobot, wanted: Wanted) -> None:
 
 def _problem(row: Row, wanted: Wanted) -> Row:
     """``error`` and ``reason`` of an episode that cannot be used; nothing of one that can."""
+    if "error" in row:
+        return {}
     start, end, frames = row.get("start", 0.0), row.get("end"), row["frames"]
     if not isinstance(frames, int) or frames < 1:
         return {"error": "annotation", "reason": f"its length is {frames!r}"}
@@ -126,11 +128,14 @@ def _third(source: LeRobot, camera: str, pictures: bool) -> Iterator[Row]:
     for path in paths:
         for said in read_columns(path, [*needed, "tasks"], needed):
             row = _named(said["episode_index"], source, said["length"], said.get("tasks"))
-            chunk, file = (said[key] for key in _DATA)
-            row["data"] = source.path("data_path", chunk_index=chunk, file_index=file)
+            files = [said[key] for key in (*_DATA, *([] if pictures else video))]
+            if None in files:
+                reason = f"{path.name} does not say in which files it lies"
+                yield {**row, "error": "annotation", "reason": reason}
+                continue
+            row["data"] = source.path("data_path", chunk_index=files[0], file_index=files[1])
             if not pictures:
-                chunk, file = (said[key] for key in video)
-                row["path"] = _video(source, camera, chunk_index=chunk, file_index=file)
+                row["path"] = _video(source, camera, chunk_index=files[2], file_index=files[3])
                 row["start"], row["end"] = (_number(said[key]) for key in times)
             yield row
 

@@ -154,7 +154,7 @@ class LeRobot:
         """
         try:
             path = str(self.info[template]).format(**values)
-        except (KeyError, IndexError, AttributeError, ValueError) as e:
+        except (KeyError, IndexError, AttributeError, TypeError, ValueError) as e:
             raise RequestError(f"{self.folder / INFO}: {template} cannot be used: {e!r}") from None
         if path.startswith("/") or ".." in PurePosixPath(path).parts:
             raise RequestError(f"{self.folder / INFO}: {template} leads out of the data set")

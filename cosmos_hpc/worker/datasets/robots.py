@@ -53,19 +53,18 @@ class RobotShard(Shard):
         self.cut = dataclasses.replace(self.cut, every=True)
         assert recipe.model.action_width is not None
         self._width = recipe.model.action_width
-        source = source_of(str(self.root))
-        assert source.movements is not None
-        self._movements = source.movements
         self._robots: dict[int, dict[str, Any]] = {}
         self._frames: dict[int, list[tuple[Clip, np.ndarray]]] = {}
 
     def _not_given_up(self) -> list[Job]:
+        movements = source_of(str(self.root)).movements
+        assert movements is not None
         for job in self._jobs:
             row = self._pinned[job.index]
             if "error" in row:
                 continue
             try:
-                robot = self._movements(self.root, row, self.data.action, self._width)
+                robot = movements(self.root, row, self.data.action, self._width)
                 self._robots[job.index] = self._resampled(robot, row.get("rate"))
             except AnnotationError as e:
                 row.update(error=e.kind, reason=str(e))
