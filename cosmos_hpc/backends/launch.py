@@ -107,7 +107,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     root, videos = ("", []) if pinned else list_rows(listed(), console.say)
     if videos and listed().data.input == recipe.data.input:
         # On this machine, and not to be fetched yet.
-        check_some_exist(root, [os.path.join(root, row["path"]) for row in videos])
+        check_some_exist(root, root, videos)
     costs = costs_of(root, videos, recipe.data, console.say) if videos else None
     what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
     recipe = with_layout(recipe, what.layout)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
@@ -17,7 +18,7 @@ _BLOCK, _THREADS = 1000, 16
 _LOOKED_AT = 100
 
 
-def check_some_exist(source: str, paths: list[str]) -> None:
+def check_some_exist(source: str, root: str, rows: list[Row]) -> None:
     """Refuse a list none of whose videos is there: it is of another machine, or another folder.
 
     A few are looked at. Those that are missing one by one are listed as failed by the run.
@@ -25,7 +26,7 @@ def check_some_exist(source: str, paths: list[str]) -> None:
     Raises:
         RequestError: none of them is there.
     """
-    some = paths[:: -(-len(paths) // _LOOKED_AT)]
+    some = [os.path.join(root, row["path"]) for row in rows[:: -(-len(rows) // _LOOKED_AT)]]
     if not any(map(os.path.exists, some)):
         raise RequestError(
             f"data.input={source}: none of {len(some)} videos that were looked for exists, the "

@@ -54,7 +54,7 @@ def read_list(source: str, root: str, note: Callable[[str], None]) -> list[Row]:
         raise RequestError(f"data.input={source} cannot be read: {e.strerror}") from None
     if not rows:
         raise RequestError(f"data.input={source} holds no video: all of its lines are blank")
-    check_some_exist(source, [os.path.join(root, row["path"]) for row in rows])
+    check_some_exist(source, root, rows)
     kept, twice = _each_once(rows, root, note)
     if twice:
         note(

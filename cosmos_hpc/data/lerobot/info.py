@@ -163,7 +163,10 @@ class LeRobot:
 
 def is_lerobot(folder: str) -> bool:
     """Whether a folder holds a LeRobot data set."""
-    return (Path(folder) / INFO).is_file()
+    try:
+        return b'"codebase_version"' in (Path(folder) / INFO).read_bytes()
+    except (OSError, ValueError):
+        return False
 
 
 def _version(text: Any) -> tuple[int, int]:
