@@ -139,9 +139,8 @@ def test_places_of_episodes_that_cannot_be(tmp_path):
     robot = Robot((4, 5, 3, 6, 4)).write(tmp_path / "robot")
     path = robot / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
     table = pq.read_table(path).to_pylist()
-    begin, end, file = (
-        f"videos/{FRONT}/{k}" for k in ("from_timestamp", "to_timestamp", "file_index")
-    )
+    names = ("from_timestamp", "to_timestamp", "file_index")
+    begin, end, file = (f"videos/{FRONT}/{name}" for name in names)
     table[1][begin] = float("nan")
     table[2][end] += 0.5
     table[3][file] = None
@@ -156,17 +155,17 @@ def test_places_of_episodes_that_cannot_be(tmp_path):
 
 
 def test_actions_and_their_statistics(robot, folder):
-    with pytest.raises(
-        RequestError, match="feature 'move' is not there; those of numbers are acti"
-    ):
+    with pytest.raises(RequestError, match="feature 'move' is not there; those of numbers are"):
         rows_of(robot, action="move")
     with pytest.raises(RequestError, match=f"'{FRONT}' is no row of numbers"):
         rows_of(robot, action=FRONT)
     with pytest.raises(RequestError, match="data.frame_rate=20 is above the 10 frames a second"):
         rows_of(robot, action="action", frame_rate=20)
     scale = action_scale(LeRobot.open(folder), "action", "min_max")
-    ends = [[(value - s) / by for value, s, by in zip(scale[key], scale["shift"], scale["scale"])]
-            for key in ("min", "max")]  # fmt: skip
+    ends = []
+    for key in ("min", "max"):
+        numbers = zip(scale[key], scale["shift"], scale["scale"], strict=True)
+        ends.append([(value - shift) / by for value, shift, by in numbers])
     assert ends == [pytest.approx([-1, -1]), pytest.approx([1, 1])]
     still = {"action": {"mean": [1.0, 2.0], "std": [0.0, 0.5], "min": [1, 1], "max": [1, 3]}}
     (robot / "meta" / "stats.json").write_text(json.dumps(still))
