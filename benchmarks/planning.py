@@ -2,28 +2,34 @@
 
     python benchmarks/planning.py [entries] [files]
 
-Makes a JSONL and a plain list of so many entries, and a tree of so many empty files, plans a run of
-each in a process of its own as `submit` does before it starts anything (listing, costs, plan,
-pinning), and prints seconds and the largest resident set. Beside it, in the same way, the
-straightforward one: every path is looked for on the disk. Then one task reads its rows, by their
-offsets and as a part of the whole list. Videos are empty or absent: none is opened.
+Makes lists of so many entries (JSONL, CSV, Parquet, plain), tars of as many samples, and a tree of
+so many empty files, plans a run of each in a process of its own as `submit` does before it starts
+anything (listing, costs, plan, pinning), and prints seconds and the largest resident set. Beside
+it, in the same way, the straightforward one: every path is looked for on the disk. Then one task
+reads its rows, by their offsets and as a part of the whole list. Videos are empty or absent: none
+is opened.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import platform
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
 
+import pyarrow.csv
+import pyarrow.parquet as pq
+
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.backends.launch import costs_of
-from cosmos_hpc.config.recipes import load_recipe
-from cosmos_hpc.data.videos import list_rows
+from cosmos_hpc.config.recipes import list_rows, load_recipe
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
@@ -34,7 +40,7 @@ PROMPT = "A robot arm picks up the cup on the table and puts it into the sink, n
 def plan(source: str, folder: str, *overrides: str) -> None:
     """What `submit` does with the videos before anything starts."""
     recipe = load_recipe("ar_tiny", [f"data.input={source}", *overrides])
-    root, rows = list_rows(source)
+    root, rows = list_rows(recipe)
     costs = costs_of(root, rows, recipe.data, print)
     planned = make_plan(recipe, load_cluster(), len(rows))
     RunFolder(folder).data.pin(root, rows, planned.shards or 1, costs)
@@ -45,12 +51,26 @@ def straightforward(source: str, folder: str) -> None:
     path = Path(source)
     if path.is_dir():
         names = sorted(str(p.relative_to(path)) for p in path.rglob("*.mp4") if p.is_file())
+    elif path.suffix == ".tar":
+        names = []
+        for shard in sorted(path.parent.glob(path.name)):
+            with tarfile.open(shard) as tar:
+                names += [f"{shard.name}/{m.name}" for m in tar if m.name.endswith(".mp4")]
     else:
-        lines = path.read_text().splitlines()
-        jsonl = path.suffix == ".jsonl"
-        names = [json.loads(line)["visual_input"] if jsonl else line for line in lines]
+        names = _read_names(path)
         assert sum((path.parent / name).is_file() for name in names)
     files.write_jsonl(Path(folder) / "videos.jsonl", [{"path": name} for name in names])
+
+
+def _read_names(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        return [str(name) for name in pq.read_table(path)["path"].to_pylist()]
+    with open(path, newline="") as f:
+        if path.suffix == ".csv":
+            return [row["path"] for row in csv.DictReader(f)]
+        lines = f.read().splitlines()
+    jsonl = path.suffix == ".jsonl"
+    return [json.loads(line)["visual_input"] if jsonl else line for line in lines]
 
 
 def measure(what: str, *arguments: str) -> tuple[float, float]:
@@ -68,11 +88,20 @@ def make_inputs(folder: Path, entries: int, tree: int) -> dict[str, tuple[str, i
     """The sources by name, and how many videos each has."""
     (folder / "0").mkdir()
     (folder / "0" / "0.mp4").touch()
-    with open(folder / "list.jsonl", "w") as f, open(folder / "list.txt", "w") as g:
+    with (
+        open(folder / "list.jsonl", "w") as f,
+        open(folder / "list.txt", "w") as g,
+        open(folder / "list.csv", "w", newline="") as h,
+    ):
+        table = csv.writer(h)
+        table.writerow(["path", "prompt", "start", "end"])
         for i in range(entries):
             name = f"{i // 1000}/episode-{i:07d}/rgb.mp4" if i else "0/0.mp4"
             f.write(json.dumps({"visual_input": name, "prompt": PROMPT.format(i)}) + "\n")
             g.write(name + "\n")
+            table.writerow([name, PROMPT.format(i), i % 7, i % 7 + 4])
+    pq.write_table(pyarrow.csv.read_csv(folder / "list.csv"), folder / "list.parquet")
+    _make_tars(folder / "tars", entries)
     for i in range(tree):
         path = folder / "tree" / f"{i // 1000:04d}" / f"{i:07d}.mp4"
         if i % 1000 == 0:
@@ -81,8 +110,24 @@ def make_inputs(folder: Path, entries: int, tree: int) -> dict[str, tuple[str, i
     return {
         "JSONL with prompts": (str(folder / "list.jsonl"), entries),
         "list": (str(folder / "list.txt"), entries),
+        "CSV": (str(folder / "list.csv"), entries),
+        "Parquet": (str(folder / "list.parquet"), entries),
+        "WebDataset": (str(folder / "tars" / "*.tar"), entries),
         "folder": (str(folder / "tree"), tree),
     }
+
+
+def _make_tars(folder: Path, samples: int) -> None:
+    """Shards of a thousand samples: an empty video and its description."""
+    folder.mkdir()
+    for first in range(0, samples, 1000):
+        with tarfile.open(folder / f"{first // 1000:06d}.tar", "w") as tar:
+            for i in range(first, min(first + 1000, samples)):
+                text = json.dumps({"prompt": PROMPT.format(i)}).encode()
+                for name, content in ((f"{i:07d}.mp4", b""), (f"{i:07d}.json", text)):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
 
 
 def main(entries: int = 1_000_000, tree: int = 200_000) -> None:

@@ -291,13 +291,14 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
             disk; nothing was fetched for any of the recipes.
         WorkError: the transfer broke off; the same call resumes it.
     """
-    from cosmos_hpc.hub import needs
+    from cosmos_hpc.hub import datasets, needs
     from cosmos_hpc.hub.cache import fetch_all
 
     recipes = [load_recipe(name, overrides) for name in names]
     for resolved in recipes:
         needs.check_sources(resolved)
-    return fetch_all(need for resolved in recipes for need in needs.needs(resolved))
+    wanted = [need for resolved in recipes for need in needs.needs(resolved)]
+    return fetch_all([*wanted, *(f for r in recipes for f in datasets.recipe_files(r))])
 
 
 def init_cluster(name: str | None = None) -> Path:
@@ -339,12 +340,14 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) ->
     Raises:
         RequestError: the request is wrong, or the cluster cannot run the recipe.
     """
-    from cosmos_hpc.config.recipes import list_rows
+    from cosmos_hpc.config.recipes import fitted_to_data, list_rows
+    from cosmos_hpc.hub.datasets import located
     from cosmos_hpc.planning.plans import make_plan
 
     resolved, profile = _resolve(recipe, cluster, overrides)
-    videos = len(list_rows(resolved)[1]) if resolved.data.input else None
-    return make_plan(resolved, profile, videos)
+    there = fitted_to_data(located(resolved))
+    videos = len(list_rows(there)[1]) if there.data.input else None
+    return make_plan(there, profile, videos)
 
 
 def generate(

@@ -29,14 +29,15 @@ class FakeHub:
     """Repositories in memory, behind the addresses that the Hub's library asks.
 
     Attributes:
-        repositories: content by path, by ``owner/name``. Of a file that ends in .json the Hub knows
-            no sha256, as of those that are small enough for git.
+        repositories: content by path, by ``owner/name`` or ``datasets/owner/name``. Of a file that
+            ends in .json the Hub knows no sha256, as of those that are small enough for git.
         gated: need a token of ``allowed``.
         gated_listing: whether they keep even their list of files to themselves.
         tokens: that the Hub knows.
         cuts: bytes after which the connection drops, by path; each once.
         bytes_a_second: of a transfer; None as fast as can be.
         down: status of every answer.
+        revisions: names of the one commit, beside main.
     """
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -47,6 +48,7 @@ class FakeHub:
     cuts: dict[str, list[int]] = field(default_factory=dict)
     bytes_a_second: int | None = None
     down: int | None = None
+    revisions: tuple[str, ...] = ()
     requests: list[Request] = field(default_factory=list)
     url: str = ""
 
@@ -96,12 +98,14 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(self.hub.down)
         if token is not None and token not in self.hub.tokens:
             return self._refuse(401, message="Invalid credentials in Authorization header")
-        listing = re.fullmatch(r"/api/models/([^/]+/[^/]+)/revision/main", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
+        listing = re.fullmatch(r"/api/(?:models/)?((?:datasets/)?[^/]+/[^/]+)/revision/(.+)", path)
+        file = re.fullmatch(r"/((?:datasets/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
         match = listing or file
         name = match[1] if match else ""
         if name not in self.hub.repositories:
             return self._refuse(404 if token else 401, "RepoNotFound")
+        if listing and listing[2] not in ("main", COMMIT, *self.hub.revisions):
+            return self._refuse(404, "RevisionNotFound")
         closed = name in self.hub.gated and token not in self.hub.allowed
         if closed and (file or self.hub.gated_listing):
             return self._refuse(403 if token else 401, "GatedRepo")

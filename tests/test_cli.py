@@ -60,7 +60,7 @@ def test_plan(tmp_path, scenes):
         ),
         (
             ["submit", "recipe=ar_tiny_action", "data.input=."],
-            "has no folders annotation and videos; task action takes a folder in the Bridge layout",
+            "has no actions; task action takes a LeRobot data set, with meta/info.json, or",
         ),
         (["status", "nothing"], "/runs, where there is none; elsewhere give its path"),
         (["sample-videos", "x", "cuont=3"], "did you mean count?"),

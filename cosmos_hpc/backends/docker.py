@@ -197,7 +197,9 @@ def _volumes(
         videos = [source_folder(sources["data.input"])]
     named = [value for key, value in sources.items() if key != "data.input"]
     for source in (*videos, *named):
-        if Path(source).is_absolute():
+        # A data set of the Hub lies in its cache, which is written.
+        cached = any(Path(source).is_relative_to(folder) for folder in hub_folders)
+        if Path(source).is_absolute() and not cached:
             modes.setdefault(source, "ro")
     mounts = {}
     for path, mode in modes.items():

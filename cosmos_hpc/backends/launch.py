@@ -12,13 +12,15 @@ from typing import Any
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import AnyBackend, open_backend, read_cluster
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.recipes import Recipe, list_rows
+from cosmos_hpc.config.recipes import Recipe, fitted_to_data, list_rows
 from cosmos_hpc.config.sections import Data
-from cosmos_hpc.data.lists import Row
+from cosmos_hpc.data.file_stats import check_some_exist
 from cosmos_hpc.data.videos import resolve_source, video_costs
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.hub.cache import check_home
+from cosmos_hpc.hub.datasets import located
 from cosmos_hpc.planning.plans import Plan, make_plan, resolved
 from cosmos_hpc.runs.create import (
     check_folder,
@@ -94,7 +96,9 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
         RequestError: the request is wrong, or the cluster does not take it; nothing was started.
         WorkError: a stage failed.
     """
-    folder, recipe = request.folder, request.recipe
+    folder = request.folder
+    recipe, listed = _fitted(request)
+    request = replace(request, recipe=recipe)
     backend = open_backend(cluster)
     backend.take_note(folder)
     check_folder(folder, recipe)
@@ -103,9 +107,12 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     backend.check_request(request)
     # An existing run keeps its videos.
     pinned = folder.data.num_videos()
-    root, videos = ("", []) if pinned else list_rows(recipe, console.say)
+    root, videos = ("", []) if pinned else list_rows(listed(), console.say)
     costs = None
     if videos and recipe.trains:
+        if listed().data.input == recipe.data.input:
+            # On this machine, and not to be fetched yet.
+            check_some_exist(f"data.input={root}", root, videos)
         costs = costs_of(root, videos, recipe.data, console.say)
     what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
     recipe = resolved(recipe, what)
@@ -143,6 +150,24 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
             return _dry_run(backend, request, prepared, what, output)
     except OSError as e:
         raise WorkError(explain_os_error(e, "submit")) from e
+
+
+def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:
+    """The recipe with what it leaves to its data, and the same with its input on this machine.
+
+    A run that has begun keeps what it found then, and does without its input.
+    """
+    run, recipe = request.folder, request.recipe
+    if run.recipe_file.exists() and run.begun():
+        model = recipe.model
+        if model.action_width is None:
+            kept = {"action_width": run.recipe().model.action_width}
+            recipe = recipe.model_copy(update={"model": model.model_copy(update=kept)})
+        return recipe, lambda: located(recipe)
+    there = fitted_to_data(located(recipe))
+    return there.model_copy(
+        update={"data": there.data.model_copy(update={"input": recipe.data.input})}
+    ), lambda: there
 
 
 def _check_home(request: Request) -> None:

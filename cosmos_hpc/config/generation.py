@@ -32,6 +32,8 @@ class Generate(Section):
         prompt: for an ``input`` that is one picture or video, in models with text.
         actions: JSON file with a list of actions, one a step, for an ``input`` that is one picture,
             in models with actions. None: each entry of a list names its own.
+        action_stats: JSON file with ``shift`` and ``scale``, by which actions of an ``input`` are
+            made like those that the model was trained on; filled in where its run has made one.
         clips: held-out clips to generate from, each of another video as long as there are enough.
         samples: different samples of each clip or input.
         condition_frames: true frames that a sample begins with: the first ones of a held-out clip,
@@ -56,6 +58,7 @@ class Generate(Section):
     input: PathText | None = None
     prompt: str | None = None
     actions: PathText | None = None
+    action_stats: PathText | None = None
     clips: PositiveInt = 8
     samples: PositiveInt = 1
     condition_frames: PositiveInt | None = None

@@ -10,11 +10,12 @@ from pydantic import model_validator
 
 from cosmos_hpc.config.generation import Evaluate, Generate
 from cosmos_hpc.config.sections import Data, Train
-from cosmos_hpc.config.tasks import TASKS, Note, Task, TaskName, set_wrongly
+from cosmos_hpc.config.tasks import TASKS, Task, TaskName, set_wrongly, wanted
 from cosmos_hpc.data.inputs import list_inputs
-from cosmos_hpc.data.lists import Row
+from cosmos_hpc.data.sources import with_actions
 from cosmos_hpc.data.tokens import NUM_IDS
 from cosmos_hpc.data.videos import ignore
+from cosmos_hpc.data.wanted import Note, Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.utils.settings import (
@@ -128,8 +129,8 @@ class Recipe(Section):
 def list_rows(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
     """What a run prepares, or generates from: the folder of relative paths, and a row a video.
 
-    A row has a ``path`` and what goes with it: a ``prompt`` for task ``video2world``, an
-    ``annotation`` for task ``action``, a ``part`` where the input itself is divided.
+    A row has a ``path`` and what goes with it: a ``prompt`` for task ``video2world``, where to find
+    its actions for task ``action``, a ``part`` where the input itself is divided.
 
     Args:
         recipe: with its ``data.input``.
@@ -140,10 +141,36 @@ def list_rows(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
     """
     generate = recipe.generate
     if generate.input is None:
-        return recipe.kind.rows(str(recipe.data.input), note)
+        return recipe.kind.rows(recipe.data, note)
     needs = "actions" if recipe.kind.by_steps else "prompt" if recipe.data.text_encoder else None
     given = generate.actions if recipe.kind.by_steps else generate.prompt
     return list_inputs(generate.input, note, needs=needs, given=given)
+
+
+def fitted_to_data(recipe: Recipe) -> Recipe:
+    """The recipe with what it leaves to its data: the width of actions.
+
+    Raises:
+        RequestError: the data has no actions, or they have another width than the recipe says.
+    """
+    width = recipe.model.action_width
+    if "model.action_width" not in recipe.kind.settings or recipe.data.input is None:
+        return recipe
+    source = with_actions(recipe.data.input)
+    if width is not None and not source.one_width:
+        return recipe  # each clip is checked when it is read
+    assert source.action_width is not None
+    found = source.action_width(wanted(recipe.data, actions=True))
+    if width is None:
+        model = recipe.model.model_copy(update={"action_width": found})
+        return recipe.model_copy(update={"model": model})
+    if width != found:
+        raise RequestError(
+            f"an action of data.input={recipe.data.input} has {found} numbers, and "
+            f"model.action_width is {width}; set model.action_width={found}, or null to take that "
+            f"of the data"
+        )
+    return recipe
 
 
 def recipes_folder() -> Path:

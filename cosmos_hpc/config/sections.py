@@ -36,8 +36,14 @@ class Data(Section):
     """Videos and how they become clips of ids.
 
     Attributes:
-        input: folder of videos, searched recursively; a glob pattern; or a ``.jsonl`` or ``.txt``
-            list of them.
+        input: folder of videos, searched recursively; a glob pattern; a ``.jsonl`` or ``.txt``
+            list of them; a LeRobot data set, a folder or ``hf://datasets/OWNER/NAME[@REVISION]``;
+            or a folder in the Bridge layout.
+        camera: of a LeRobot data set, where it has several.
+        episodes: of a LeRobot data set, numbers and ranges such as ``0-9,12``; None: all.
+        action: feature of a LeRobot data set that holds the actions; with task ``action`` only.
+        normalize_action: ``mean_std`` or ``min_max`` make actions alike by the statistics of the
+            LeRobot data set, ``none`` leaves them as they are.
         text_encoder: Hub repository or folder of a T5 model, whose encoder half turns prompts into
             embeddings, or ``small``; with task ``video2world`` only.
         prompts_per_shard: different prompts that one array task turns into embeddings, each of
@@ -49,7 +55,8 @@ class Data(Section):
             time; fewer need less of its memory.
         clips: ``first`` takes one clip of a video, ``all`` as many whole ones as it holds.
         start: seconds into a video at which its first clip begins.
-        frame_rate: frames a second to which videos are resampled; None takes all their frames.
+        frame_rate: frames a second to which videos, and the actions that go with their frames, are
+            resampled; None takes all their frames.
         stride: frames between the beginnings of two clips of a video; None: no gap, no overlap.
         decoders: processes that decode for one array task; None: its cores; 0: the task itself.
         videos_per_shard: videos that one array task prepares.
@@ -63,6 +70,10 @@ class Data(Section):
     """
 
     input: PathText | None = None
+    camera: str | None = None
+    episodes: str | None = None
+    action: str = "action"
+    normalize_action: Literal["none", "mean_std", "min_max"] = "none"
     tokenizer: PathText
     compression: Compression = (8, 16, 16)
     frames: PositiveInt = 33

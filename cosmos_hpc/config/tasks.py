@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_hpc.config.sections import Data
-from cosmos_hpc.data import bridge, videos
-from cosmos_hpc.data.lists import Row
+from cosmos_hpc.data import sources
 from cosmos_hpc.data.tokens import TEXT_POSITIONS
+from cosmos_hpc.data.wanted import Note, Row, Wanted
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import ModelConfig
-
-#: Is told in a sentence what a person should know.
-Note = Callable[[str], None]
 
 #: Frames of a robot's clip, about as many as the longest of Bridge have.
 _ROBOT_FRAMES = 60
@@ -33,6 +30,7 @@ class Task:
         samples: what its samples are called.
         settings: of the recipe, which must be set for this task, and must not be for those that do
             not name them.
+        from_data: those of them that a recipe may leave to the data.
         check: raises a ValueError for data that it cannot use.
         rows: lists ``data.input``: the folder that paths are relative to, and a row a video.
         shard: class that prepares a shard, ``module:class``.
@@ -47,30 +45,52 @@ class Task:
 
     name: str
     samples: str
-    rows: Callable[[str, Note], tuple[str, list[Row]]]
+    check: Callable[[Data], None]
+    rows: Callable[[Data, Note], tuple[str, list[Row]]]
     training: str
     generator: str = "cosmos_hpc.worker.generation.clips:Clips"
     by_steps: bool = False
     shard: str = "cosmos_hpc.worker.datasets.shard:Shard"
     settings: tuple[str, ...] = ()
-    check: Callable[[Data], None] = lambda data: None
+    from_data: tuple[str, ...] = ()
     before_shard: str | None = None
     files: str | None = None
     file_bytes: Callable[[Data, ModelConfig], int] = lambda data, model: 0
     latent_frames: int | None = None
 
 
-def _captioned_rows(source: str, note: Note) -> tuple[str, list[Row]]:
+def wanted(data: Data, *, actions: bool = False, prompts: bool = False) -> Wanted:
+    """What a recipe wants of its input."""
+    return Wanted(
+        input=str(data.input),
+        camera=data.camera,
+        episodes=data.episodes,
+        frame_rate=data.frame_rate,
+        action=data.action if actions else None,
+        normalize_action=data.normalize_action if actions else "none",
+        prompts=prompts,
+    )
+
+
+def _rows(data: Data, note: Note) -> tuple[str, list[Row]]:
+    return sources.list_rows(wanted(data), note)
+
+
+def _robot_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
+    return sources.list_rows(wanted(data, actions=True), note)
+
+
+def _captioned_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
     """Videos with prompts: of a list, or the instructions of robot clips."""
-    if bridge.is_bridge(source):
-        return source, bridge.list_instructions(source, note)
-    root, rows = videos.list_rows(source, note)
-    without = [row for row in rows if not str(row.get("prompt") or "").strip()]
+    root, rows = sources.list_rows(wanted(data, prompts=True), note)
+    without = [
+        row for row in rows if "error" not in row and not str(row.get("prompt") or "").strip()
+    ]
     if without:
         raise RequestError(
-            f"data.input={source} has {len(without)} of {len(rows)} videos without a prompt, the "
-            f"first is {without[0]['path']!r}; task video2world takes a JSONL with prompt and "
-            f"visual_input in each line, or a folder in the Bridge layout"
+            f"data.input={data.input} has {len(without)} of {len(rows)} videos without a prompt, "
+            f"the first is {without[0]['path']!r}; task video2world takes a list with a prompt of "
+            f"each video, a LeRobot data set, or a folder in the Bridge layout"
         )
     return root, rows
 
@@ -85,6 +105,12 @@ def _robot_bytes(data: Data, model: ModelConfig) -> int:
     return _ROBOT_FRAMES * data.ids_per_clip * (2 + 2 + 4)
 
 
+def _no_actions(data: Data) -> None:
+    for key in ("action", "normalize_action"):
+        if getattr(data, key) != Data.model_fields[key].default:
+            raise ValueError(f"data.{key} goes with task=action, and only with it")
+
+
 def _every_frame(data: Data) -> None:
     """Actions go with every frame of a video, each of which is tokenized alone."""
     if data.frames != 1:
@@ -92,7 +118,7 @@ def _every_frame(data: Data) -> None:
             f"data.frames={data.frames}: task=action takes frames one at a time, set 1"
         )
     fields = Data.model_fields
-    for key in ("clips", "start", "frame_rate", "stride"):
+    for key in ("clips", "start", "stride"):
         if getattr(data, key) != fields[key].default:
             raise ValueError(
                 f"data.{key} does not go with task=action, whose actions go with every frame"
@@ -106,7 +132,8 @@ TASKS = {
         Task(
             "video",
             samples="clips",
-            rows=videos.list_rows,
+            check=_no_actions,
+            rows=_rows,
             training="cosmos_hpc.worker.datasets.sources:clips",
         ),
         # Continues a video, from a text as well.
@@ -114,6 +141,7 @@ TASKS = {
             "video2world",
             samples="clips",
             settings=("model.context_width", "model.pad_to_multiple_of", "data.text_encoder"),
+            check=_no_actions,
             rows=_captioned_rows,
             before_shard="cosmos_hpc.worker.tokenizers.texts:encode_prompts",
             files="cosmos_hpc.worker.datasets.video2world:write_samples",
@@ -126,7 +154,8 @@ TASKS = {
             samples="pairs of frames",
             settings=("model.context_width", "model.action_width", "model.pad_to_multiple_of"),
             check=_every_frame,
-            rows=lambda source, note: (source, bridge.list_clips(source)),
+            from_data=("model.action_width",),
+            rows=_robot_rows,
             shard="cosmos_hpc.worker.datasets.robots:RobotShard",
             files="cosmos_hpc.worker.datasets.robots:write_robot_files",
             file_bytes=_robot_bytes,
@@ -153,6 +182,8 @@ def set_wrongly(task: Task, value: Callable[[str], Any]) -> str | None:
         value: of a setting of the recipe by its dotted name.
     """
     for key in dict.fromkeys(key for other in TASKS.values() for key in other.settings):
+        if value(key) is None and key in task.from_data:
+            continue
         if (value(key) is not None) != (key in task.settings):
             names = [f"task={other.name}" for other in TASKS.values() if key in other.settings]
             only = "them" if len(names) > 1 else "it"

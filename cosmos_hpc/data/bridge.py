@@ -10,6 +10,7 @@ PART is ``train``, ``val`` or ``test``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -51,14 +52,9 @@ def list_clips(folder: str) -> list[dict[str, Any]]:
         ``validation`` or ``test``) where the folder itself is divided.
 
     Raises:
-        RequestError: it has not the layout, cannot be read, or holds no clip.
+        RequestError: it cannot be read, or holds no clip.
     """
     root = Path(folder)
-    if not is_bridge(folder):
-        raise RequestError(
-            f"data.input={folder} has no folders annotation and videos; task action takes a folder "
-            f"in the Bridge layout, with annotation/train/ID.json and videos/train/ID/rgb.mp4"
-        )
     try:
         names = {p.name for top in ("annotation", "videos") for p in (root / top).iterdir()}
         parts = sorted(name for name in names if not name.startswith("."))
@@ -90,6 +86,19 @@ def list_clips(folder: str) -> list[dict[str, Any]]:
 def _clips(root: Path, part: str) -> set[str]:
     annotated = {p.stem for p in (root / "annotation" / part).glob("*.json")}
     return annotated | {p.name for p in (root / "videos" / part).glob("*") if p.is_dir()}
+
+
+def action_width(folder: str) -> int:
+    """Numbers of an action in the first clip that has any.
+
+    Raises:
+        RequestError: as :func:`list_clips`, or no clip has an action.
+    """
+    for row in list_clips(folder):
+        with contextlib.suppress(AnnotationError):
+            action = read_annotation(Path(folder) / row["annotation"]).get("action")
+            return len(_rows("action", action)[0])
+    raise RequestError(f"data.input={folder}: no annotation has an action")
 
 
 def list_instructions(folder: str, note: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -150,18 +159,18 @@ def movements(annotation: dict[str, Any], width: int) -> dict[str, list[Any]]:
 
     Args:
         annotation: of the clip.
-        width: numbers of an action, and of a state.
+        width: numbers of an action.
 
     Returns:
         ``action``, T - 1 rows of ``width`` numbers, from each frame to the next; ``state``, T rows
-        of ``width``; ``gripper``, T numbers.
+        of as many as the annotation has; ``gripper``, T numbers.
 
     Raises:
         AnnotationError: one of them is missing, has another size, or holds what is no finite
             number.
     """
     action = _rows("action", annotation.get("action"), width)
-    state = _rows("state", annotation.get("state"), width)
+    state = _rows("state", annotation.get("state"))
     gripper = _numbers("continuous_gripper_state", annotation.get("continuous_gripper_state"))
     frames = len(action) + 1
     for name, rows in (("state", state), ("continuous_gripper_state", gripper)):
@@ -172,9 +181,11 @@ def movements(annotation: dict[str, Any], width: int) -> dict[str, list[Any]]:
     return {"action": action, "state": state, "gripper": gripper}
 
 
-def _rows(name: str, rows: Any, width: int) -> list[list[float]]:
+def _rows(name: str, rows: Any, width: int | None = None) -> list[list[float]]:
+    """Rows of ``width`` numbers; None: of as many as the first has."""
     if not isinstance(rows, list) or not rows:
         raise AnnotationError("actions", f"its annotation has no {name}")
+    width = width or len(_numbers(f"{name} 0", rows[0])) or None
     for number, row in enumerate(rows):
         if len(_numbers(f"{name} {number}", row)) != width:
             raise AnnotationError("actions", f"{name} {number} has {len(row)} numbers, not {width}")

@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+from cosmos_hpc.data.wanted import Row
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
 _BLOCK, _THREADS = 1000, 16
+#: Files that are looked for on the disk before a run starts.
+_LOOKED_AT = 100
+
+
+def check_some_exist(where: str, root: str, rows: list[Row], what: str = "video") -> None:
+    """Refuse a list none of whose files is there: it is of another machine, or another folder.
+
+    A few are looked at. Those that are missing one by one are listed as failed by the run.
+
+    Args:
+        where: the setting and its value, for the message.
+        root: that paths are relative to.
+        rows: of the list.
+        what: its files are.
+
+    Raises:
+        RequestError: none of them is there.
+    """
+    some = [os.path.join(root, row["path"]) for row in rows[:: -(-len(rows) // _LOOKED_AT)]]
+    if not any(map(os.path.exists, some)):
+        raise RequestError(
+            f"{where}: none of {len(some)} {what}s that were looked for exists, the "
+            f"first is {json.dumps(some[0])}; relative paths of a list are relative to its folder"
+        )
 
 
 def file_sizes(paths: list[str]) -> list[int]:

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Entries, Row, read_list, short
+from cosmos_hpc.data.lists import EXTENSIONS, JSONL, LISTS, Entries, read_list, short
 from cosmos_hpc.data.videos import files_below
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 
 #: Endings of pictures, in any case of letters.
@@ -47,9 +48,9 @@ def list_inputs(
     elif not path.exists():
         raise RequestError(
             f"generate.input={source} does not exist; give a picture, a video, a folder of "
-            f"them, or a list that ends in {JSONL} or {PATHS}"
+            f"them, or a list that ends in {', '.join(LISTS)}"
         )
-    elif source.endswith((JSONL, PATHS)):
+    elif source.endswith(LISTS):
         root = str(path.parent)
         rows = read_list(source, root, note, _ENTRIES)
     elif source.lower().endswith(_ENTRIES.endings):
@@ -59,7 +60,7 @@ def list_inputs(
     else:
         raise RequestError(
             f"generate.input={source} is neither a picture nor a video by its name; it must end in "
-            f"one of {', '.join(_ENTRIES.endings)}, or be a list that ends in {JSONL} or {PATHS}"
+            f"one of {', '.join(_ENTRIES.endings)}, or be a list that ends in {', '.join(LISTS)}"
         )
     if given is not None and (len(rows) > 1 or rows[0].get(str(needs)) != given):
         raise RequestError(

@@ -1,30 +1,31 @@
-"""Lists of videos: a JSONL of entries, or a path a line."""
+"""Lists of videos: entries of a JSONL, a CSV or a Parquet file, or a path a line."""
 
 from __future__ import annotations
 
+import csv
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cosmos_hpc.data.file_stats import file_identities
+from cosmos_hpc.data.file_stats import check_some_exist, file_identities
+from cosmos_hpc.data.parquet import read_columns
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
-#: A JSONL of entries, and a list with one path a line.
-JSONL, PATHS = (".jsonl", ".txt")
-#: Keys of a JSONL entry that hold the path.
-PATH_KEYS = ("visual_input", "video")
+#: A JSONL of entries, a list with one path a line, and tables of entries.
+JSONL, PATHS, CSV, PARQUET = (".jsonl", ".txt", ".csv", ".parquet")
+LISTS = (JSONL, PATHS, CSV, PARQUET)
+#: Keys of an entry that hold the path; in tables a column of another name may as well.
+PATH_KEYS, PLAIN_KEY = ("visual_input", "video"), "path"
+#: Seconds between which a video lies in its file.
+_SECONDS = ("start", "end")
 #: A longer line is no entry: a path has at most 4 KiB.
 _LONGEST_LINE = 1 << 20
-#: Entries of a list that are looked for on the disk before a run starts.
-_LOOKED_AT = 100
-
-#: A video of a run: its ``path``, absolute or relative to the source's root, and where the source
-#: says so a ``prompt``. A name that is not UTF-8 keeps its bytes through surrogate escapes.
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,18 @@ class Entries:
     what: str = "video"
     texts: tuple[str, ...] = ("prompt",)
 
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Keys that mean something beside the path."""
+        return (*self.texts, *_SECONDS)
+
+
+#: Videos to prepare.
+VIDEOS = Entries()
+
 
 def read_list(
-    source: str, root: str, note: Callable[[str], None], entries: Entries = Entries()
+    source: str, root: str, note: Callable[[str], None], entries: Entries = VIDEOS
 ) -> list[Row]:
     """The entries of a list, in its order, each once.
 
@@ -60,33 +70,33 @@ def read_list(
     Raises:
         RequestError: it cannot be read, a line is not an entry, or none of the videos is there.
     """
-    read = _read_json if source.endswith(JSONL) else _read_path
     where = f"{entries.setting}={source}"
     rows: list[Row] = []
     numbers: list[int] = []
+    kind = "row" if source.endswith(PARQUET) else "line"
     try:
-        for number, line in _lines(source, where):
+        for number, read in _entries(source, where, entries):
             try:
-                rows.append(read(line, entries))
+                rows.append(read())
             except ValueError as e:
-                raise RequestError(f"{where}, line {number}: {e}") from None
+                raise RequestError(f"{where}, {kind} {number}: {e}") from None
             numbers.append(number)
     except OSError as e:
         raise RequestError(f"{where} cannot be read: {e.strerror}") from None
     if not rows:
         raise RequestError(f"{where} holds no {entries.what}: all of its lines are blank")
-    _check_some_exist(where, root, rows, entries.what)
-    kept, twice = _each_once(rows, root, note)
+    check_some_exist(where, root, rows, entries.what)
+    kept, twice = _each_once(rows, root, entries, note)
     if twice:
         note(
             f"{len(twice)} of {len(rows)} entries of {source} repeat an earlier one and are left "
-            f"out (the first is line {numbers[twice[0]]})"
+            f"out (the first is {kind} {numbers[twice[0]]})"
         )
     return kept
 
 
 def _each_once(
-    rows: list[Row], root: str, note: Callable[[str], None]
+    rows: list[Row], root: str, entries: Entries, note: Callable[[str], None]
 ) -> tuple[list[Row], list[int]]:
     """The entries that repeat none before them, and the indices of those that do.
 
@@ -95,16 +105,38 @@ def _each_once(
     """
     files = file_identities([os.path.join(root, row["path"]) for row in rows], note)
     paths: dict[str, str] = {}
-    seen: set[tuple[str, ...]] = set()
+    seen: set[tuple[str, tuple[Any, ...]]] = set()
     kept, twice = [], []
     for index, (row, file) in enumerate(zip(rows, files, strict=True)):
-        entry = (file, *(f"{key}={text}" for key, text in row.items() if key != "path"))
+        entry = file, tuple(row.get(key) for key in entries.others)
         if entry in seen:
             twice.append(index)
         else:
             seen.add(entry)
             kept.append({**row, "path": paths.setdefault(file, row["path"])})
     return kept, twice
+
+
+def _entries(source: str, where: str, entries: Entries) -> Iterator[tuple[int, Callable[[], Row]]]:
+    """Numbers of the entries of a list, and what reads each or raises a ValueError."""
+    if source.endswith(PARQUET):
+        there = read_columns(Path(source), (*PATH_KEYS, PLAIN_KEY, *entries.others))
+        for number, row in enumerate(there, 1):
+            yield number, functools.partial(_entry, row, entries, (PLAIN_KEY,))
+    elif source.endswith(CSV):
+        # A name that is not UTF-8 stands in a list as it is.
+        with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
+            try:
+                table = csv.DictReader(f, strict=True)
+                for row in table:
+                    yield table.line_num, functools.partial(_read_csv, row, entries)
+            except csv.Error as e:
+                line = f"line {table.line_num + 1}"
+                raise RequestError(f"{where}, {line}: it is not CSV: {e}") from None
+    else:
+        of_line = _read_json if source.endswith(JSONL) else _read_path
+        for number, content in _lines(source, where):
+            yield number, functools.partial(of_line, content, entries)
 
 
 def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
@@ -148,24 +180,65 @@ def _read_json(line: bytes, entries: Entries) -> Row:
         raise ValueError("it is nested too deeply; write one flat object a line") from None
     if not isinstance(row, dict):
         raise ValueError(f"it is not an object; write one a line, with the path under {keys}")
-    paths = [(key, row[key]) for key in PATH_KEYS if key in row]
-    if not paths:
+    return _entry(row, entries)
+
+
+def _read_csv(row: dict[Any, Any], entries: Entries) -> Row:
+    """An entry of a CSV, in which nothing and an empty text are one."""
+    if None in row or None in row.values():
+        raise ValueError("it has not as many values as the first line has names")
+    given = {key: text for key, text in row.items() if text != ""}
+    for key in _SECONDS:
+        if key in given:
+            try:
+                given[key] = float(given[key])
+            except ValueError:
+                raise ValueError(f"{key} is {short(given[key])}; it must be seconds") from None
+    return _entry(given, entries, (PLAIN_KEY,))
+
+
+def _entry(row: dict[str, Any], entries: Entries, also: tuple[str, ...] = ()) -> Row:
+    """What an entry of any list says.
+
+    Args:
+        row: the entry.
+        entries: what it may be.
+        also: further keys that may hold the path.
+
+    Raises:
+        ValueError: it cannot be; says what is wrong and what to do.
+    """
+    keys = " or ".join((*PATH_KEYS, *also))
+    named = [key for key in PATH_KEYS if key in row] or [key for key in also if key in row]
+    if not named:
         raise ValueError(f"it has no path; give it under {keys}")
-    if len(paths) > 1:
+    if len(named) > 1:
         raise ValueError(f"it has both {' and '.join(PATH_KEYS)}; keep one of them")
-    key, path = paths[0]
+    key, path = named[0], row[named[0]]
     if not isinstance(path, str):
         raise ValueError(f"{key} is {short(path)}; it must be the path of a {entries.what}, a text")
     found: Row = {"path": _checked(path, entries)}
     for name in entries.texts:
-        value = row.get(name)
-        if value is None:
+        text = row.get(name)
+        if text is None:
             continue
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is {short(value)}; it must be a text or be left out")
-        if not _encodes(value):
+        if not isinstance(text, str):
+            raise ValueError(f"{name} is {short(text)}; it must be a text or be left out")
+        if not _encodes(text):
             raise ValueError(f"{name} is not text in UTF-8; save the list in that encoding")
-        found[name] = value
+        found[name] = text
+    return found | _seconds(row)
+
+
+def _seconds(row: dict[str, Any]) -> Row:
+    """``start`` and ``end`` of an entry, those that it has."""
+    found = {key: row[key] for key in _SECONDS if row.get(key) is not None}
+    for key, value in found.items():
+        if type(value) not in (int, float) or not 0 <= value < float("inf"):
+            what = short(value) if type(value) not in (int, float) else value
+            raise ValueError(f"{key} is {what}; it must be seconds from the video's beginning")
+    if "end" in found and found["end"] <= found.get("start", 0):
+        raise ValueError(f"end is {found['end']:g}, not behind start {found.get('start', 0):g}")
     return found
 
 
@@ -213,16 +286,3 @@ def short(value: object) -> str:
         return _KINDS.get(type(value), "null")
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _check_some_exist(where: str, root: str, rows: list[Row], what: str) -> None:
-    """Refuse a list none of whose files is there: it is of another machine, or of another folder.
-
-    A few are looked at. Those that are missing one by one are listed as failed by the run.
-    """
-    some = [os.path.join(root, row["path"]) for row in rows[:: -(-len(rows) // _LOOKED_AT)]]
-    if not any(map(os.path.exists, some)):
-        raise RequestError(
-            f"{where}: none of {len(some)} {what}s that were looked for exists, the "
-            f"first is {short(some[0])}; relative paths are relative to the folder of the list"
-        )

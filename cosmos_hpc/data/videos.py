@@ -12,12 +12,17 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from cosmos_hpc.data.file_stats import file_identities, file_sizes
-from cosmos_hpc.data.lists import EXTENSIONS, JSONL, PATHS, Row, read_list, short
+from cosmos_hpc.data.lists import EXTENSIONS, LISTS, read_list, short
+from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
-#: What opening a file costs, in bytes of video and in frames decoded.
-_OPENING_BYTES, _OPENING_FRAMES = 1 << 16, 8
+#: How data sets on the Hub are named, as the Hub's own library does.
+HUB_DATASETS = "hf://datasets/"
+#: Endings of single files that hold or list videos.
+_FILES = (*LISTS, ".tar")
+#: What opening a file costs, in bytes of video, in frames decoded, and in the time these take.
+_OPENING_BYTES, _OPENING_FRAMES, _OPENING_MILLISECONDS = 1 << 16, 8, 250
 
 
 def ignore(_: str) -> None:
@@ -30,7 +35,8 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
     Args:
         source: a folder, searched recursively; a glob pattern, in which ``**`` stands for any
             folders; a ``.jsonl`` file with the path of a video under ``visual_input`` or ``video``
-            in every line and optionally a ``prompt``; a ``.txt`` file with one path a line.
+            in every line and optionally a ``prompt``, ``start`` and ``end``; a ``.csv`` or
+            ``.parquet`` file with such columns; a ``.txt`` file with one path a line.
             Relative paths of a list are relative to the folder that holds it. Links to folders are
             followed, each real folder once.
         note: is told in a sentence what a person should know of the list.
@@ -42,30 +48,46 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
         RequestError: the source does not exist, cannot be read or holds no video, or a line of a
             list is not an entry; says which line, what is wrong and what to do.
     """
+    if source.endswith(LISTS) and not _is_folder(source):
+        root, _ = _split(source)
+        return root, read_list(source, root, note)
+    root, names, others = matching_files(source, EXTENSIONS)
+    if not names:
+        what = "files" if _is_folder(source) else "matching files"
+        raise RequestError(
+            f"data.input={source} holds no video: none of its {others} {what} ends in "
+            f"{', '.join(EXTENSIONS)}"
+        )
+    return root, [{"path": name} for name in _one_name_each(source, root, names, note)]
+
+
+def matching_files(source: str, endings: tuple[str, ...]) -> tuple[str, list[str], int]:
+    """Files of a folder, of a pattern, or the one that is named, with certain endings.
+
+    Returns:
+        The folder that names are relative to, the names sorted, and how many others there are.
+
+    Raises:
+        RequestError: there is no such source, or it cannot be read.
+    """
     root, pattern = _split(source)
     if pattern is None:
-        return root, read_list(source, root, note)
+        return root, [Path(source).name], 0
     parts = [None if part == "**" else _matcher(part) for part in pattern]
-    videos, others = [], 0
+    found, others = [], 0
     try:
         for name in files_below(root, lambda folder: _may_lead(parts, folder.split("/"))):
             if not _matches(parts, name.split("/")):
                 continue
-            if name.lower().endswith(EXTENSIONS):
-                videos.append(name)
+            if name.lower().endswith(endings):
+                found.append(name)
             else:
                 others += 1
     except OSError as e:
         raise RequestError(
             f"data.input={source} cannot be read: {e.filename}: {e.strerror}"
         ) from None
-    if not videos:
-        what = "files" if pattern == ["**"] else "matching files"
-        raise RequestError(
-            f"data.input={source} holds no video: none of its {others} {what} ends in "
-            f"{', '.join(EXTENSIONS)}"
-        )
-    return root, [{"path": name} for name in _one_name_each(source, root, sorted(videos), note)]
+    return root, sorted(found), others
 
 
 def _one_name_each(
@@ -88,11 +110,13 @@ def _one_name_each(
 
 
 def source_folder(source: str) -> str:
-    """The folder that a source is, is in, or begins in.
+    """The folder that a source is, is in, or begins in; empty for one on the Hub.
 
     Raises:
         RequestError: there is no such source.
     """
+    if source.startswith(HUB_DATASETS):
+        return ""
     return _split(source)[0]
 
 
@@ -105,6 +129,8 @@ def resolve_source(source: str) -> str:
     Raises:
         RequestError: there is no such source.
     """
+    if source.startswith(HUB_DATASETS):
+        return source
     root, pattern = _split(source)
     real = os.path.realpath(root)
     if pattern is None:
@@ -117,11 +143,11 @@ def _split(source: str) -> tuple[str, list[str] | None]:
     if _is_folder(source):
         return source, ["**"]
     if os.access(source, os.F_OK):
-        if source.endswith((JSONL, PATHS)):
+        if source.endswith(_FILES):
             return str(Path(source).parent), None
         raise RequestError(
             f"data.input={source} is not a folder; give the folder that holds the videos, a glob "
-            f"pattern, or a list of them that ends in {JSONL} or {PATHS}"
+            f"pattern, or a list of them that ends in {' or '.join(_FILES)}"
         )
     parts = [part for part in source.split("/") if part not in ("", ".")]
     fixed = 0
@@ -130,7 +156,7 @@ def _split(source: str) -> tuple[str, list[str] | None]:
     if fixed == len(parts):
         raise RequestError(
             f"data.input={Path(source).absolute()} does not exist; give the folder that holds the "
-            f"videos, a glob pattern, or a list of them that ends in {JSONL} or {PATHS}"
+            f"videos, a glob pattern, or a list of them that ends in {' or '.join(_FILES)}"
         )
     root = ("/" if source.startswith("/") else "") + "/".join(parts[:fixed]) or "."
     if not _is_folder(root):
@@ -205,7 +231,8 @@ def video_costs(
     """What preparing each video costs, for shards of equal cost, and in which unit.
 
     The first clip of a video costs the same whatever its length. For all clips it is the file's
-    size, which needs no file to be opened, or with ``probe`` the frames of its header.
+    size, which needs no file to be opened, or with ``probe`` the frames of its header; or what the
+    source itself says: frames, seconds, or the size within a tar.
 
     Args:
         root: that the rows' paths are relative to.
@@ -216,6 +243,15 @@ def video_costs(
     """
     if not probe and clips == "first":
         return "videos", [1] * len(rows)
+    if all("frames" in row for row in rows):
+        # The source says how many.
+        each = (row["frames"] if type(row["frames"]) is int else 0 for row in rows)
+        return "frames", [_OPENING_FRAMES + max(0, count) for count in each]
+    if all("end" in row for row in rows):
+        lengths = (row["end"] - row.get("start", 0.0) for row in rows)
+        return "milliseconds", [_OPENING_MILLISECONDS + round(1000 * length) for length in lengths]
+    if all("size" in row or "error" in row for row in rows):
+        return "bytes", [_OPENING_BYTES + row.get("size", 0) for row in rows]
     paths = [os.path.join(root, row["path"]) for row in rows]
     if probe:
         declared = list(counted(probe(paths), len(paths), "headers read", note))

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cosmos_hpc.errors import RequestError, explain_os_error
@@ -39,7 +40,8 @@ def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
     be asked, what the cache holds is taken if nothing of it is evidently missing.
 
     Returns:
-        The snapshot folder of each repository; a file lies in it under its path.
+        The snapshot folder of each repository, ``datasets/owner/name`` for a data set; a file lies
+        in it under its path.
 
     Raises:
         RequestError: HF_HOME is not set or cannot be written, the disk is too small, a repository
@@ -58,15 +60,16 @@ def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
             transfer(found)
     for snapshot in found:
         snapshot.remember()
-    return {snapshot.repository: snapshot.folder for snapshot in found}
+    return {snapshot.name: snapshot.folder for snapshot in found}
 
 
 def _merged(wanted: Iterable[HubFiles]) -> list[HubFiles]:
     """Each repository once."""
-    patterns: dict[str, dict[str, None]] = {}
+    patterns: dict[HubFiles, dict[str, None]] = {}
     for need in wanted:
-        patterns.setdefault(need.repository, {}).update(dict.fromkeys(need.patterns))
-    return [HubFiles(repository, tuple(chosen)) for repository, chosen in patterns.items()]
+        whole = replace(need, patterns=())
+        patterns.setdefault(whole, {}).update(dict.fromkeys(need.patterns))
+    return [replace(whole, patterns=tuple(chosen)) for whole, chosen in patterns.items()]
 
 
 def _cache_folder(wanted: Sequence[HubFiles]) -> Path:
@@ -102,11 +105,11 @@ def _look_up_all(wanted: Sequence[HubFiles], cache: Path) -> list[Snapshot]:
 
 def _look_up(need: HubFiles, cache: Path) -> Snapshot:
     """What the Hub lists of a need; where it cannot be asked, what the cache holds of it."""
-    storage = cache / f"models--{need.repository.replace('/', '--')}"
+    storage = cache / f"{need.kind}s--{need.repository.replace('/', '--')}"
     try:
         return _ask(need, storage)
     except OSError as e:
-        kept = _kept(need.repository, storage)
+        kept = _kept(need, storage)
         lack = _lack(need, kept) if kept else "is not in the cache"
         if kept and not lack:
             say(f"{explain(need.repository, e)}; taking what the cache holds")
@@ -132,13 +135,18 @@ def _ask(need: HubFiles, storage: Path) -> Snapshot:
     if constants.HF_HUB_OFFLINE:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE")
     seconds = constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi().model_info(
-        need.repository, revision="main", files_metadata=True, timeout=seconds
+    info = HfApi().repo_info(
+        need.repository,
+        repo_type=need.kind,
+        revision=need.revision,
+        files_metadata=True,
+        timeout=seconds,
     )
     listed = info.siblings or []
+    there = dict.fromkeys(file.rfilename for file in listed)
     names: set[str] = set()
     for pattern in need.patterns:
-        found = matches(pattern, (file.rfilename for file in listed))
+        found = matches(pattern, there)
         if found is None:
             raise RequestError(
                 f"{need.repository} lacks a file: there is no {pattern.replace('|', ' or ')}"
@@ -154,28 +162,30 @@ def _ask(need: HubFiles, storage: Path) -> Snapshot:
         for file in listed
         if file.rfilename in names
     )
-    snapshot = Snapshot(need.repository, storage, str(info.sha), wanted)
+    snapshot = Snapshot(need, storage, str(info.sha), wanted)
     for file in snapshot.missing()[:1]:
         # Gated repositories list their files to everybody, and give them to few.
-        url = hf_hub_url(need.repository, file.path, revision=snapshot.commit)
+        url = hf_hub_url(need.repository, file.path, repo_type=need.kind, revision=snapshot.commit)
         get_hf_file_metadata(url, timeout=seconds)
     return snapshot
 
 
-def _kept(repository: str, storage: Path) -> Snapshot | None:
-    """The newest commit that the cache knows of."""
+def _kept(need: HubFiles, storage: Path) -> Snapshot | None:
+    """The newest commit of the revision that the cache knows of."""
     try:
-        commit = (storage / "refs" / "main").read_text().strip()
-    except FileNotFoundError:
-        return None
-    return Snapshot(repository, storage, commit)
+        commit = (storage / "refs" / need.revision).read_text().strip()
+    except (FileNotFoundError, IsADirectoryError):
+        commit = need.revision
+        if not (storage / "snapshots" / commit).is_dir():
+            return None
+    return Snapshot(need, storage, commit)
 
 
 def _lack(need: HubFiles, kept: Snapshot) -> str:
     """What the cache evidently lacks of a need, in words; empty where nothing shows."""
     paths = {p.relative_to(kept.folder).as_posix(): p for p in kept.folder.rglob("*")}
     # A link whose file is gone is not there.
-    there = [name for name, path in paths.items() if path.is_file()]
+    there = dict.fromkeys(name for name, path in paths.items() if path.is_file())
     for pattern in need.patterns:
         if matches(pattern, there) is None:
             return f"lacks {pattern.replace('|', ' or ')} in the cache"

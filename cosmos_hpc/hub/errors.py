@@ -13,6 +13,7 @@ def explain(repository: str, error: OSError) -> str:
         GatedRepoError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
+        RevisionNotFoundError,
     )
 
     status = status_of(error)
@@ -20,6 +21,8 @@ def explain(repository: str, error: OSError) -> str:
         return gated([repository])
     if isinstance(error, RepositoryNotFoundError):
         return f"there is no repository {repository} on the Hub, or HF_TOKEN may not see it"
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repository} has no such branch, tag or commit on the Hub"
     if status == 401:
         what = "HF_TOKEN" if os.environ.get("HF_TOKEN") else "the stored login"
         return f"{what} was refused by the Hub: it is wrong or has expired"

@@ -32,6 +32,8 @@ class HubFiles:
 
     Attributes:
         repository: ``owner/name``.
+        kind: ``model`` or ``dataset``.
+        revision: a branch, a tag or a commit.
         patterns: their paths in the repository; a ``*`` stands for any text, slashes included.
             Of several, with ``|`` between them, the first that is there counts; where the last is
             empty, none need be.
@@ -39,6 +41,8 @@ class HubFiles:
 
     repository: str
     patterns: tuple[str, ...]
+    kind: str = "model"
+    revision: str = "main"
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,14 @@ SETTINGS = frozenset(source.setting for source in SOURCES)
 
 def is_hub_name(text: str) -> bool:
     """Whether a text names a Hub repository: ``owner/name``, and nothing of that path exists."""
+    return is_repository(text) and not Path(text).exists()
+
+
+def is_repository(text: str) -> bool:
+    """Whether the Hub could have a repository of that name."""
     part = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?"
     named = re.fullmatch(f"{part}/{part}", text) and "--" not in text and ".." not in text
-    return bool(named) and not text.endswith(".git") and not Path(text).exists()
+    return bool(named) and not text.endswith(".git")
 
 
 def check_sources(recipe: Recipe) -> None:
@@ -151,9 +160,12 @@ def needs(recipe: Recipe) -> list[HubFiles]:
 
 def matches(pattern: str, names: Iterable[str]) -> list[str] | None:
     """Which of ``names`` a pattern of :class:`HubFiles` means; None where it lacks one."""
-    there = list(names)
+    there = names if isinstance(names, dict) else dict.fromkeys(names)
     for alternative in pattern.split("|"):
-        found = [name for name in there if fnmatchcase(name, alternative)]
+        if "*" in alternative:
+            found = [name for name in there if fnmatchcase(name, alternative)]
+        else:
+            found = [alternative] if alternative in there else []
         if found or not alternative:
             return found
     return None

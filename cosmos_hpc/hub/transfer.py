@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.hub.errors import explain, status_of
+from cosmos_hpc.hub.needs import HubFiles
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import ByteProgress, gigabytes, say
 
@@ -34,10 +35,20 @@ class HubFile:
 class Snapshot:
     """One commit of a repository in the cache, and the files that are wanted of it."""
 
-    repository: str
+    need: HubFiles
     storage: Path
     commit: str
     files: tuple[HubFile, ...] = ()
+
+    @property
+    def repository(self) -> str:
+        """``owner/name``."""
+        return self.need.repository
+
+    @property
+    def name(self) -> str:
+        """Tells a data set from a model of the same name."""
+        return ("datasets/" if self.need.kind == "dataset" else "") + self.repository
 
     @property
     def folder(self) -> Path:
@@ -73,7 +84,9 @@ class Snapshot:
 
         Done last, so that what is noted is whole.
         """
-        ref = self.storage / "refs" / "main"
+        if self.need.revision == self.commit:
+            return
+        ref = self.storage / "refs" / self.need.revision
         # A cache that others filled may be read-only.
         with contextlib.suppress(OSError):
             if not ref.exists() or ref.read_text().strip() != self.commit:
@@ -151,6 +164,7 @@ def _fetch_rest(snapshot: Snapshot, file: HubFile) -> None:
         hf_hub_download(
             snapshot.repository,
             file.path,
+            repo_type=snapshot.need.kind,
             revision=snapshot.commit,
             cache_dir=snapshot.storage.parent,
         )

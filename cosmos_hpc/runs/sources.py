@@ -140,6 +140,8 @@ def generation_recipe(source: Source, overrides: Sequence[str]) -> Recipe:
     data["data"]["input"] = None
     data["train"]["init_from"] = source.weights
     data["generate"] |= {"tasks": None, "batch_size": None, "input": None, "prompt": None}
+    if source.run and (source.run.tokens.samples / "action_stats.json").exists():
+        data["generate"]["action_stats"] = str(source.run.tokens.samples / "action_stats.json")
     changed = apply_overrides(data, named, Recipe)
     if not changed["generate"]["input"]:
         raise RequestError(

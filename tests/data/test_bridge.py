@@ -3,7 +3,15 @@ import math
 
 import pytest
 
-from cosmos_hpc.data.bridge import AnnotationError, list_clips, list_instructions, movements
+from cosmos_hpc.data.bridge import (
+    AnnotationError,
+    action_width,
+    list_clips,
+    list_instructions,
+    movements,
+)
+from cosmos_hpc.data.sources import list_rows
+from cosmos_hpc.data.wanted import Wanted
 from cosmos_hpc.errors import RequestError
 from tests.worker.robots import annotation
 
@@ -40,8 +48,8 @@ def test_a_folder_that_is_not_divided_leaves_the_parts_to_the_recipe(tmp_path):
 
 
 def test_folders_that_are_no_robot_clips(tmp_path):
-    with pytest.raises(RequestError, match="has no folders annotation and videos"):
-        list_clips(str(tmp_path))
+    with pytest.raises(RequestError, match="has no actions; task action takes a LeRobot data set"):
+        list_rows(Wanted(str(tmp_path), action="action"), print)
     (tmp_path / "annotation").mkdir()
     (tmp_path / "videos").mkdir()
     with pytest.raises(RequestError, match="holds no clip"):
@@ -69,6 +77,17 @@ def test_instructions_and_what_has_none(tmp_path):
 def test_movements_of_the_right_size():
     robot = movements(annotation(5), 7)
     assert [len(robot[name]) for name in ("action", "state", "gripper")] == [4, 5, 5]
+    # A state keeps all of its values, whatever an action has.
+    wide = movements({**annotation(5), "state": [[0.5] * 8] * 5}, 7)
+    assert wide["state"] == [[0.5] * 8] * 5
+
+
+def test_the_width_of_actions_is_that_of_the_first_that_can_be_read(tmp_path):
+    annotated(tmp_path, "train", "1", "{")
+    with pytest.raises(RequestError, match="no annotation has an action"):
+        action_width(str(tmp_path))
+    annotated(tmp_path, "train", "2", {"action": [[0.0] * 9]})
+    assert action_width(str(tmp_path)) == 9
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from one clip to the next.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shutil
 from collections.abc import Sequence
@@ -18,27 +19,31 @@ import numpy as np
 import torch
 
 from cosmos_hpc.config.recipes import Recipe
-from cosmos_hpc.data.bridge import AnnotationError, movements, read_annotation
+from cosmos_hpc.data.bridge import AnnotationError
 from cosmos_hpc.data.parts import FOLDERS
+from cosmos_hpc.data.sources import source_of
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.datasets.documents import open_documents
 from cosmos_hpc.worker.datasets.journal import Journal
 from cosmos_hpc.worker.datasets.samples import split_documents
 from cosmos_hpc.worker.datasets.shard import Shard
-from cosmos_hpc.worker.video.clips import Clip, VideoError
+from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError
 from cosmos_hpc.worker.video.decoders import Job
+from cosmos_hpc.worker.video.spans import TOLERANCE, exact
 
-#: Of a part: a row a frame in each.
+#: Of a part: a row a frame in each. State and gripper are there where the source has them.
 FILES = ("tokenized-frames.pt", "actions.pt", "state.pt", "gripper.pt")
+#: Columns of the table of clips that become the files behind the first.
+_ROBOT = ("action", "state", "gripper")
 
 
 class RobotShard(Shard):
     """A shard of robot clips: every frame is a document.
 
     In its table a clip of T frames has one row, with T rows each of ``action`` (the last is null),
-    ``state`` and ``gripper``. Only clips are kept whose videos have as many frames as their
-    annotations say.
+    and where the source has them ``state`` and ``gripper``. Only clips are kept whose videos have
+    as many frames as their source says.
     """
 
     documents = "frames"
@@ -52,27 +57,46 @@ class RobotShard(Shard):
         self._frames: dict[int, list[tuple[Clip, np.ndarray]]] = {}
 
     def _not_given_up(self) -> list[Job]:
+        movements = source_of(str(self.root)).movements
+        assert movements is not None
         for job in self._jobs:
-            path = self.root / self._pinned[job.index]["annotation"]
+            row = self._pinned[job.index]
+            if "error" in row:
+                continue
             try:
-                self._robots[job.index] = movements(read_annotation(path), self._width)
+                robot = movements(self.root, row, self.data.action, self._width)
+                self._robots[job.index] = self._resampled(robot, row.get("rate"))
             except AnnotationError as e:
-                self._pinned[job.index].update(error=e.kind, reason=str(e))
+                row.update(error=e.kind, reason=str(e))
             self._write_when_due()
         return super()._not_given_up()
+
+    def _resampled(self, robot: dict[str, list[Any]], rate: float | None) -> dict[str, list[Any]]:
+        """What goes with the frames that are taken at the wanted rate."""
+        if self.data.frame_rate is None or rate is None:
+            return robot
+        taken = frames_at(len(robot["action"]), rate, self.cut)
+        return {name: [rows[frame] for frame in taken] for name, rows in robot.items()}
 
     def _keep(self, index: int, clip: Clip, ids: np.ndarray) -> None:
         self._clips[index] += 1
         # More than there should be are only counted.
-        if self._clips[index] <= len(self._robots[index]["state"]):
+        if self._clips[index] <= self._frames_of(index):
             # Without its pixels, whose slot is filled anew.
             bare = dataclasses.replace(clip, pixels=np.empty(0, np.uint8))
             self._frames.setdefault(index, []).append((bare, ids))
 
+    def _frames_of(self, index: int) -> int:
+        """How many frames the source describes."""
+        robot = self._robots[index]
+        # There is an action from each frame to the next, and in some sources one more.
+        return len(robot["state"]) if "state" in robot else len(robot["action"])
+
     def _end(self, index: int, error: VideoError | AnnotationError | None) -> None:
+        frames = self._frames_of(index) if index in self._robots else 0
         robot = self._robots.pop(index, None)
         found, kept = self._clips.pop(index, 0), self._frames.pop(index, [])
-        if robot and error is None and found != (frames := len(robot["state"])):
+        if robot and error is None and found != frames:
             more = f"more than {frames}" if found > frames else found
             error = AnnotationError(
                 "actions", f"{frames - 1} actions go with {frames} frames, and the video has {more}"
@@ -89,9 +113,27 @@ class RobotShard(Shard):
             "rotated": clips[-1].rotated,
             **_notes(clips),
             **robot,
-            "action": [*robot["action"], None],
+            # The last frame has no next one.
+            "action": [*robot["action"][: frames - 1], None],
         }
         self._rows.append((row, np.stack(ids)))
+
+
+def frames_at(frames: int, rate: float, cut: Cut) -> list[int]:
+    """The frames that are shown at the moments of a resampled video.
+
+    Args:
+        frames: of the video.
+        rate: of them, a second.
+        cut: with the ``frame_rate`` that is wanted.
+    """
+    taken: list[int] = []
+    for index in itertools.count():
+        frame = math.floor((cut.moment(index) + TOLERANCE) * exact(rate))
+        if frame >= frames:
+            return taken
+        taken.append(frame)
+    return taken
 
 
 def _notes(clips: Sequence[Clip]) -> dict[str, Any]:
@@ -110,11 +152,16 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     """
     pinned = files.read_jsonl(run.data.videos)
     clips: list[dict[str, Any]] = []
+    sizes: dict[str, int] = {}
     for row in files.iterate_jsonl(run.tokens.clips):
         if row["clip"] == 0:
             own = {k: v for k, v in pinned[row["index"]].items() if k == "part"}
             clips.append({"document": len(clips), "video": row["video"], "frames": 0, **own})
         clips[-1]["frames"] += 1
+        for name in _ROBOT:
+            if name in row:
+                size = len(row[name]) if isinstance(row[name], list) else 0
+                sizes[name] = max(sizes.get(name, 0), size)
     parts = split_documents(clips, recipe.data.split)
     for part, chosen in parts.items():
         first = 0
@@ -122,6 +169,9 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
             clips[number].update(part=part, first=first)
             first += clips[number]["frames"]
 
+    root = Path(run.data.folders()[0])
+    scaled = source_of(str(root)).action_scale
+    scale = scaled(root, recipe.data.action, recipe.data.normalize_action) if scaled else None
     final = run.tokens.samples
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -129,10 +179,12 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
         if chosen:
             folder = temporary / FOLDERS[part]
             folder.mkdir(parents=True)
-            _write_part(run, recipe, clips, part, folder)
+            _write_part(run, recipe, clips, sizes, part, folder, scale)
     for clip in clips:
         del clip["document"]
     files.write_jsonl(temporary / "clips.jsonl", clips)
+    if scale:
+        files.write_json(temporary / "action_stats.json", scale)
     written = sorted(p for p in temporary.rglob("*") if p.is_file())
     sums = {f"samples/{p.relative_to(temporary)}": files.sha256(p) for p in written}
     files.publish(temporary, final)
@@ -144,14 +196,21 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
 
 
 def _write_part(
-    run: RunFolder, recipe: Recipe, clips: list[dict[str, Any]], part: str, folder: Path
+    run: RunFolder,
+    recipe: Recipe,
+    clips: list[dict[str, Any]],
+    sizes: dict[str, int],
+    part: str,
+    folder: Path,
+    scale: dict[str, Any] | None,
 ) -> None:
     total = sum(clip["frames"] for clip in clips if clip["part"] == part)
-    width = recipe.model.action_width
-    assert width is not None
     frames = torch.empty(total, *recipe.data.latent_shape, dtype=torch.int32)
-    actions, state = torch.full((total, width), math.nan), torch.empty(total, width)
-    gripper = torch.empty(total)
+    # NaN where nothing is said: behind the last action of a clip, and behind short rows.
+    robot = {
+        name: torch.full((total, *([size] if size else [])), math.nan)
+        for name, size in sizes.items()
+    }
     ids = open_documents(str(run.tokens.prefix))
     number, at = -1, 0
     for row in files.iterate_jsonl(run.tokens.clips):
@@ -160,9 +219,17 @@ def _write_part(
             continue
         frame = torch.from_numpy(ids[row["document"]].astype(np.int32))
         frames[at] = frame.view(recipe.data.latent_shape)
-        if row["action"] is not None:
-            actions[at] = torch.tensor(row["action"])
-        state[at], gripper[at] = torch.tensor(row["state"]), row["gripper"]
+        for name, tensor in robot.items():
+            value = row.get(name)
+            if isinstance(value, list):
+                tensor[at, : len(value)] = torch.tensor(value)
+            elif value is not None:
+                tensor[at] = value
         at += 1
-    for name, tensor in zip(FILES, (frames, actions, state, gripper), strict=True):
-        torch.save(tensor, folder / name)
+    if scale:
+        shift, by = torch.tensor(scale["shift"]), torch.tensor(scale["scale"])
+        robot["action"] = (robot["action"] - shift) / by
+    torch.save(frames, folder / FILES[0])
+    for name, file in zip(_ROBOT, FILES[1:], strict=True):
+        if name in robot:
+            torch.save(robot[name], folder / file)

@@ -35,6 +35,7 @@ from cosmos_hpc.worker.video.decoders import (
     InThisProcess,
     Job,
 )
+from cosmos_hpc.worker.video.spans import Span
 
 #: Seconds after which finished clips are written to the disk, also when they are few.
 _WRITE_EVERY = 10.0
@@ -73,7 +74,7 @@ class Shard:
         self.cut = cut_of(recipe.data)
         self.clock = Stopwatch()
         self.root, self.first, rows = run.data.of_shard(shard)
-        self.videos = [row["path"] for row in rows]
+        self.videos = [row.get("video", row["path"]) for row in rows]
         self._pinned = dict(enumerate(rows, self.first))
         begun = journal.finished()
         self.in_hand = InHand(
@@ -92,8 +93,8 @@ class Shard:
             )
         self._clips = collections.Counter({index: clips for index, (clips, _) in begun.items()})
         self._jobs = [
-            Job(index, self.root / video, *begun.get(index, (0, None)))
-            for index, video in enumerate(self.videos, self.first)
+            Job(index, self.root / row["path"], *begun.get(index, (0, None)), Span.of(row))
+            for index, row in self._pinned.items()
             if index not in ended
         ]
 

@@ -18,6 +18,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.worker.datasets.shard import cut_of
 from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 from cosmos_hpc.worker.video.clips import read_clips
+from cosmos_hpc.worker.video.spans import Span
 
 
 class ClipFrames:
@@ -45,16 +46,16 @@ class ClipFrames:
         Raises:
             VideoError: the video is not there any more, or is damaged.
         """
-        cut = cut_of(self._recipe.data)
+        cut, span = cut_of(self._recipe.data), Span.of(record.get("span", {}))
         if self._recipe.kind.by_steps:
             every = dataclasses.replace(cut, every=True)
-            clips = read_clips(Path(record["source"]), every)
+            clips = read_clips(Path(record["source"]), every, span=span)
             frames = [clip.pixels for clip, _ in zip(clips, range(record["frames"]), strict=False)]
             return np.concatenate(frames, 1)
         whole = dataclasses.replace(
             cut, frames=record["frames"], start=record["time"], every=False, stride=None, pad=True
         )
-        clip = next(read_clips(Path(record["source"]), whole))
+        clip = next(read_clips(Path(record["source"]), whole, span=span))
         return clip.pixels[:, : clip.pixels.shape[1] - clip.padded]
 
     def generated(self, key: str) -> np.ndarray:

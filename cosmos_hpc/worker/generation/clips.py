@@ -24,6 +24,7 @@ from cosmos_hpc.worker.generation.items import Clip, Item
 from cosmos_hpc.worker.generation.sources import held_out_clips, inputs
 from cosmos_hpc.worker.tokenizers.texts import encode_missing, prompt_file
 from cosmos_hpc.worker.video.conditions import read_condition
+from cosmos_hpc.worker.video.spans import Span
 
 
 class Clips(Generator):
@@ -59,7 +60,8 @@ class Clips(Generator):
             self.check(prompt, lambda: self._decode(tokens)[:, : clip.given])
         else:
             cut = dataclasses.replace(cut_of(self.recipe.data), frames=clip.given)
-            condition = read_condition(Path(clip.source), cut)
+            span = Span.of(clip.record.get("span", {}))
+            condition = read_condition(Path(clip.source), cut, span)
             self.check(prompt, lambda: condition.pixels)
             tokens, rate = self._encode(condition.pixels), condition.rate
         kept = 1 + (clip.given - 1) // self.recipe.data.compression[0]

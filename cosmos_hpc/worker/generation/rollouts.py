@@ -22,7 +22,7 @@ from cosmos_hpc.worker.datasets.conditioned import read_tensor
 from cosmos_hpc.worker.datasets.shard import cut_of
 from cosmos_hpc.worker.generation.generator import Generator, Part, Ready
 from cosmos_hpc.worker.generation.items import Clip, Item
-from cosmos_hpc.worker.generation.sources import HELD_OUT, frame_rate, inputs
+from cosmos_hpc.worker.generation.sources import HELD_OUT, frame_rate, inputs, named_span
 from cosmos_hpc.worker.video.conditions import read_condition
 from cosmos_hpc.worker.video.problems import VideoError
 
@@ -54,7 +54,7 @@ class Rollouts(Generator):
             condition = read_condition(Path(clip.source), cut_of(self.recipe.data))
             self.check(None, lambda: condition.pixels)
             tokens = self.tokenizer.encode(condition.pixels[None])[0]
-            actions = read_actions(Path(clip.record["actions"]), self._width)
+            actions = self._alike(read_actions(Path(clip.record["actions"]), self._width))
             rate = condition.rate
         rate = rate or self.usual_rate
         return Ready(item, tokens.flatten().long(), 1 + len(actions), rate, actions.float())
@@ -64,6 +64,16 @@ class Rollouts(Generator):
         width = self.recipe.model.action_width
         assert width is not None
         return width
+
+    def _alike(self, actions: Tensor) -> Tensor:
+        """Actions as the model was trained on them, where its run has made them alike."""
+        path = self.recipe.generate.action_stats
+        if path is None:
+            return actions
+        scale = files.read_json(Path(path))
+        if scale is None:
+            raise WorkError(f"generate.action_stats={path} is not there")
+        return (actions - torch.tensor(scale["shift"])) / torch.tensor(scale["scale"])
 
     def _folder(self, clip: Clip) -> Path:
         return self.run.tokens.samples / FOLDERS[clip.record["part"]]
@@ -102,13 +112,14 @@ def _episodes(run: RunFolder, recipe: Recipe) -> list[Clip]:
     long_enough = [row for row in rows if row["frames"] > 1]
     part = next((p for p in HELD_OUT if any(row["part"] == p for row in long_enough)), None)
     root = files.read_json(run.data.shards)["root"]
+    pinned = {row.get("video", row["path"]): row for row in files.iterate_jsonl(run.data.videos)}
     chosen = [row for row in long_enough if row["part"] == part][: recipe.generate.clips]
     rates = _rates(run, {row["video"] for row in chosen})
     return [
         Clip(
             number,
             identity=row["video"],
-            source=os.path.join(root, row["video"]),
+            source=os.path.join(root, pinned[row["video"]]["path"]),
             given=1,
             rate=rates.get(row["video"]),
             record={
@@ -118,6 +129,7 @@ def _episodes(run: RunFolder, recipe: Recipe) -> list[Clip]:
                 "prompt": None,
                 "first": row["first"],
                 "steps": row["frames"] - 1,
+                **named_span(pinned[row["video"]]),
             },
         )
         for number, row in enumerate(chosen)

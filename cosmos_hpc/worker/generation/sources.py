@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from pathlib import Path
@@ -13,9 +14,12 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.datasets.samples import split_documents
 from cosmos_hpc.worker.generation.items import Clip
+from cosmos_hpc.worker.video.spans import WHOLE, Span
 
 #: Parts that no training sees, in the order in which they are chosen.
 HELD_OUT = ("test", "validation")
+#: Of an entry of a list that is a part of a file.
+_SECONDS = ("start", "end")
 
 
 def held_out_part(documents: dict[str, list[int]]) -> str | None:
@@ -40,7 +44,7 @@ def held_out_clips(run: RunFolder, recipe: Recipe) -> list[Clip]:
         Clip(
             number,
             identity=f"{row['video']}:{row['clip']}:{row.get('prompt', '')}",
-            source=os.path.join(root, row["video"]),
+            source=os.path.join(root, row["path"]),
             given=recipe.given_frames,
             rate=frame_rate(recipe.data.frames - row["padded"], row["seconds"]),
             record={
@@ -49,6 +53,7 @@ def held_out_clips(run: RunFolder, recipe: Recipe) -> list[Clip]:
                 "part": part,
                 "prompt": row.get("prompt"),
                 "document": row["document"],
+                **named_span(row),
             },
         )
         for number, row in enumerate(chosen[: recipe.generate.clips])
@@ -61,13 +66,30 @@ def inputs(run: RunFolder, recipe: Recipe) -> list[Clip]:
     return [
         Clip(
             number,
-            identity=f"{row['path']}:{row.get('prompt', '')}:{row.get('actions', '')}",
+            identity=":".join(
+                str(row.get(key, "")) for key in ("path", "prompt", "actions", *_SECONDS)
+            ).rstrip(":"),
             source=str(root / row["path"]),
             given=1 if row["path"].lower().endswith(PICTURES) else recipe.given_frames,
-            record={"part": None, "prompt": row.get("prompt"), **_actions(root, row)},
+            record={
+                "part": None,
+                "prompt": row.get("prompt"),
+                **_actions(root, row),
+                **named_span(row),
+            },
         )
         for number, row in enumerate(rows)
     ]
+
+
+def named_span(row: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of a video that is a part of a file; nothing of a whole file."""
+    span = Span.of(row)
+    if span == WHOLE:
+        return {}
+    names = {field.name: getattr(span, field.name) for field in dataclasses.fields(span)}
+    known = {name: value for name, value in names.items() if value != getattr(WHOLE, name)}
+    return {"video_name": row.get("video", row["path"]), "span": known}
 
 
 def _actions(root: Path, row: dict[str, Any]) -> dict[str, str]:

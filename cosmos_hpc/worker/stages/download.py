@@ -9,6 +9,7 @@ from cosmos_hpc.config.sections import SMALL_TEXT_ENCODER, SMALL_TOKENIZER
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.hub.cache import fetch_all
+from cosmos_hpc.hub.datasets import files_of_rows
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
@@ -19,7 +20,7 @@ _T5 = "t5"
 
 
 def download(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
-    """Fetch or write tokenizer and text encoder, fetch published weights, note where they lie.
+    """Fetch or write tokenizer and text encoder, fetch weights and data, note where they lie.
 
     Raises:
         WorkError: something cannot be had; the message says what to do.
@@ -31,7 +32,7 @@ def download(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     if texts and texts != SMALL_TEXT_ENCODER and not hub.is_hub_name(texts):
         _check_text_encoder(Path(texts), recipe)
     try:
-        fetched = fetch_all(hub.needs(recipe))
+        fetched = fetch_all([*hub.needs(recipe), *_dataset(run, recipe)])
         for repository, folder in fetched.items():
             say(f"{repository} is in {folder}")
         start = fetched.get(weights) if weights else None
@@ -48,6 +49,14 @@ def download(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
         "init_from": str(start / hub.WEIGHTS_FOLDER) if start else None,
     }
     files.write_json(marker_path(run, "download"), marker)
+
+
+def _dataset(run: RunFolder, recipe: Recipe) -> list[hub.HubFiles]:
+    """What the run's videos are of a data set on the Hub."""
+    folders = run.data.folders()
+    if not folders:
+        return []
+    return files_of_rows(recipe, Path(folders[0]), files.iterate_jsonl(run.data.videos))
 
 
 def _check_folder(tokenizer: str) -> None:

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 
 from cosmos_hpc.utils.progress import Stopwatch
-from cosmos_hpc.worker.video.frames import TOLERANCE, Shown, Video
+from cosmos_hpc.worker.video.frames import Shown, Video
 from cosmos_hpc.worker.video.pictures import Look, Painter, fit
 from cosmos_hpc.worker.video.problems import VideoError, reading
+from cosmos_hpc.worker.video.spans import TOLERANCE, WHOLE, Span, exact
+from cosmos_hpc.worker.video.stored_pictures import StoredPictures
 
 __all__ = ["Clip", "Cut", "VideoError", "fit", "read_clip", "read_clips"]
 
+#: What gives the frames of a video.
+Frames = Video | StoredPictures
 #: Seconds for which one frame may stand still; a longer gap is a damaged time stamp.
 _LONGEST_STILL = 3600
 _HOURS_AWAY = "a time stamp that is hours away"
@@ -52,8 +56,7 @@ class Cut:
 
     def moment(self, index: int) -> Fraction:
         """When the frame of an index, counted from ``start``, is shown, at ``frame_rate``."""
-        rate = Fraction(self.frame_rate or 1).limit_denominator(1_000_000)
-        return Fraction(self.start).limit_denominator(1_000_000) + index / rate
+        return exact(self.start) + index / exact(self.frame_rate or 1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def read_clips(
     place: Callable[[], np.ndarray] | None = None,
     clock: Stopwatch | None = None,
     tick: Callable[[], None] | None = None,
+    span: Span = WHOLE,
 ) -> Iterator[Clip]:
     """The clips of a video in order, each read when it is asked for.
 
@@ -140,6 +144,7 @@ def read_clips(
         place: gives the array to fill with the next clip, uint8 ``[3, T, H, W]``.
         clock: is told the time spent in ``decode`` and ``resize``.
         tick: is called for every frame that is decoded.
+        span: what of the file is the video.
 
     Raises:
         VideoError: the video holds no clip, or is damaged behind those already given; the message
@@ -150,17 +155,18 @@ def read_clips(
         return
     shape = (3, cut.frames, cut.height, cut.width)
     place = place or (lambda: np.empty(shape, np.uint8))
-    with reading(path), Video(path, tick) as video:
+    kind = StoredPictures if span.column else Video
+    with reading(path), kind(path, tick, span) as video:
         maker = _Maker(cut, begin, video, place, clock or Stopwatch())
         yield from maker.clips(sampled(video, cut, begin, mark))
         if not cut.every and maker.number:
             return
-        _check_the_end(video, cut, maker)
+        _check_the_end(video, cut, maker, span)
         if not maker.number:
             yield maker.padded()
 
 
-def sampled(video: Video, cut: Cut, begin: int = 0, mark: int | None = None) -> Iterator[Shown]:
+def sampled(video: Frames, cut: Cut, begin: int = 0, mark: int | None = None) -> Iterator[Shown]:
     """Frames at the wanted rate from the beginning of clip ``begin`` on."""
     if cut.frame_rate is not None:
         return _resampled(video, cut, begin * cut.step)
@@ -174,7 +180,7 @@ def sampled(video: Video, cut: Cut, begin: int = 0, mark: int | None = None) -> 
     return itertools.islice(frames, begin * cut.step, None)
 
 
-def _resampled(video: Video, cut: Cut, index: int) -> Iterator[Shown]:
+def _resampled(video: Frames, cut: Cut, index: int) -> Iterator[Shown]:
     """At each moment of ``cut.frame_rate``, the frame that is shown then."""
 
     def sample(shown: Shown) -> Shown:
@@ -198,16 +204,24 @@ def _resampled(video: Video, cut: Cut, index: int) -> Iterator[Shown]:
         index += 1
 
 
-def _check_the_end(video: Video, cut: Cut, maker: _Maker) -> None:
+def _check_the_end(video: Frames, cut: Cut, maker: _Maker, span: Span) -> None:
     """Refuse a video that ends before its time, or too early for a clip."""
     end = float(video.end)
-    video.look_at_the_end()
-    if video.problems:
+    if not video.complete:
+        # What lies behind the end of a span is of no account.
+        video.look_at_the_end()
+    if video.problems and not video.complete:
         clips = f", of which {maker.number} clips are kept" if maker.number else ""
         reason = f"{end:.3g} s decode{clips}, then: {video.problems[0]}"
         raise VideoError("truncated", f"truncated or damaged: {reason}")
+    if span.frames is not None and span.rate and end:
+        shown = round(end * span.rate)
+        if shown != span.frames:
+            raise VideoError("length", f"{span.frames} frames are described, the video has {shown}")
     if maker.number:
         return
+    if not maker.found and span.start and not end:
+        raise VideoError("short", f"the file ends before {span.start:g} s, where it begins")
     if not maker.found and cut.start and end:
         raise VideoError("short", f"it ends at {end:.3g} s, before data.start={cut.start:g}")
     if not maker.found:
@@ -227,7 +241,7 @@ class _Maker:
         self,
         cut: Cut,
         number: int,
-        video: Video,
+        video: Frames,
         place: Callable[[], np.ndarray],
         clock: Stopwatch,
     ) -> None:

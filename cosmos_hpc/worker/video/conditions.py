@@ -15,6 +15,7 @@ from cosmos_hpc.worker.video.clips import Cut, sampled
 from cosmos_hpc.worker.video.frames import Shown, Video
 from cosmos_hpc.worker.video.pictures import Painter, fit
 from cosmos_hpc.worker.video.problems import VideoError, reading
+from cosmos_hpc.worker.video.spans import WHOLE, Span
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Condition:
     rate: float | None
 
 
-def read_condition(path: Path, cut: Cut) -> Condition:
+def read_condition(path: Path, cut: Cut, span: Span = WHOLE) -> Condition:
     """A picture, or the last ``cut.frames`` frames of a video, fitted as clips are.
 
     Args:
         path: of the file; what it is follows from its name.
         cut: size, number of frames and frame rate.
+        span: what of the file the video is.
 
     Raises:
         VideoError: it cannot be read, has transparent parts, or too few frames.
@@ -44,11 +46,12 @@ def read_condition(path: Path, cut: Cut) -> Condition:
     if path.name.lower().endswith(PICTURES):
         return Condition(_read_picture(path, cut), cut.frame_rate)
     pixels = np.empty((3, cut.frames, cut.height, cut.width), np.uint8)
-    with reading(path), Video(path) as video:
+    with reading(path), Video(path, span=span) as video:
         last: collections.deque[Shown] = collections.deque(maxlen=cut.frames)
         last.extend(sampled(video, cut))
-        video.look_at_the_end()
-        if video.problems:
+        if span.end is None:
+            video.look_at_the_end()
+        if video.problems and span.end is None:
             raise VideoError(
                 "truncated",
                 f"truncated or damaged, so that its last frames are not known: {video.problems[0]}",

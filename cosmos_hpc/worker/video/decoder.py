@@ -62,8 +62,8 @@ def serve(pipe: connection.Connection, slots: Slots, number: int, cut: Cut) -> N
     """Answer the videos that come through the pipe with their clips, until it is closed.
 
     Args:
-        pipe: takes ``(path, begin, mark)``, as :func:`read_clips` has them, and the numbers of
-            slots that were asked for. Gives ``ready``, ``slot`` (one is wanted), ``clip`` (slot,
+        pipe: takes ``(path, begin, mark, span)``, as :func:`read_clips` has them, and the numbers
+            of slots that were asked for. Gives ``ready``, ``slot`` (one is wanted), ``clip`` (slot,
             clip without pixels, seconds of each activity) and ``end`` (None or an error).
         slots: where clips go.
         number: of this decoder: which counter to raise with every frame.
@@ -86,11 +86,11 @@ def serve(pipe: connection.Connection, slots: Slots, number: int, cut: Cut) -> N
     with contextlib.suppress(EOFError, ConnectionError):
         pipe.send(("ready",))
         while True:
-            path, begin, mark = pipe.recv()
+            path, begin, mark, span = pipe.recv()
             clock = Stopwatch()
             error: Exception | None = None
             try:
-                for clip in read_clips(path, cut, begin, mark, place, clock, tick):
+                for clip in read_clips(path, cut, begin, mark, place, clock, tick, span):
                     said = dataclasses.replace(clip, pixels=np.empty(0, np.uint8))
                     slot, held = held, None
                     pipe.send(("clip", slot, said, dict(clock.seconds)))

@@ -26,6 +26,7 @@ from cosmos_hpc.utils.progress import Stopwatch, say
 from cosmos_hpc.worker.children import block_stops
 from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError, read_clips
 from cosmos_hpc.worker.video.decoder import MAX_DECODERS, Slots, serve
+from cosmos_hpc.worker.video.spans import WHOLE, Span
 
 #: A decoder that gives no frame for so long is killed.
 STALL_SECONDS = 300.0
@@ -46,6 +47,7 @@ class Job:
         path: of the file.
         begin: number of the first clip that is wanted.
         mark: of the clip before that, as :class:`~cosmos_hpc.worker.video.clips.Clip` has it.
+        span: what of the file is the video.
         suspect: a worker died with it in hand: nothing else is decoded until it has given a clip.
         deaths: of decoders that had it in hand, since its last clip.
     """
@@ -54,6 +56,7 @@ class Job:
     path: Path
     begin: int = 0
     mark: int | None = None
+    span: Span = WHOLE
     suspect: bool = False
     deaths: int = 0
 
@@ -226,7 +229,7 @@ class Decoders:
                 continue
             job = decoder.job = self._jobs.popleft()
             self._in_hand.begin(job.index, job.begin)
-            self._send(decoder, (job.path, job.begin, job.mark))
+            self._send(decoder, (job.path, job.begin, job.mark, job.span))
 
     def _send(self, decoder: _Decoder, message: object) -> None:
         # One that has just died is found at its pipe.
@@ -319,7 +322,8 @@ class InThisProcess:
             in_hand.begin(job.index, job.begin)
             clock, error = Stopwatch(), None
             try:
-                for clip in read_clips(job.path, cut, job.begin, job.mark, clock=clock):
+                clips = read_clips(job.path, cut, job.begin, job.mark, clock=clock, span=job.span)
+                for clip in clips:
                     in_hand.gave(job.index)
                     yield Decoded(job.index, clip, None, dict(clock.seconds))
                     clock.seconds.clear()

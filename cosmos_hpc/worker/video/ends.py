@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 import av
 
+from cosmos_hpc.worker.video.spans import WHOLE, Span
+
 #: Elements of Matroska: the whole, groups of packets, and what holds none of them: tables of times,
 #: tags, attachments, chapters, tracks, the head, where to find these, padding, and a checksum.
 _SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
@@ -33,16 +35,18 @@ def is_cut(
     container: av.container.InputContainer,
     stream: av.video.stream.VideoStream,
     last: int | None,
+    span: Span = WHOLE,
 ) -> bool:
     """Whether a file, read to its end, lacks packets of a stream that should follow.
 
     Args:
         last: time for decoding of the last packet that was read, in the stream's time base.
+        span: which bytes of the file are the video's.
 
     Raises:
         OSError: the file cannot be read.
     """
-    entries, name, size = stream.index_entries, container.format.name, path.stat().st_size
+    entries, name, size = stream.index_entries, container.format.name, span.bytes_of(path)
     if name.startswith("mov"):
         # Its index has every packet, and is in order of these times.
         for number in range(len(entries) - 1, -1, -1):
@@ -53,7 +57,7 @@ def is_cut(
                 return True
         return False
     last_known = entries[-1].pos if len(entries) else 0
-    with open(path, "rb") as f:
+    with span.open(path) as f:
         if name.startswith("matroska"):
             return _matroska_is_cut(f, size, last_known)
         if name == "avi":

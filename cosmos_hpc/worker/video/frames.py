@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,14 +15,13 @@ import av
 from cosmos_hpc.worker.video import ends
 from cosmos_hpc.worker.video.orientation import Matrix, matrix_of
 from cosmos_hpc.worker.video.problems import cannot_read
+from cosmos_hpc.worker.video.spans import TOLERANCE, WHOLE, Span, exact
 from cosmos_hpc.worker.video.streams import Aspects, margins, open_video
 
 #: Earlier moments are reached by decoding from the beginning.
 _SEEK_FROM = Fraction(2)
 #: Seconds before the moment at which a seek may land instead, one after the other.
 _SEEK_BACK = (Fraction(0), Fraction(1, 4), Fraction(2), Fraction(10))
-#: A frame counts as shown at a moment that lies so much before it: containers round times.
-TOLERANCE = Fraction(1, 1000)
 #: Seconds of half a frame of interlaced video, at most.
 _FIELD = Fraction(1, 50)
 #: Bytes of a packet that may say no more than that the picture stays: it need not give a frame.
@@ -54,10 +54,11 @@ class Video:
     Args:
         path: of the file.
         tick: is called for every frame that is decoded.
+        span: what of the file is the video.
 
     Attributes:
         problems: why frames ended before the file did; empty where they did not.
-        end: when the last decoded frame ends, in seconds from the video's beginning.
+        complete: whether frames came up to the end of the span, where it has one.
         stream: number of the stream in the file, where it has several with pictures.
         hidden: pixels at the left, right, top and bottom of each frame that are not to be seen.
 
@@ -65,14 +66,17 @@ class Video:
         VideoError: the file has no video stream, or one of absurd size.
     """
 
-    def __init__(self, path: Path, tick: Callable[[], None] | None = None) -> None:
-        self._path, self._tick = path, tick or (lambda: None)
+    def __init__(
+        self, path: Path, tick: Callable[[], None] | None = None, span: Span = WHOLE
+    ) -> None:
+        self._path, self._tick, self._span = path, tick or (lambda: None), span
         self.problems: list[str] = []
-        self.end = Fraction(0)
+        self.complete = False
+        self._end = Fraction(0)
         self._open()
 
     def _open(self) -> None:
-        self._container, stream = open_video(self._path)
+        self._container, stream = open_video(self._path, self._span)
         self._stream, self._aspects = stream, Aspects(stream)
         self.stream = stream.index if len(self._container.streams.video) > 1 else None
         self.hidden = margins(self._container, stream)
@@ -106,8 +110,23 @@ class Video:
         if lacks > max(Fraction(3, 4) / self.rate, _FIELD) + TOLERANCE:
             self.problems.append(f"the last {float(lacks):.3g} s give no frame")
 
+    @property
+    def end(self) -> Fraction:
+        """When the last decoded frame ends, in seconds from the video's beginning."""
+        last = self._span.last
+        end = self._end if last is None else min(self._end, last)
+        return max(Fraction(0), self._steady(end - self._span.first))
+
     def time_of(self, pts: int) -> Fraction:
         """When the frame with a time stamp is shown."""
+        return self._steady(self._time_in_file(pts) - self._span.first)
+
+    def _steady(self, time: Fraction) -> Fraction:
+        """A time of the video as it was before it was rounded, where frames have a steady rate."""
+        rate = self._span.rate
+        return Fraction(round(time * exact(rate))) / exact(rate) if rate else time
+
+    def _time_in_file(self, pts: int) -> Fraction:
         return (pts - (self._origin or 0)) * Fraction(self._stream.time_base)
 
     def frames_from(self, moment: Fraction) -> Iterator[Shown]:
@@ -115,6 +134,26 @@ class Video:
 
         Nothing where the video ends before; its first frame where it begins later.
         """
+        span = self._span
+        first, last, slack = span.first, span.last, span.slack
+        if span.rate:
+            # Of frames that begin near to where they should, the one that does so then or before.
+            rate = exact(span.rate)
+            moment = math.floor((moment + TOLERANCE) * rate) / rate + slack / 2
+        for shown in self._frames_of_file(first + moment):
+            if shown.time < first - slack:
+                continue  # of the video before this one in the file
+            if last is not None and shown.time >= last - slack:
+                self.complete = True
+                return
+            time = self._steady(shown.time - first)
+            end = time + 1 / exact(span.rate) if span.rate else shown.end - first
+            end = end if last is None else min(end, last - first)
+            yield replace(shown, time=max(time, Fraction(0)) if first else time, end=end)
+        self.complete = last is not None and self._end >= last - slack
+
+    def _frames_of_file(self, moment: Fraction) -> Iterator[Shown]:
+        """The same of the whole file, in its own seconds."""
         frames = self._after_seek(moment) if moment > _SEEK_FROM and self._can_seek else None
         waiting: Shown | None = None
         for shown in frames or self._timed():
@@ -125,7 +164,7 @@ class Video:
                 yield shown
             else:
                 waiting = shown
-        if waiting is not None and self.end > moment + TOLERANCE:
+        if waiting is not None and self._end > moment + TOLERANCE:
             yield waiting
 
     def _after_seek(self, moment: Fraction) -> Iterator[Shown] | None:
@@ -167,7 +206,7 @@ class Video:
             self._tick()
             shown = self._at(frame)
             if self.problems and before and not self._follows(shown, before):
-                self.end = before.end
+                self._end = before.end
                 return
             yield shown
             before = shown
@@ -183,17 +222,17 @@ class Video:
             self._came = pts if self._came is None else max(pts, self._came)
             if self._origin is None:
                 self._origin = pts
-        time = self.time_of(pts) if pts is not None else None
+        time = self._time_in_file(pts) if pts is not None else None
         length = self._length(frame)
         if time is None or (self._last is not None and time <= self._last):
             # Without a time, or before the frame that came before: as if at a steady rate.
             pts, time = None, Fraction(0) if self._last is None else self._last + 1 / self.rate
             length = 1 / self.rate
-        self._last, self.end = time, time + length
+        self._last, self._end = time, time + length
         # What a frame says of its orientation, not the container, holds until the next key frame.
         own = matrix_of(frame)
         self._matrix = own if own or frame.key_frame else self._matrix
-        return Shown(frame, time, self.end, pts, aspect, self._matrix)
+        return Shown(frame, time, self._end, pts, aspect, self._matrix)
 
     def _length(self, frame: av.VideoFrame) -> Fraction:
         """Seconds for which a frame is shown: its own where it has one, or one at a steady rate."""
@@ -238,7 +277,7 @@ class Video:
         pts, is_part = self._packet
         if is_part:
             self.problems.append("the file ends within a frame")
-        elif ends.is_cut(self._path, self._container, self._stream, self._decoding):
+        elif ends.is_cut(self._path, self._container, self._stream, self._decoding, self._span):
             self.problems.append("the file ends, or is damaged, before frames that should follow")
             is_part = self._container.format.name == "mpegts"
         self._cut = pts if is_part else None

@@ -27,8 +27,8 @@ class VideoError(Exception):
     """A video that gives no clip, or no more of them.
 
     Attributes:
-        kind: ``unreadable``, ``truncated``, ``short``, ``missing``, ``too_large`` or
-            ``killed_worker``, for counting.
+        kind: ``unreadable``, ``truncated``, ``short``, ``length``, ``missing``, ``too_large``
+            or ``killed_worker``, for counting.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -10,6 +10,7 @@ import av
 from av.stream import Disposition
 
 from cosmos_hpc.worker.video.problems import VideoError
+from cosmos_hpc.worker.video.spans import WHOLE, Span
 
 #: Pixels of a frame, twice those of 8K. A damaged header may promise more than the memory holds.
 MAX_PIXELS = 1 << 26
@@ -48,15 +49,16 @@ def _merits(stream: av.video.stream.VideoStream) -> tuple[int, ...]:
 
 
 def open_video(
-    path: Path,
+    path: Path, span: Span = WHOLE
 ) -> tuple[av.container.InputContainer, av.video.stream.VideoStream]:
-    """Open a file and find its video.
+    """Open a file, or those bytes of it that a span names, and find its video.
 
     Raises:
         VideoError: the file has no video stream, or one of absurd size or unknown codec.
         av.error.FFmpegError: it cannot be read.
     """
-    container = av.open(str(path), metadata_errors="replace", options=OPTIONS)
+    source = str(path) if span.size is None else span.open(path)
+    container = av.open(source, metadata_errors="replace", options=OPTIONS)
     try:
         stream = best_stream(container)
         if stream is None:

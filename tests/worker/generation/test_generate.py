@@ -81,7 +81,7 @@ def test_tokens_are_those_of_the_public_function(tmp_path):
     run, recipe = generating(tmp_path, "ar_tiny", f"generate.input={source}", "generate.top_p=0.9")
     run_all(run, recipe)
     (record,) = run.generated.records()
-    assert record["seed"] == derived(0, "v.mp4:::0")
+    assert record["seed"] == derived(0, "v.mp4:0")
     model = from_published(
         open_weights_of(tmp_path / "weights.safetensors"), recipe.model_for_clips()
     )

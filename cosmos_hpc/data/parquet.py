@@ -1,0 +1,45 @@
+"""Reading Parquet, with pyarrow, which is imported when it is needed: it brings numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cosmos_hpc.errors import RequestError
+
+#: Rows that are made Python's own at a time.
+_AT_A_TIME = 10_000
+
+
+def read_columns(
+    path: Path, names: Sequence[str], needed: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with some of its columns.
+
+    Args:
+        path: of the file.
+        names: columns that are read where they are there.
+        needed: those of them that must be.
+
+    Raises:
+        RequestError: it cannot be read, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            if lacks := [name for name in needed if name not in there]:
+                raise RequestError(f"{path} has no column {lacks[0]!r}; it has {', '.join(there)}")
+            columns = [name for name in names if name in there]
+            if not columns:
+                raise RequestError(f"{path} has none of the columns {', '.join(names)}")
+            for batch in file.iter_batches(_AT_A_TIME, columns=columns, use_threads=False):
+                yield from batch.to_pylist()
+    except OSError as e:
+        raise RequestError(f"{path} cannot be read: {e.strerror or e}") from None
+    except pa.ArrowException as e:
+        reason = str(e).partition("\n")[0]
+        raise RequestError(f"{path} cannot be read: {reason}") from None

@@ -1,0 +1,38 @@
+"""What a run wants of its input, as every kind of source is told it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+#: Is told in a sentence what a person should know.
+Note = Callable[[str], None]
+
+#: A video of a run: its ``path``, absolute or relative to the source's root, and where the source
+#: says so a ``prompt``, a ``part``, which seconds or bytes of the file it is, and where to find
+#: what else belongs to it. A name that is not UTF-8 keeps its bytes through surrogate escapes.
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to list.
+
+    Attributes:
+        input: the source: a folder, a file, or a pattern.
+        camera: which of several; None: the only one.
+        episodes: which, as ``0-9,12``; None: all.
+        frame_rate: to which videos are resampled; None: not at all.
+        action: name of the feature that holds a robot's actions; None: they are not wanted.
+        normalize_action: how actions are made alike, or ``none``.
+        prompts: whether every video is to have a text.
+    """
+
+    input: str
+    camera: str | None = None
+    episodes: str | None = None
+    frame_rate: float | None = None
+    action: str | None = None
+    normalize_action: str = "none"
+    prompts: bool = False
