@@ -126,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="key=value",
-        help="recipe=NAME whose model it is, dtype=bfloat16 or float32",
+        help="recipe=NAME whose model it is, dtype=bfloat16 or float32, base=PATH of the weights "
+        "beside which adapters were trained",
     )
 
     samples = command("sample-videos", "make videos of drifting lights to try things with")

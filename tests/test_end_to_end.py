@@ -139,7 +139,7 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_marker_is_finished(fin
 
 def test_validations_fall_on_their_steps(finished):
     rows = files.read_jsonl(RunFolder(finished.path).train.metrics)
-    assert [row["step"] for row in rows if "validation_loss" in row] == [20, 40]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [0, 20, 40]
 
 
 def test_without_validation_the_last_step_is_saved_all_the_same(finished, tmp_path):

@@ -121,7 +121,8 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     except OSError as e:
         raise RequestError(explain_os_error(e, "making the run folder")) from None
     try:
-        check_disk(what.disk_bytes, folder.path)
+        if cluster.check_disk:
+            check_disk(what.disk_bytes, folder.path)
     except RequestError:
         with contextlib.suppress(OSError):
             folder.path.rmdir()  # if it is new, and so empty

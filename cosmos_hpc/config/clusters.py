@@ -26,6 +26,8 @@ class Cluster(Section):
         name: of the profile; follows from the file.
         runs: folder for run folders, on a file system that all workers share.
         parallel: array tasks at the same time.
+        check_disk: refuse a run that the disk of ``runs`` has no room for; false where what its
+            file system says of free space does not hold, as with quotas or data that moves away.
         gpu: type of the GPUs, one of :data:`~cosmos_hpc.config.gpus.GPU_GIGABYTES`, or their memory
             in GB. Named on a machine without GPUs, it stands for a node of eight, to plan for.
     """
@@ -33,6 +35,7 @@ class Cluster(Section):
     name: str
     runs: PathText = "runs"
     parallel: PositiveInt
+    check_disk: bool = True
     gpu: Gpu = UNKNOWN_GPU
 
     kind: str

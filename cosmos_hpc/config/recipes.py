@@ -87,6 +87,9 @@ class Recipe(Section):
             raise ValueError(wrong)
         self.kind.check(self.data)
         self._check_generation()
+        if self.train.condition_frames and self.kind.latent_frames:
+            raise ValueError(f"train.condition_frames does not go with task={self.task}")
+        self.train.check(self.model, self.data)
         sequence = self.model_for_clips().sequence_length
         if self.train.sequence_parallel and self.train.tensor_parallel == 1:
             raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")

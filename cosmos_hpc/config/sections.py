@@ -6,6 +6,7 @@ import math
 from typing import Annotated, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -15,6 +16,9 @@ from pydantic import (
 )
 
 from cosmos_hpc.data.tokens import TOKENIZERS, Compression, latent_shape
+from cosmos_hpc.models.adapters import Target, targets_of
+from cosmos_hpc.models.config import Architecture
+from cosmos_hpc.models.parts import layers_of, part
 from cosmos_hpc.utils.settings import PathText, Section
 
 Recompute = Literal["none", "selective", "full"]
@@ -119,6 +123,36 @@ class Data(Section):
         return math.prod(self.latent_shape)
 
 
+class Lora(Section):
+    """Low-rank adapters beside frozen weights, which alone are trained (Hu et al., 2021).
+
+    Attributes:
+        rank: inner width of an adapter.
+        alpha: an adapter's output counts ``alpha / rank`` times.
+        targets: linear layers that get one, by Megatron's names; None: all of the model's layers.
+        dropout: share of an adapter's inputs that is dropped in a training step.
+    """
+
+    rank: PositiveInt = 32
+    alpha: PositiveFloat = 32.0
+    targets: Annotated[list[Target], Field(min_length=1)] | None = None
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Wandb(Section):
+    """Where Weights & Biases shows a run.
+
+    Attributes:
+        project: made where there is none.
+        entity: user or team; None: the account's own.
+        tags: of the run.
+    """
+
+    project: Annotated[str, Field(min_length=1)] = "cosmos-hpc"
+    entity: Annotated[str, Field(min_length=1)] | None = None
+    tags: list[str] = Field(default_factory=list)
+
+
 class Train(Section):
     """Post-training.
 
@@ -133,14 +167,27 @@ class Train(Section):
             ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer).
         transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
             where it is installed and there is a GPU.
-        learning_rate, warmup_steps: linear warm-up, then constant.
+        learning_rate: the highest.
+        warmup_steps: steps in which it rises to that; None: a tenth of ``max_steps``, at most 100,
+            where ``init_from`` is set, else none.
+        schedule: from there to ``max_steps``: ``constant``, or along a ``cosine`` or a ``linear``
+            line down to ``min_learning_rate``.
+        min_learning_rate: where those end.
         weight_decay, clip_grad: AdamW's decay; largest norm of the gradient.
         save_every, keep_checkpoints: steps between checkpoints; how many of the best stay beside
             the last.
         validate_every, validation_batches: steps between validations; global batches of each.
+        validate_first: validate before the first step as well.
+        condition_frames: frames at the beginning of a clip that are given, not predicted: their ids
+            carry no loss.
+        freeze: parts that keep their weights: ``embedding``, ``output_layer``, ``layers.3`` or
+            ``layers.0-7``, counted from 0, both ends included.
+        lora: train adapters instead of the weights; None: the weights themselves.
         precision: ``bf16`` mixed precision or ``fp32``.
         init_from: NeMo checkpoint to start from, or a Hub repository; None for random weights.
         seed: of the weights and of the order of the clips.
+        wandb: project and the like, where Weights & Biases is used.
+        tensorboard: write TensorBoard's files as well, to ``train/tensorboard``.
     """
 
     max_steps: PositiveInt = 1000
@@ -152,20 +199,28 @@ class Train(Section):
     recompute: Recompute | None = None
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     learning_rate: PositiveFloat = 5e-5
-    warmup_steps: NonNegativeInt = 0
+    warmup_steps: NonNegativeInt | None = None
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    min_learning_rate: NonNegativeFloat = 0.0
     weight_decay: NonNegativeFloat = 0.01
     clip_grad: NonNegativeFloat = 1.0
     save_every: PositiveInt = 100
     keep_checkpoints: PositiveInt = 2
     validate_every: PositiveInt = 100
     validation_batches: PositiveInt = 1
+    validate_first: bool = True
+    condition_frames: NonNegativeInt = 0
+    freeze: list[Annotated[str, AfterValidator(part)]] = Field(default_factory=list)
+    lora: Lora | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     init_from: PathText | None = None
     seed: int = 1234
+    wandb: Wandb = Wandb()
+    tensorboard: bool = False
 
     @model_validator(mode="after")
     def _divides(self) -> Train:
-        if self.warmup_steps >= self.max_steps:
+        if self.warmup_steps and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} is not below max_steps={self.max_steps}"
             )
@@ -183,7 +238,72 @@ class Train(Section):
                 f"{self.micro_batch_size} times {copies} data-parallel ranks; "
                 f"the next is {above}"
             )
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate={self.min_learning_rate} is above learning_rate="
+                f"{self.learning_rate}"
+            )
+        self._check_adapters()
         return self
+
+    def _check_adapters(self) -> None:
+        if self.lora is None:
+            return
+        if not self.init_from:
+            raise ValueError("lora needs init_from: adapters are trained beside existing weights")
+        if self.freeze:
+            raise ValueError("freeze does not go with lora, which freezes all weights")
+        if self.lora.rank % (self.tensor_parallel or 1):
+            raise ValueError(
+                f"tensor_parallel={self.tensor_parallel} does not divide lora.rank={self.lora.rank}"
+            )
+
+    def check(self, model: Architecture, data: Data) -> None:
+        """Refuse settings that do not fit a model or its clips.
+
+        Raises:
+            ValueError: says which.
+        """
+        beyond = [n for n in layers_of(self.freeze) if n >= model.num_layers]
+        if beyond:
+            raise ValueError(
+                f"train.freeze names layer {beyond[0]}, and the model has layers 0 to "
+                f"{model.num_layers - 1}"
+            )
+        if self.lora:
+            there = targets_of(model)
+            wrong = [name for name in self.lora.targets or () if name not in there]
+            if wrong:
+                raise ValueError(
+                    f"train.lora.targets: this model has no {wrong[0]}; it has {', '.join(there)}"
+                )
+        if self.condition_frames >= data.frames and self.condition_frames:
+            raise ValueError(
+                f"train.condition_frames={self.condition_frames} leaves none of data.frames="
+                f"{data.frames} to predict"
+            )
+        self.given_ids(data)
+
+    def given_ids(self, data: Data) -> int:
+        """Ids at the beginning of a clip that are given, from ``condition_frames``.
+
+        Raises:
+            ValueError: a latent frame would be given in part.
+        """
+        if not self.condition_frames:
+            return 0
+        try:
+            shape = latent_shape(self.condition_frames, data.height, data.width, data.compression)
+        except ValueError as e:
+            raise ValueError(f"train.condition_{e}") from None
+        return math.prod(shape)
+
+    @property
+    def warmup(self) -> int:
+        """Steps of warm-up, chosen where the recipe leaves them open."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps
+        return min(100, self.max_steps // 10) if self.init_from else 0
 
     @property
     def ranks(self) -> int:

@@ -40,7 +40,13 @@ class CosmosDecoder(GPTModel):
         config: Megatron's configuration (parallel sizes, dtypes, ``transformer_impl``).
         model: the architecture; must agree with ``config``. Kept as ``architecture``.
         kwargs: as for :class:`megatron.core.models.gpt.gpt_model.GPTModel`.
+
+    Attributes:
+        likeliest: whether the label of each position was the likeliest id, bool
+            ``[batch, sequence]``, in the last call with labels; None before.
     """
+
+    likeliest: Tensor | None = None
 
     def __init__(self, config: TransformerConfig, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(
@@ -109,6 +115,35 @@ class CosmosDecoder(GPTModel):
             context = context.to(dtype).transpose(0, 1).contiguous()
             kwargs["extra_block_kwargs"] = {"context": context}
         return super().forward(input_ids, position_ids, attention_mask, **kwargs)
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Losses ``[batch, sequence]`` of logits ``[sequence, batch, output vocabulary / ranks]``.
+
+        ``likeliest`` is set first: the loss may be computed in the place of the logits.
+        """
+        with torch.no_grad():
+            self.likeliest = likeliest_ids(logits, self.pg_collection.tp) == labels
+        loss: Tensor = super().compute_language_model_loss(labels, logits)
+        return loss
+
+
+def likeliest_ids(logits: Tensor, ranks: torch.distributed.ProcessGroup) -> Tensor:
+    """The id of the largest logit of each position, the first of several: int64 ``[b, s]``.
+
+    Args:
+        logits: ``[s, b, vocabulary / ranks]``, this rank's part of the vocabulary.
+        ranks: that share the vocabulary, in its order.
+    """
+    largest, ids = logits.max(-1)
+    if ranks.size() > 1:
+        ids = ids + ranks.rank() * logits.shape[-1]
+        # Exact, and a type that every backend can compare.
+        largest = largest.float()
+        own = largest.clone()
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=ranks)
+        ids = ids.where(own == largest, torch.iinfo(ids.dtype).max)
+        torch.distributed.all_reduce(ids, torch.distributed.ReduceOp.MIN, group=ranks)
+    return ids.transpose(0, 1)
 
 
 def _action_mlp(action_width: int, context_width: int) -> torch.nn.Sequential:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.sections import Train
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.adapters import num_adapter_parameters
 from cosmos_hpc.models.config import ModelConfig
-from cosmos_hpc.planning.memory import Layout, Memory, Recompute, training_memory
+from cosmos_hpc.models.parts import belongs
+from cosmos_hpc.models.shapes import published_shapes
+from cosmos_hpc.planning.memory import Layout, Memory, Recompute, Trained, training_memory
 
 #: Share of a GPU's memory that a step may take. Something is needed for CUDA, NCCL and
 #: fragmentation in any case; comfortable leaves room for surprises as well.
@@ -41,6 +45,15 @@ class Sizing:
     recommended: Layout | None = None
 
 
+def trained_of(train: Train, model: ModelConfig) -> Trained:
+    """What of a model a recipe trains."""
+    if train.lora:
+        adapters = num_adapter_parameters(model, train.lora.rank, train.lora.targets)
+        return Trained(frozen=None, adapters=adapters)
+    shapes = published_shapes(model).items() if train.freeze else ()
+    return Trained(sum(math.prod(shape) for name, shape in shapes if belongs(name, train.freeze)))
+
+
 def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     """Resolve the layout of a recipe's training on a cluster.
 
@@ -56,15 +69,29 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     free = train.model_copy(
         update=dict.fromkeys(("gpus", "tensor_parallel", "sequence_parallel", "recompute"))
     )
+    trained = trained_of(train, model)
+
+    def memory(layout: Layout) -> Memory:
+        return training_memory(model, layout, trained)
+
+    def first(layouts: list[Layout], share: float) -> Layout | None:
+        fits = (x for x in layouts if memory(x).total <= share * cluster.gpu_bytes)
+        return next(fits, None)
+
     anything = list(_layouts(free, model, MAX_GPUS, cluster.node_gpus))
-    minimum = _first(anything, model, cluster, POSSIBLE)
-    plain = [x for x in anything if x.recompute == "none"]
-    recommended = _first(plain, model, cluster, COMFORTABLE)
+    minimum = first(anything, POSSIBLE)
+    recommended = first(_without_recomputation(anything), COMFORTABLE)
     allowed = list(_layouts(train, model, cluster.max_gpus, cluster.node_gpus))
-    chosen = _choose(allowed, model, cluster)
+    # The fewest GPUs that are comfortable, else what recomputes least of all that fits.
+    by_cost = sorted(allowed, key=lambda x: _RECOMPUTATIONS.index(x.recompute))
+    chosen = first(_without_recomputation(allowed), COMFORTABLE) or first(by_cost, POSSIBLE)
     if chosen is None:
-        raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum))
-    return Sizing(chosen, training_memory(model, chosen), minimum, recommended)
+        raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum, memory))
+    return Sizing(chosen, memory(chosen), minimum, recommended)
+
+
+def _without_recomputation(layouts: list[Layout]) -> list[Layout]:
+    return [layout for layout in layouts if layout.recompute == "none"]
 
 
 def _on_cpus(train: Train) -> Layout:
@@ -106,30 +133,18 @@ def _tensor_parallel(train: Train, model: ModelConfig, gpus: int, node_gpus: int
     # Tensor parallelism stays within a node.
     most = min(MAX_TENSOR_PARALLEL, node_gpus)
     sizes = [2**i for i in range(most.bit_length())]
-    return [n for n in sizes if gpus % n == 0 and model.splits(n) is None]
-
-
-def _fits(layout: Layout, model: ModelConfig, cluster: Cluster, share: float) -> bool:
-    return training_memory(model, layout).total <= share * cluster.gpu_bytes
-
-
-def _first(
-    layouts: list[Layout], model: ModelConfig, cluster: Cluster, share: float
-) -> Layout | None:
-    return next((x for x in layouts if _fits(x, model, cluster, share)), None)
-
-
-def _choose(layouts: list[Layout], model: ModelConfig, cluster: Cluster) -> Layout | None:
-    """The fewest GPUs that are comfortable, else what recomputes least of all that fits."""
-    plain = [x for x in layouts if x.recompute == "none"]
-    by_cost = sorted(layouts, key=lambda x: _RECOMPUTATIONS.index(x.recompute))
-    return _first(plain, model, cluster, COMFORTABLE) or _first(by_cost, model, cluster, POSSIBLE)
+    rank = train.lora.rank if train.lora else 0
+    return [n for n in sizes if gpus % n == 0 and rank % n == 0 and model.splits(n) is None]
 
 
 def _does_not_fit(
-    recipe: Recipe, cluster: Cluster, allowed: list[Layout], minimum: Layout | None
+    recipe: Recipe,
+    cluster: Cluster,
+    allowed: list[Layout],
+    minimum: Layout | None,
+    memory: Callable[[Layout], Memory],
 ) -> str:
-    model, train = recipe.model_for_clips(), recipe.train
+    train = recipe.train
     enough = "no number of such GPUs would do"
     if minimum:
         enough = f"the fewest such GPUs that would do are {minimum.gpus} ({minimum})"
@@ -141,8 +156,8 @@ def _does_not_fit(
             f"{train.micro_batch_size} must divide among the copies of the model, and "
             f"sequence_parallel needs tensor_parallel above 1; {enough}"
         )
-    best = min(allowed, key=lambda x: training_memory(model, x).total)
-    needs = training_memory(model, best).total / 1e9
+    best = min(allowed, key=lambda x: memory(x).total)
+    needs = memory(best).total / 1e9
     return (
         f"recipe {recipe.name} needs {needs:.0f} GB a GPU with {best.gpus} of them ({best}), and "
         f"they have {cluster.gpu_bytes / 1e9:.0f} GB, of which {POSSIBLE:.0%} can be used; {enough}"

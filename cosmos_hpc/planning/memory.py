@@ -49,13 +49,34 @@ class Layout:
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What of a model is trained; the rest has neither gradients nor an optimizer's state.
+
+    Attributes:
+        frozen: parameters of the model that are not trained; None: all of them.
+        adapters: parameters of adapters beside the model's own.
+    """
+
+    frozen: int | None = 0
+    adapters: int = 0
+
+    def of(self, parameters: int) -> int:
+        """How many are trained, beside or of so many of a model."""
+        own = 0 if self.frozen is None else parameters - self.frozen
+        return own + self.adapters
+
+
+EVERYTHING = Trained()
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes on one GPU at the moment of a step when they are most.
 
     Attributes:
-        weights: bf16, or float32.
-        gradients: float32, as the data-parallel ranks add them up.
-        optimizer: Adam's two moments, and with bf16 weights those in float32.
+        weights: bf16, or float32, adapters included.
+        gradients: float32, of what is trained, as the data-parallel ranks add them up.
+        optimizer: Adam's two moments of that, and with bf16 weights those in float32.
         activations: what the layers keep from the forward pass for the backward pass.
         logits: of all positions, as the model gives them and twice in float32, for the loss.
         workspace: gathered sequences, what a layer computes again or needs on the way.
@@ -74,15 +95,22 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def training_memory(model: ModelConfig, layout: Layout) -> Memory:
+def training_memory(model: ModelConfig, layout: Layout, trained: Trained = EVERYTHING) -> Memory:
     """Memory of a step with Megatron's optimizer.
 
     Activations are counted tensor by tensor from what autograd keeps of each operation, after
     Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), for
     an attention that keeps no scores. How far this is from what GPUs report stands in
     ``benchmarks/README.md``.
+
+    Linear layers with frozen weights keep no input of their own, but an adapter beside them does,
+    so that activations are the same with adapters; with frozen parts they are at most the same.
     """
     params = _parameters_of_a_rank(model, layout.tensor_parallel)
+    adapters = trained.adapters // layout.tensor_parallel
+    updated = adapters
+    if trained.frozen is not None:
+        updated += params - trained.frozen // layout.tensor_parallel
     tokens = model.sequence_length * layout.micro_batch_size
     split = layout.tensor_parallel
     spread = split if layout.sequence_parallel else 1
@@ -100,9 +128,9 @@ def training_memory(model: ModelConfig, layout: Layout) -> Memory:
     logits = (width + 8) * tokens * model.output_vocab_size // split
     shares = layout.data_parallel if layout.distributed_optimizer else 1
     return Memory(
-        weights=width * params,
-        gradients=4 * params,
-        optimizer=(12 if width == 2 else 8) * params // shares,
+        weights=width * (params + adapters),
+        gradients=4 * updated,
+        optimizer=(12 if width == 2 else 8) * updated // shares,
         activations=model.num_layers * kept + ends,
         logits=logits,
         workspace=max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits),

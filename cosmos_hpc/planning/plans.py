@@ -6,17 +6,34 @@ from dataclasses import asdict, dataclass
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.config.sections import Train
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.generation import GenerationPlan, plan_generation
-from cosmos_hpc.planning.layouts import size
+from cosmos_hpc.planning.layouts import size, trained_of
 from cosmos_hpc.planning.memory import Layout, Memory
 from cosmos_hpc.utils.html import table
 from cosmos_hpc.utils.progress import gigabytes
 from cosmos_hpc.utils.settings import validate
 
-#: Bytes a parameter takes in a checkpoint: fp32 weights and two Adam moments, and with mixed
-#: precision the bf16 weights as well.
-CHECKPOINT_BYTES = {"fp32": 12, "bf16": 14}
+#: Bytes that a parameter takes in a checkpoint: its weight, and where it is trained its optimizer's
+#: state: two Adam moments, and with mixed precision the weight in fp32 as well.
+_WEIGHT_BYTES, _OPTIMIZER_BYTES = {"fp32": 4, "bf16": 2}, {"fp32": 8, "bf16": 12}
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Size of a checkpoint of a recipe's training; beside adapters it lacks the other weights."""
+    train, model = recipe.train, recipe.model_for_clips()
+    trained = trained_of(train, model)
+    updated = trained.of(model.num_parameters)
+    kept = updated if trained.frozen is None else model.num_parameters
+    return _WEIGHT_BYTES[train.precision] * kept + _OPTIMIZER_BYTES[train.precision] * updated
+
+
+def most_checkpoints(train: Train) -> int:
+    """Checkpoints that are on the disk at a time, at most."""
+    written = -(-train.max_steps // train.save_every)
+    # Those that are kept, the last one, and the next while it is written.
+    return min(written, train.keep_checkpoints + 2)
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class Plan:
         latent_shape: ``(T, H, W)`` of a clip's ids.
         sequence_length: inputs of one sample.
         parameters: of the model.
+        trained: parameters that are trained: those, fewer with frozen parts, or of adapters.
         gpu: type or GB of the GPUs; None without.
         ranks, layout: of the training; None for what only generates.
         memory: bytes of a step on one GPU, by part; None without GPUs.
@@ -49,6 +67,7 @@ class Plan:
     latent_shape: tuple[int, int, int]
     sequence_length: int
     parameters: int
+    trained: int
     gpu: str | float | None
     ranks: int
     layout: Layout | None
@@ -92,7 +111,7 @@ class Plan:
             f"  preprocess  {shards}",
             f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
             f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
-            f"parameter model on {where}{'s' * (self.ranks > 1)}",
+            f"parameter model{self._render_trained()} on {where}{'s' * (self.ranks > 1)}",
             f"              {layout}, {self.micro_batches} micro "
             f"batch{'es' * (self.micro_batches > 1)} a step",
             *self._render_memory(),
@@ -126,6 +145,10 @@ class Plan:
         if does.frames is None:
             return f"{does.new_tokens} new tokens a clip or step"
         return f"{does.frames - does.given_frames} new ones of {does.new_tokens} tokens a clip"
+
+    def _render_trained(self) -> str:
+        trained = f" ({self.trained / 1e6:,.0f} M trained)"
+        return trained if self.trained != self.parameters else ""
 
     def _render_disk(self) -> str:
         if self.layout is None:
@@ -189,8 +212,7 @@ def make_plan(
         # As many shards as tasks run at a time, if there are videos enough, so that none idles.
         wanted = -(-videos // recipe.data.videos_per_shard)
         shards = min(videos, max(wanted, cluster.parallel))
-    # The kept checkpoints, the last one, and the next while it is written.
-    kept = (train.keep_checkpoints + 2) * CHECKPOINT_BYTES[train.precision] * model.num_parameters
+    kept = most_checkpoints(train) * checkpoint_bytes(recipe)
     # Ids are 16 bits wide, once in the shards and once joined.
     tokens = (videos or 0) * model.sequence_length * 2 * (2 if recipe.data.join else 1)
     return Plan(
@@ -202,6 +224,7 @@ def make_plan(
         latent_shape=model.latent_shape,
         sequence_length=model.sequence_length,
         parameters=model.num_parameters,
+        trained=trained_of(train, model).of(model.num_parameters),
         gpu=cluster.gpu if cluster.max_gpus else None,
         ranks=sizing.layout.gpus,
         layout=sizing.layout,
@@ -234,6 +257,7 @@ def _generating_plan(
         latent_shape=model.latent_shape,
         sequence_length=model.sequence_length,
         parameters=model.num_parameters,
+        trained=0,
         gpu=cluster.gpu if cluster.max_gpus else None,
         ranks=1,
         layout=None,

@@ -32,6 +32,16 @@ CHANGEABLE = {
     "train.save_every",
     "train.keep_checkpoints",
     "train.validate_every",
+    # What is done already is not done again; the rest follows what is asked for now.
+    "train.learning_rate",
+    "train.warmup_steps",
+    "train.schedule",
+    "train.min_learning_rate",
+    "train.validate_first",
+    "train.tensorboard",
+    "train.wandb.project",
+    "train.wandb.entity",
+    "train.wandb.tags",
     # Any layout reads the checkpoints of any other.
     "train.gpus",
     "train.tensor_parallel",

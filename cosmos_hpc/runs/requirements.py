@@ -65,5 +65,6 @@ def check_disk(wanted: int, folder: Path) -> None:
     if free < wanted - there:
         raise RequestError(
             f"the run needs up to {gigabytes(wanted - there)} in {existing}, which has "
-            f"{gigabytes(free)} free; free some space or choose another place with cluster.runs=DIR"
+            f"{gigabytes(free)} free; free some space, choose another place with cluster.runs=DIR, "
+            f"or go without this check with cluster.check_disk=false"
         )

@@ -26,7 +26,7 @@ from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import large_imports
 from cosmos_hpc.utils.progress import ByteProgress, gigabytes, say
-from cosmos_hpc.utils.settings import Section
+from cosmos_hpc.utils.settings import PathText, Section
 
 _FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}
 
@@ -36,18 +36,21 @@ class Conversion(Section):
 
     Attributes:
         recipe: whose model the weights are of; None: the one whose sizes they have.
-        dtype: of what is written; None: as stored.
+        dtype: of what is written; None: as stored, with adapters as the weights beside them.
+        base: weights beside which adapters were trained; None: where they lay then.
     """
 
     recipe: str | None = None
     dtype: Literal["bfloat16", "float32"] | None = None
+    base: PathText | None = None
 
 
 def convert(source: Path, target: Path, settings: Conversion) -> None:
     """Write the weights of ``source`` to ``target``, one at a time.
 
     Args:
-        source: a ``.pt`` or ``.safetensors`` file, a folder of these, or a NeMo checkpoint.
+        source: a ``.pt`` or ``.safetensors`` file, a folder of these, or a NeMo checkpoint; where
+            that holds adapters, they are merged into the weights that they were trained beside.
         target: ends in ``.pt`` or ``.safetensors`` for published weights, else becomes the folder
             of a NeMo checkpoint, which training with any tensor-parallel size can start from.
         settings: see there.
@@ -59,7 +62,7 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
     """
     _check_name(target)
     _check_new(target)
-    weights = open_weights(source)
+    weights = open_weights(source, Path(settings.base) if settings.base else None)
     model = _model(weights, settings.recipe)
     is_file = target.suffix in _FILE_WRITERS
     if not is_file and not isinstance(model, ModelConfig):

@@ -71,6 +71,16 @@ def test_overrides_are_typed():
         ("model.vocab_size=100", "must hold 64000 ids"),
         ("train.learning_rate=.inf", "should be a finite number"),
         ("train.warmup_steps=120", "warmup_steps=120 is not below max_steps=120"),
+        ("train.min_learning_rate=1", "min_learning_rate=1.0 is above learning_rate=0.003"),
+        ("train.schedule=cosin", "did you mean cosine?"),
+        (
+            "train.freeze=[layers.1-2]",
+            "train.freeze names layer 2, and the model has layers 0 to 1",
+        ),
+        ("train.freeze=[head]", "'head' is no part of a model; there are embedding, output_layer"),
+        ("train.condition_frames=8", "condition_frames=8 is not 8k+1; the nearest are 1 and 9"),
+        ("train.condition_frames=17", "leaves none of data.frames=17 to predict"),
+        ("train.lora.rank=4", "lora needs init_from"),
         ("data.input=", "should have at least 1 character"),
         ("data.compression=[8,16]", "data.compression has too few values"),
         ("name=foo", "unknown setting 'name'"),
@@ -129,6 +139,29 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     own.write_text("train: [\n")
     with pytest.raises(RequestError, match=r"mine.yaml is not valid YAML: .*line 2"):
         load_recipe(str(own))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["train.lora.targets=[linear_kv]"], "this model has no linear_kv; it has linear_qkv, "),
+        (["train.freeze=[embedding]"], "freeze does not go with lora"),
+        (["train.gpus=4", "train.tensor_parallel=4", "train.lora.rank=6"], "does not divide lora"),
+        (["train.lora.rank=0"], "train.lora.rank=0: input should be greater than 0"),
+    ],
+)
+def test_adapters_that_cannot_be(overrides, says):
+    with pytest.raises(RequestError) as e:
+        load_recipe("ar4b_lora", overrides)
+    assert says in str(e.value)
+    assert load_recipe("ar5b_v2w_lora", ["train.lora.targets=[linear_kv]"]).train.lora.rank == 32
+
+
+def test_frames_that_are_given_go_with_clips():
+    recipe = load_recipe("ar4b", ["train.condition_frames=9"])
+    assert recipe.train.given_ids(recipe.data) == 2 * 40 * 64
+    with pytest.raises(RequestError, match="condition_frames does not go with task=action"):
+        load_recipe("ar_tiny_action", ["train.condition_frames=1"])
 
 
 def test_clips_of_a_video():

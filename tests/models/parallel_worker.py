@@ -90,6 +90,12 @@ def compare(variant, sequence_parallel, recompute):
     # adaptation during the backward pass.
     custom_backward((got * probe.chunk(ranks, -1)[rank]).sum(), None)
 
+    labels = whole.detach().argmax(-1)
+    labels[:, 3] = (labels[:, 3] + 1) % config.output_vocab_size
+    with torch.no_grad():
+        decoder(input_ids=ids, labels=labels, **condition)
+    assert (~decoder.likeliest).nonzero()[:, 1].tolist() == [3, 3]
+
     wanted = to_megatron({name: tensor.grad for name, tensor in w.items()}, config)
     for name, parameter in decoder.named_parameters():
         gradient = parameter.grad.clone()

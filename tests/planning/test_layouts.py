@@ -120,3 +120,24 @@ def test_a_node_of_four_gpus_bounds_tensor_parallelism(tmp_path):
     )
     layout = size(load_recipe("ar13b_v2w"), load_cluster(str(profile))).layout
     assert (layout.tensor_parallel, layout.data_parallel) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpu", "recompute"),
+    [
+        ("ar4b_lora", "A100-40", "selective"),
+        ("ar4b_lora", "A100-80", "none"),
+        ("ar5b_v2w_lora", "A100-80", "none"),
+        ("ar12b_lora", "A100-80", "selective"),
+        ("ar13b_v2w_lora", "A100-80", "full"),
+    ],
+)
+def test_adapters_are_trained_on_one_gpu(recipe, gpu, recompute):
+    found = sizing(recipe, gpu, gpus=1)
+    assert (found.layout.gpus, found.layout.recompute) == (1, recompute)
+
+
+def test_tensor_parallelism_divides_the_rank_of_adapters():
+    layout = sizing("ar13b_v2w_lora", gpus=4, overrides=["train.lora.rank=6"]).layout
+    assert (layout.tensor_parallel, layout.data_parallel) != (4, 1)
+    assert 6 % layout.tensor_parallel == 0

@@ -3,6 +3,7 @@
 import pytest
 
 from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.planning.layouts import trained_of
 from cosmos_hpc.planning.memory import Layout, training_memory
 
 TWO = {"tensor_parallel": 2, "sequence_parallel": True}
@@ -79,3 +80,30 @@ def test_flops_of_text_are_of_its_own_positions():
     cross = 16 * (s * (2 * (2 * h * q) + 4 * rows * q) + rows * 2 * width * 2 * kv) + s * 2 * norms
     same = plain.model_copy(update={"latent_shape": (1, 1, s)}).training_flops()
     assert text.training_flops(rows) == pytest.approx(same + 3 * cross)
+
+
+def test_only_what_is_trained_has_gradients_and_an_optimizer():
+    def parts(*overrides, recipe="ar4b", **layout):
+        found = load_recipe(recipe, overrides)
+        model = found.model_for_clips()
+        return training_memory(model, Layout(**layout), trained_of(found.train, model))
+
+    model, plain = load_recipe("ar4b").model_for_clips(), parts()
+    lora = parts(recipe="ar4b_lora")
+    # Rank 32 of qkv (4096 to 6144), output, gate with up, and down, in 16 layers.
+    adapters = 16 * 32 * (4096 + 6144 + 2 * 4096 + 4096 + 2 * 14336 + 14336 + 4096)
+    assert lora.weights == 2 * (model.num_parameters + adapters)
+    assert (lora.gradients, lora.optimizer) == (4 * adapters, 12 * adapters)
+    assert (lora.activations, lora.logits) == (plain.activations, plain.logits)
+    half = parts("train.lora.rank=16", recipe="ar4b_lora", tensor_parallel=2)
+    assert half.gradients == adapters
+    one = parts("train.lora.targets=[linear_fc2]", recipe="ar4b_lora")
+    assert one.gradients == 4 * 16 * 32 * (4096 + 14336)
+    frozen = parts("train.freeze=[embedding,layers.0-7]")
+    left = (
+        model.num_parameters
+        - 64000 * 4096
+        - 8 * (4096 * (4096 + 2048 + 4096 + 3 * 14336) + 2 * 4096 + 2 * 128)
+    )
+    assert (frozen.weights, frozen.gradients) == (plain.weights, 4 * left)
+    assert frozen.optimizer == 12 * left

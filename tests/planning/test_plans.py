@@ -87,10 +87,39 @@ def test_sources_that_are_not_there_are_refused_before_anything_starts(tmp_path)
 def test_the_disk_must_hold_the_run(small_disk):
     from cosmos_hpc.runs.requirements import check_disk
 
-    with pytest.raises(RequestError, match=r"needs up to 0.8 GB in .*, which has"):
+    with pytest.raises(RequestError, match=r"needs up to 0.61 GB in .*, which has"):
         check_disk(plan(8).disk_bytes, small_disk / "runs" / "x")
     assert not (small_disk / "runs").exists()
     check_disk(plan(8).disk_bytes, Path.cwd())
+
+
+def test_checkpoints_that_a_run_writes_are_counted():
+    def disk(*overrides, recipe="ar4b"):
+        cluster = load_cluster("local", ["gpus=8"])
+        return make_plan(load_recipe(recipe, overrides), cluster).disk_bytes
+
+    one = 14 * load_recipe("ar4b").model.num_parameters
+    # Two that are kept, the last and the next; but a run of few steps has fewer.
+    assert disk() == 4 * one
+    assert disk("train.max_steps=4") == one
+    assert disk("train.max_steps=101") == 2 * one
+    assert disk("train.keep_checkpoints=1") == 3 * one
+    assert disk("train.freeze=[embedding]") == 4 * (one - 12 * 64000 * 4096)
+    assert disk(recipe="ar4b_lora") < 0.01 * 4 * one
+    cluster = load_cluster("local", ["gpus=8"])
+    assert "4,014 M parameter model (36 M trained) on" in (
+        make_plan(load_recipe("ar4b_lora"), cluster).render()
+    )
+
+
+def test_the_disk_is_not_checked_where_that_is_not_wanted(small_disk, tmp_path):
+    from cosmos_hpc.api import submit
+
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    wanted = [f"data.input={tmp_path}/*.mp4", f"cluster.runs={small_disk}/runs"]
+    with pytest.raises(RequestError, match=r"needs up to .* with cluster.check_disk=false"):
+        submit("ar_tiny", overrides=wanted, dry_run=True)
+    submit("ar_tiny", overrides=[*wanted, "cluster.check_disk=false"], dry_run=True)
 
 
 def test_libraries_that_a_stage_lacks_are_named(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Protocol
 
@@ -79,7 +79,7 @@ class NemoWeights(Weights):
             for w in weights_of(model)
             if self.has(w) or not (may_be_new and is_new(w.name))
         }
-        found = {key: self._stored_shape(key) for key in self._arrays}
+        found = {key: self.shape(key) for key in self._arrays}
         for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
             rows = wanted[key][0]
             if found.get(key) and 0 <= found[key][0] - rows < VOCABULARY_PADDING:
@@ -89,7 +89,14 @@ class NemoWeights(Weights):
 
     def read(self, weight: Weight) -> Tensor:
         """As in :class:`Weights`."""
-        key = _key(weight)
+        return self.read_key(_key(weight))
+
+    def names(self) -> Set[str]:
+        """Names of all that there is, one a layer: ``decoder.layers.3.mlp.linear_fc1.weight``."""
+        return self._arrays.keys()
+
+    def read_key(self, key: str) -> Tensor:
+        """As :meth:`read`, by the name."""
         array, index = self._arrays[key]
         try:
             return array.read(index)[: self._rows.get(key)]
@@ -107,12 +114,13 @@ class NemoWeights(Weights):
         """As in :class:`Weights`."""
         return _key(weight) in self._arrays
 
-    def _stored_shape(self, key: str) -> Shape:
+    def shape(self, key: str) -> Shape:
+        """Shape of what has a name."""
         array, index = self._arrays[key]
         return array.shape if index is None else array.shape[1:]
 
     def _shape(self, weight: Weight) -> Shape | None:
-        return self._stored_shape(_key(weight)) if self.has(weight) else None
+        return self.shape(_key(weight)) if self.has(weight) else None
 
     def _layers(self) -> set[int]:
         return layers_in(self._arrays, "decoder.layers.")

@@ -45,6 +45,7 @@ class TextClips(Epochs):
         ids_per_clip: ids of a clip.
         sequence_length: inputs of a sample.
         length, seed, once: as for :class:`Epochs`.
+        given: so many ids at the beginning of a clip are not to be predicted.
 
     Raises:
         WorkError: the folder has no ``metadata.json``; later, a file is not what it should be.
@@ -59,8 +60,10 @@ class TextClips(Epochs):
         length: int,
         seed: int = 0,
         once: bool = False,
+        given: int = 0,
     ) -> None:
         super().__init__(sample_counts(folder)[part], length, seed, once)
+        self._given = given
         self._prefix = str(folder / FOLDERS[part])
         self._ids_per_clip, self._sequence_length = ids_per_clip, sequence_length
 
@@ -75,14 +78,15 @@ class TextClips(Epochs):
         return sequence[1 : self._ids_per_clip + 1].long()
 
     def predicted(self, item: int) -> np.ndarray:
-        """All ids of a clip."""
-        ids: np.ndarray = self._ids(item).numpy()
+        """Ids of a clip, but for those that are given."""
+        ids: np.ndarray = self._ids(item).numpy()[self._given :]
         return ids
 
     def sample(self, item: int) -> dict[str, Tensor]:
         """One clip and its prompt."""
         context = read_tensor(Path(f"{self._prefix}_prompt_{item}.pt"))
-        return {**conditioned_sample(self._ids(item), self._sequence_length), "context": context}
+        sample = conditioned_sample(self._ids(item), self._sequence_length, self._given)
+        return {**sample, "context": context}
 
 
 def sample_counts(folder: Path) -> dict[str, int]:

@@ -128,6 +128,7 @@ class Clips(Epochs):
         documents: which ones.
         length, seed, once: as for :class:`Epochs`.
         sequence_length: ids of every document.
+        given: so many ids at the beginning of a clip are not to be predicted.
 
     Raises:
         WorkError: a document has another length.
@@ -141,8 +142,10 @@ class Clips(Epochs):
         sequence_length: int,
         seed: int = 0,
         once: bool = False,
+        given: int = 0,
     ) -> None:
         super().__init__(len(documents), length, seed, once)
+        self._given = given
         self._ids, self.documents = open_documents(prefix), documents
         lengths = set(self._ids.sequence_lengths[documents].tolist())
         if lengths - {sequence_length}:
@@ -152,15 +155,17 @@ class Clips(Epochs):
             )
 
     def predicted(self, item: int) -> np.ndarray:
-        """All ids of a clip."""
-        ids: np.ndarray = self._ids[self.documents[item]]
+        """Ids of a clip, but for those that are given."""
+        ids: np.ndarray = self._ids[self.documents[item]][self._given :]
         return ids
 
     def sample(self, item: int) -> dict[str, Tensor]:
         """One clip."""
-        ids = torch.from_numpy(self.predicted(item).astype(np.int64))
+        ids = torch.from_numpy(self._ids[self.documents[item]].astype(np.int64))
         mask = torch.ones(len(ids))
         mask[-1] = 0.0
+        # The label of the last given id is the first to be predicted.
+        mask[: max(0, self._given - 1)] = 0.0
         return {"tokens": ids, "labels": torch.roll(ids, -1), "loss_mask": mask}
 
 

@@ -30,10 +30,11 @@ def clips(run: RunFolder, recipe: Recipe) -> tuple[Make, dict[str, int]]:
     """Clips of ids, from the joined tokens or the shards."""
     sequence = recipe.model_for_clips().sequence_length
     documents = split_documents(files.iterate_jsonl(run.tokens.clips), recipe.data.split)
+    given = recipe.train.given_ids(recipe.data)
 
     def make(part: str, **settings: Any) -> Epochs:
         prefix = str(run.tokens.prefix)
-        return Clips(prefix, documents[part], sequence_length=sequence, **settings)
+        return Clips(prefix, documents[part], sequence_length=sequence, given=given, **settings)
 
     return make, {part: len(chosen) for part, chosen in documents.items()}
 
@@ -41,9 +42,10 @@ def clips(run: RunFolder, recipe: Recipe) -> tuple[Make, dict[str, int]]:
 def text_clips(run: RunFolder, recipe: Recipe) -> tuple[Make, dict[str, int]]:
     """Clips and the embeddings of their prompts."""
     sequence, ids = recipe.model_for_clips().sequence_length, recipe.data.ids_per_clip
+    given = recipe.train.given_ids(recipe.data)
 
     def make(part: str, **settings: Any) -> Epochs:
-        return TextClips(run.tokens.samples, part, ids, sequence, **settings)
+        return TextClips(run.tokens.samples, part, ids, sequence, given=given, **settings)
 
     return make, sample_counts(run.tokens.samples)
 

@@ -38,7 +38,7 @@ def train(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     say("loading NeMo")
     # It takes seconds to import, and the adaptation must come after it.
     with large_imports(freeze=True):
-        from cosmos_hpc.worker.training import nemo
+        from cosmos_hpc.worker.training import loggers, nemo
         from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
         from cosmos_hpc.worker.training.metrics import MetricsFile
 
@@ -48,13 +48,20 @@ def train(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
         prepare_device()
         end_with_a_killed_child()
         let_managers_end_with_this_process()
-        metrics = MetricsFile(run.train.metrics, run.train.loss_curve, reference)
+        metrics = MetricsFile(
+            run.train.metrics,
+            run.train.loss_curve,
+            reference,
+            tokens_per_step=recipe.train.global_batch_size
+            * recipe.model_for_clips().sequence_length,
+            starts_trained=recipe.train.init_from is not None,
+        )
         data = nemo.ClipData(training, validation, recipe)
         nemo.fit(
             recipe,
             data,
             [metrics],
-            nemo.run_logger(run, recipe, validates=validation is not None),
+            loggers.run_logger(run, recipe, validates=validation is not None),
             checkpoint=latest[1] if latest else None,
             initial_weights=initial_weights(run, recipe),
         )
@@ -117,7 +124,8 @@ def _mark_done(
     rows = files.read_jsonl(run.train.metrics)
     draw_losses(rows, run.train.loss_curve, reference)
     losses = [row["loss"] for row in rows if "loss" in row]
-    validated = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    # That before the first step says nothing of what was trained.
+    validated = [row["validation_loss"] for row in rows if "validation_loss" in row and row["step"]]
     marker = {
         "steps": latest[0],
         "clips": counts,

@@ -60,6 +60,8 @@ class Checkpoints(nl.ModelCheckpoint):
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         step = trainer.global_step
+        if not step:
+            return  # after the validation before the first step
         last = step >= trainer.max_steps
         stop = not last and self._asked_to_stop()
         due = last or stop or step % self.save_every == 0
@@ -76,6 +78,18 @@ class Checkpoints(nl.ModelCheckpoint):
         if torch.distributed.get_world_size() > 1:
             torch.distributed.broadcast_object_list(answer, src=0)
         return answer[0]
+
+
+class ValidationFirst(pl.Callback):
+    """Validates before the first step of a run."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As Lightning does it between two steps."""
+        if trainer.global_step:
+            return
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.run()
+        trainer.training = True
 
 
 def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[int, Path] | None:

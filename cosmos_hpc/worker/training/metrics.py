@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration, say
@@ -16,21 +17,36 @@ from cosmos_hpc.utils.progress import duration, say
 class MetricsFile(pl.Callback):
     """Writes ``metrics.jsonl`` and the loss curve, and says how far the training is.
 
-    A line holds ``step``, ``loss`` (nats an id), ``learning_rate``, ``seconds`` of the step and
-    ``time`` (Unix). Lines after a validation hold ``step``, ``validation_loss`` and ``time``. Steps
-    after the checkpoint that a resumed run starts from are dropped: they are done again.
+    A line holds ``step``, ``loss`` (nats an id), ``token_accuracy`` (share of the ids that were the
+    likeliest to the model), ``learning_rate``, ``grad_norm`` (before it is clipped), ``seconds`` of
+    the step, ``tokens_per_second`` (of all ranks), on a GPU ``gpu_memory_gb`` (the most that
+    tensors of this rank have taken so far), and ``time`` (Unix). Lines after a validation hold
+    ``step``, ``validation_loss``, ``validation_token_accuracy`` and ``time``. Steps after the
+    checkpoint that a resumed run starts from are dropped: they are done again.
 
     Args:
-        path: of the file; the curve is drawn beside it.
-        reference: losses to draw as lines, by name.
+        path: of the file.
+        curve: the picture.
+        reference: losses to draw as lines, by name: ``untrained``, and ``unigram`` on the first
+            rank.
+        tokens_per_step: inputs of a global batch.
+        starts_trained: whether a first loss of a model that is not trained is worth a warning.
         say_every: seconds between progress lines.
     """
 
     def __init__(
-        self, path: Path, curve: Path, reference: dict[str, float], say_every: float = 10.0
+        self,
+        path: Path,
+        curve: Path,
+        reference: dict[str, float],
+        tokens_per_step: int,
+        starts_trained: bool = False,
+        say_every: float = 10.0,
     ) -> None:
         self.path, self.curve, self.reference = path, curve, reference
+        self.tokens_per_step, self.starts_trained = tokens_per_step, starts_trained
         self.say_every = say_every
+        self._rate = 0.0
         self._said = 0.0
         self._step_started = time.monotonic()
         self._first_step = 0
@@ -41,23 +57,42 @@ class MetricsFile(pl.Callback):
         self._step_started = self._started = time.monotonic()
         if not trainer.is_global_zero:
             return
-        kept = [row for row in files.read_jsonl(self.path) if row["step"] <= trainer.global_step]
-        files.write_jsonl(self.path, kept)
+        rows = files.read_jsonl(self.path) if trainer.global_step else []
+        files.write_jsonl(self.path, [row for row in rows if row["step"] <= trainer.global_step])
         where = f"from step {trainer.global_step}" if trainer.global_step else "from the beginning"
         say(f"training {where} to step {trainer.max_steps}")
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Note the learning rate, which is the next step's when this one ends."""
+        groups = trainer.optimizers[0].param_groups
+        # A rank may hold no part of what is trained.
+        self._rate = float(groups[0]["lr"]) if groups else 0.0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any, **__: Any
     ) -> None:
-        """Write the line of a step."""
+        """Write the line of a step, and give loggers what NeMo does not."""
         now = time.monotonic()
         seconds, self._step_started = now - self._step_started, now
+        measured = {"seconds": seconds, "tokens_per_second": self.tokens_per_step / seconds}
+        if torch.cuda.is_available():
+            measured["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        pl_module.log_dict(measured, batch_size=1)
         if not trainer.is_global_zero:
             return
-        loss = float(trainer.callback_metrics["reduced_train_loss"])
-        rate = float(trainer.optimizers[0].param_groups[0]["lr"])
-        step = trainer.global_step
-        self._append(step=step, loss=loss, learning_rate=rate, seconds=round(seconds, 4))
+        seen = trainer.callback_metrics
+        loss, step = float(seen["reduced_train_loss"]), trainer.global_step
+        self._append(
+            step=step,
+            loss=loss,
+            token_accuracy=float(seen["token_accuracy"]),
+            learning_rate=self._rate,
+            # Without clipping, Megatron does not measure it.
+            **({"grad_norm": float(seen["grad_norm"])} if "grad_norm" in seen else {}),
+            **{name: round(value, 4) for name, value in measured.items()},
+        )
+        if step == 1 and self.starts_trained and (doubt := doubtful_start(loss, self.reference)):
+            say(doubt)
         if now - self._said >= self.say_every or step == trainer.max_steps:
             self._said = now
             a_step = (now - self._started) / (step - self._first_step)
@@ -72,8 +107,10 @@ class MetricsFile(pl.Callback):
         if not trainer.is_global_zero or "val_loss" not in trainer.callback_metrics:
             return
         loss = float(trainer.callback_metrics["val_loss"])
-        self._append(step=trainer.global_step, validation_loss=loss)
-        say(f"step {trainer.global_step}: validation loss {loss:.3f}")
+        accuracy = float(trainer.callback_metrics["val_token_accuracy"])
+        step = trainer.global_step
+        self._append(step=step, validation_loss=loss, validation_token_accuracy=accuracy)
+        say(f"step {step}: validation loss {loss:.3f}")
         draw_losses(files.read_jsonl(self.path), self.curve, self.reference)
         # A validation is not part of the next step's time.
         self._step_started = time.monotonic()
@@ -81,6 +118,27 @@ class MetricsFile(pl.Callback):
     def _append(self, **row: float) -> None:
         with open(self.path, "a") as f:
             f.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
+
+
+#: Share of the untrained model's loss from which on a first loss is doubtful. Trained models lie
+#: far below on ids of their own tokenizer; on those of another, they lie about there or above.
+_DOUBTFUL = 0.85
+
+
+def doubtful_start(loss: float, reference: dict[str, float]) -> str | None:
+    """A warning where the first loss of a trained model is about that of an untrained one.
+
+    Args:
+        loss: of the first step, before anything was learnt, in nats an id.
+        reference: of the ``untrained`` model, and of the best ``unigram`` model of the data.
+    """
+    if loss < max(_DOUBTFUL * reference["untrained"], reference["unigram"]):
+        return None
+    return (
+        f"warning: the first loss is {loss:.2f} nats an id, as if the weights were not trained "
+        f"(then it is {reference['untrained']:.2f}): are train.init_from and data.tokenizer of one "
+        f"model? Where it is moved to another tokenizer, this is as it should be"
+    )
 
 
 def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, float]) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import wandb
-from lightning.pytorch.loggers import WandbLogger
+from megatron.core import parallel_state
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -19,7 +18,6 @@ from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.io import TrainerContext
-from nemo.lightning.pytorch.optim import WarmupHoldPolicyScheduler
 from torch import Tensor
 
 from cosmos_hpc.config.recipes import Recipe
@@ -28,15 +26,14 @@ from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.megatron import megatron_settings
-from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.utils import files
+from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.utils.progress import say
 from cosmos_hpc.worker.datasets.samples import Samples
 from cosmos_hpc.worker.training import patches
-from cosmos_hpc.worker.training.checkpoints import Checkpoints
-
-#: Seconds that Weights & Biases has to answer: many nodes of clusters have no network.
-_WANDB_SECONDS = 15
+from cosmos_hpc.worker.training.accuracy import LossAndAccuracy
+from cosmos_hpc.worker.training.checkpoints import ValidationFirst
+from cosmos_hpc.worker.training.lora import make_adapters
+from cosmos_hpc.worker.training.schedule import ScheduleModule
 
 
 def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
@@ -45,17 +42,27 @@ def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
     return {key: value.cuda(non_blocking=True) for key, value in batch.items()}
 
 
-def _forward_step(model: torch.nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def _forward_step(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     # NeMo's own insists on a dense mask where there is no Transformer Engine; the layers know
     # that they are causal. Positions come from the rotary table, not from position ids.
     condition = {name: batch[name] for name in ("context", "action") if name in batch}
-    return model(
+    losses = model(
         input_ids=batch["tokens"],
         position_ids=None,
         attention_mask=None,
         labels=batch["labels"],
         **condition,
     )
+    likeliest = _decoder_of(model).likeliest
+    assert likeliest is not None
+    return losses, likeliest
+
+
+def _decoder_of(model: Any) -> CosmosDecoder:
+    """What the layers of NeMo and Megatron around it hold."""
+    while not isinstance(model, CosmosDecoder):
+        model = model.module
+    return model
 
 
 @dataclass
@@ -98,9 +105,16 @@ class CosmosModel(llm.GPTModel):
 
     Attributes:
         initial_weights: checkpoint whose weights a new training starts from; None: random ones.
+        frozen: parts that are not trained, as :mod:`cosmos_hpc.models.parts` names them.
+        frozen_below: whether layers may get an input of which no gradient is wanted.
     """
 
     initial_weights: Path | None = None
+    frozen: Sequence[str] = ()
+    frozen_below: bool = False
+    #: NeMo's; without values here, which would hide those that are modules.
+    _training_loss_reduction: LossAndAccuracy | None
+    _validation_loss_reduction: LossAndAccuracy | None
 
     def configure_model(self, vp_stage: int | None = None) -> None:
         """Build the decoder, once, and load the weights to start from."""
@@ -113,11 +127,49 @@ class CosmosModel(llm.GPTModel):
             weights = open_weights(self.initial_weights)
             new = load_weights(self.module, self.config.model(), weights)
             say(f"starting from {weights.where}{', but for ' + ', '.join(new) if new else ''}")
+        if not built:
+            self._freeze()
+
+    def _freeze(self) -> None:
+        for name, parameter in self.module.named_parameters():
+            if belongs(name, self.frozen):
+                parameter.requires_grad = False
+        # Checkpoints stack the states of all layers otherwise, and some have none.
+        self.module.config.hetereogenous_dist_checkpoint = bool(layers_of(self.frozen))
+        if self.frozen_below and self.config.recompute_granularity:
+            self.module.embedding.register_forward_hook(_want_gradient)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """As the decoder: NeMo's own passes on neither context nor action."""
         output: Tensor = self.module(*args, **kwargs)
         return output
+
+    @property
+    def training_loss_reduction(self) -> LossAndAccuracy:
+        """Logs ``token_accuracy`` of a step."""
+        if self._training_loss_reduction is None:
+            self._training_loss_reduction = LossAndAccuracy(
+                lambda accuracy: self.log("token_accuracy", accuracy, batch_size=1)
+            )
+        return self._training_loss_reduction
+
+    @property
+    def validation_loss_reduction(self) -> LossAndAccuracy:
+        """Logs ``val_token_accuracy``, the mean over a validation."""
+        if self._validation_loss_reduction is None:
+            self._validation_loss_reduction = LossAndAccuracy(
+                lambda accuracy: self.log("val_token_accuracy", accuracy, on_epoch=True)
+            )
+        return self._validation_loss_reduction
+
+
+def _want_gradient(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+    """Let what is computed again in the backward pass see an input that wants a gradient.
+
+    PyTorch would leave out the whole piece otherwise, with the weights in it that are trained.
+    """
+    if torch.is_grad_enabled() and not output.requires_grad:
+        output.requires_grad_()
 
 
 def nemo_config(model: ModelConfig, cpu: bool, **settings: Any) -> CosmosConfig:
@@ -207,47 +259,27 @@ def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
             params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
             use_distributed_optimizer=not cpu,
         ),
-        lr_scheduler=WarmupHoldPolicyScheduler(
-            warmup_steps=train.warmup_steps,
-            hold_steps=10**9,
+        lr_scheduler=ScheduleModule(
+            highest=train.learning_rate,
+            lowest=train.min_learning_rate,
+            warmup_steps=train.warmup,
             max_steps=train.max_steps,
-            min_lr=train.learning_rate,
+            shape=train.schedule,
         ),
     )
 
 
-def _wandb(run: RunFolder) -> WandbLogger | None:
-    """Weights & Biases when its key is set, or when it is told to work offline."""
-    if not os.environ.get("WANDB_API_KEY") and os.environ.get("WANDB_MODE") != "offline":
-        return None
-    try:
-        return _wandb_logger(run)
-    except wandb.errors.Error as e:
-        reason = str(e).strip().partition("\n")[0]
-        say(
-            f"Weights & Biases does not take this run ({reason}); its files are kept in "
-            f"{run.train.path / 'wandb'}, and wandb sync sends them later"
-        )
-        # Its service holds the id of the run, and reads the mode only when it starts.
-        wandb.teardown()
-        os.environ["WANDB_MODE"] = "offline"
-        return _wandb_logger(run)
+class _SeedOfStep(pl.Callback):
+    """Lets what a step draws follow from its number, so that a resumed training draws the same."""
 
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
 
-def _wandb_logger(run: RunFolder) -> WandbLogger:
-    # The same id for every attempt, so that a resumed run continues its curves.
-    logger = WandbLogger(
-        project="cosmos-hpc",
-        name=run.name,
-        id=files.read_json(run.info)["id"],
-        resume="allow",
-        save_dir=str(run.train.path),
-        settings=wandb.Settings(init_timeout=_WANDB_SECONDS),
-    )
-    if int(os.environ.get("RANK", "0")) == 0:
-        # Begins it now: where it fails, something can be done about it.
-        logger.experiment  # noqa: B018
-    return logger
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        # The ranks of one copy of the model draw alike, those of different copies do not.
+        copy = parallel_state.get_data_parallel_rank()
+        steps = trainer.global_step * parallel_state.get_data_parallel_world_size()
+        torch.manual_seed(self._seed + steps + copy)
 
 
 class _FusedAdam(pl.Callback):
@@ -256,33 +288,12 @@ class _FusedAdam(pl.Callback):
     Its default needs several times the memory of the weights on the way.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # Not when the training starts: beside adapters there is no optimizer yet.
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 if "foreach" in group:  # PyTorch's own
                     group.update(foreach=False, fused=True)
-
-
-def run_logger(run: RunFolder, recipe: Recipe, validates: bool) -> nl.NeMoLogger:
-    """Checkpoints in the run folder, and Weights & Biases where it is wanted."""
-    train = recipe.train
-    return nl.NeMoLogger(
-        # A folder of its own: NeMo moves files of earlier attempts out of it.
-        explicit_log_dir=str(run.train.path / "nemo"),
-        ckpt=Checkpoints(
-            save_every=train.save_every,
-            validate_every=train.validate_every if validates else None,
-            stop_requested=run.stop_requested,
-            dirpath=run.train.checkpoints,
-            filename="{step}-{reduced_train_loss:.4f}",
-            monitor="reduced_train_loss",
-            save_top_k=train.keep_checkpoints,
-            save_last="link",
-            # Without the optimizer a finished run could not be continued.
-            save_optim_on_train_end=True,
-        ),
-        wandb=_wandb(run),
-    )
 
 
 def fit(
@@ -301,7 +312,7 @@ def fit(
         callbacks: of Lightning.
         log: where to, and the checkpoints to write; without those none are written.
         checkpoint: of this training, to go on from.
-        initial_weights: to begin with, where there is no checkpoint.
+        initial_weights: to begin with, where there is no checkpoint; with adapters always.
     """
     train = recipe.train
     cpu = not torch.cuda.is_available()
@@ -309,6 +320,13 @@ def fit(
         patches.synchronize_before_ddp()
         patches.load_steps_of_adam()
         callbacks = [*callbacks, _FusedAdam()]
+    patches.multiply_shapes()
+    patches.add_adapters_without_transformer_engine()
+    if train.validate_first and data.validation is not None:
+        callbacks = [ValidationFirst(), *callbacks]
+    if train.lora and train.lora.dropout:
+        callbacks = [*callbacks, _SeedOfStep(train.seed)]
+    micro_batches = train.global_batch_size // (train.micro_batch_size * train.data_parallel)
     mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
     trainer = nl.Trainer(
         accelerator="cpu" if cpu else "gpu",
@@ -322,7 +340,8 @@ def fit(
         val_check_interval=train.validate_every,
         # Count steps over the whole run, through resumes, not within an epoch.
         check_val_every_n_epoch=None,
-        limit_val_batches=train.validation_batches if data.validation else 0,
+        # Lightning counts micro batches, and ends a validation without a word where they run out.
+        limit_val_batches=train.validation_batches * micro_batches if data.validation else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
         logger=False,
@@ -339,7 +358,12 @@ def fit(
         recompute=train.recompute or "none",
     )
     model = CosmosModel(config, optim=optimizer)
-    if checkpoint is None:
+    model.frozen = train.freeze
+    model.frozen_below = train.lora is not None or "embedding" in train.freeze
+    adapters = make_adapters(train, recipe.model, initial_weights)
+    # A checkpoint of adapters lacks the other weights.
+    model.strict_loading = adapters is None
+    if checkpoint is None or adapters:
         model.initial_weights = initial_weights
     llm.train(
         model=model,
@@ -351,4 +375,5 @@ def fit(
             resume_from_path=str(checkpoint) if checkpoint else None,
         ),
         optim=optimizer,
+        model_transform=adapters,
     )

@@ -108,3 +108,15 @@ def test_unigram_loss_is_the_entropy_of_the_ids(tmp_path):
     write_documents(tmp_path / "tokens", np.array([[5, 5, 9, 7]]))
     expected = -(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25))
     assert Clips(str(tmp_path / "tokens"), [0], 1, 4).unigram_loss() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2, 5])
+def test_given_ids_carry_no_loss(clips, given):
+    samples = clips(given=given)
+    item = samples[0]
+    counted = item["labels"][item["loss_mask"].bool()]
+    document = int(item["tokens"][0]) // 1000
+    # The first id of a clip has nothing before it, and is given in any case.
+    assert counted.tolist() == [1000 * document + n for n in range(max(1, given), 6)]
+    assert samples.predicted(document).tolist() == [1000 * document + n for n in range(given, 6)]
+    assert len(item["tokens"]) == 6

@@ -1,10 +1,19 @@
 """Each test fails when upstream has mended what is patched: then the patch can go."""
 
 import inspect
+import re
 
+import numpy as np
+import pytest
+import torch
+from megatron.core.dist_checkpointing import exchange_utils, mapping, validation
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from nemo.collections.llm.peft import lora
+from nemo.collections.llm.peft import utils as peft_utils
 from nemo.lightning.megatron_parallel import MegatronParallel
 from nemo.lightning.pytorch.callbacks.progress_printer import ProgressPrinter
+
+from cosmos_hpc.worker.training import patches
 
 
 def test_nemo_still_builds_ddp_on_a_stream_that_waits_for_nothing():
@@ -27,3 +36,24 @@ def test_megatron_still_looks_for_steps_that_it_does_not_save():
 
 def test_nemo_still_reads_timers_on_the_printing_rank_only():
     assert "self.log_megatron_timers(timers)" in inspect.getsource(ProgressPrinter)
+
+
+def test_megatron_still_multiplies_shapes_as_numpy_1_does(monkeypatch):
+    """In these modules, and in no other that writes checkpoints."""
+    modules = (exchange_utils, mapping, validation)
+    for module in modules:
+        assert re.search(r"\bnp\.product\(", inspect.getsource(module))
+        monkeypatch.setattr(module, "np", np)
+    monkeypatch.delattr(np, "product", raising=False)
+    tensor = mapping.ShardedTensor.from_rank_offsets("x", torch.zeros(2, 3))
+    with pytest.raises(AttributeError, match="product"):
+        exchange_utils._shard_size(tensor)
+    patches.multiply_shapes()
+    assert exchange_utils._shard_size(tensor) == 24
+    assert all(module.np.product((2, 3)) == 6 and module.np.prod is np.prod for module in modules)
+
+
+def test_nemo_still_takes_stand_ins_for_transformer_engine():
+    assert "m.__class__ == te.Linear" in inspect.getsource(lora.LoRA.transform)
+    source = inspect.getsource(peft_utils)
+    assert 'safe_import_from(\n    "megatron.core.extensions.transformer_engine"' in source

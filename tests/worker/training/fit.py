@@ -1,0 +1,117 @@
+"""Trains ar_tiny on random ids in the process that runs it; the tests that import it start that."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cosmos_hpc.config.recipes import Recipe, load_recipe
+from cosmos_hpc.models.shapes import published_shapes
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.utils import files
+from cosmos_hpc.worker.datasets.samples import Samples
+from tests.conftest import REPOSITORY
+
+SMALL = (
+    "train.max_steps=4",
+    "train.save_every=2",
+    "train.validate_every=2",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=2",
+    "data.height=32",
+    "data.width=32",
+)
+
+
+def recipe_of(overrides: list[str]) -> Recipe:
+    return load_recipe("ar_tiny", [*SMALL, *overrides])
+
+
+def write_weights(path: Path) -> None:
+    """Random weights of ar_tiny by published names."""
+    model = load_recipe("ar_tiny").model
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: torch.ones(shape) if len(shape) == 1 else torch.randn(shape, generator=generator) / 50
+        for name, shape in published_shapes(model).items()
+    }
+    torch.save(weights, path)
+
+
+class RandomClips(Samples):
+    """The same for the same index, of few different ids, which can be learnt."""
+
+    def __init__(self, recipe: Recipe, length: int, first: int = 0) -> None:
+        self.ids, self.length, self.first = recipe.data.ids_per_clip, length, first
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(self.first + index)
+        ids = torch.randint(0, 10, (self.ids,), generator=generator)
+        mask = torch.ones(self.ids)
+        mask[-1] = 0
+        return {"tokens": ids, "labels": ids.roll(-1), "loss_mask": mask}
+
+
+def validation_clips(recipe: Recipe) -> RandomClips:
+    train = recipe.train
+    return RandomClips(recipe, train.validation_batches * train.global_batch_size, 1000)
+
+
+def train(folder: Path, *overrides: str, ranks: int = 1, **env: str) -> list[dict]:
+    """Train in a folder, from the last checkpoint in it; the rows of its metrics."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(folder / "run.json", {"id": "x"})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(ranks)] if ranks > 1 else []
+    command = command if ranks > 1 else [sys.executable]
+    done = subprocess.run(
+        [*command, "-m", "tests.worker.training.fit", str(folder), *overrides],
+        cwd=REPOSITORY,
+        env={**os.environ, "WANDB_MODE": "disabled", **env},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    (folder / "log").write_text(done.stdout)
+    return files.read_jsonl(RunFolder(folder).train.metrics)
+
+
+def main(folder: str, overrides: list[str]) -> None:
+    from cosmos_hpc.worker.children import let_managers_end_with_this_process
+    from cosmos_hpc.worker.stages.train import prepare_device
+    from cosmos_hpc.worker.training import loggers, nemo
+    from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
+    from cosmos_hpc.worker.training.metrics import MetricsFile
+
+    prepare_device()
+    let_managers_end_with_this_process()
+    recipe, run = recipe_of(overrides), RunFolder(folder)
+    settings, start = recipe.train, recipe.train.init_from
+    latest = latest_checkpoint(run.train.checkpoints)
+    clips = RandomClips(recipe, settings.max_steps * settings.global_batch_size)
+    tokens = settings.global_batch_size * recipe.data.ids_per_clip
+    reference = {"untrained": 11.07, "unigram": 2.3}
+    metrics = MetricsFile(
+        run.train.metrics, run.train.loss_curve, reference, tokens, starts_trained=bool(start)
+    )
+    nemo.fit(
+        recipe,
+        nemo.ClipData(clips, validation_clips(recipe), recipe),
+        [metrics],
+        loggers.run_logger(run, recipe, validates=True),
+        checkpoint=latest[1] if latest else None,
+        initial_weights=Path(start) if start else None,
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2:])

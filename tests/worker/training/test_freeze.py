@@ -1,0 +1,49 @@
+"""Parts that are frozen keep their weights, in a training that is resumed and computes again."""
+
+import pytest
+import torch
+
+from cosmos_hpc.models.checkpoints.reader import open_weights
+from cosmos_hpc.models.checkpoints.weights import weights_of
+from cosmos_hpc.models.parts import belongs, layers_of
+from cosmos_hpc.models.shapes import published_shapes
+from cosmos_hpc.runs.folder import RunFolder
+from tests.worker.training.fit import recipe_of, train, write_weights
+
+
+def test_names_of_parts_in_megatron_and_in_published_files():
+    model = recipe_of([]).model
+    parts = ["embedding", "layers.1-2"]
+    assert layers_of(parts) == [1, 2]
+    for weight in weights_of(model):
+        frozen = weight.layer in (1, 2) or weight.name.startswith("embedding")
+        assert belongs(weight.module_name, parts) == frozen
+        assert all(belongs(name, parts) == frozen for name in weight.parts)
+    of_output = [name for name in published_shapes(model) if belongs(name, ["output_layer"])]
+    assert of_output == ["model.output.weight"]
+
+
+@pytest.mark.slow
+def test_frozen_parts_keep_their_weights(tmp_path):
+    write_weights(tmp_path / "base.pt")
+    parts = ["embedding", "layers.0"]
+    settings = (f"train.freeze=[{','.join(parts)}]", f"train.init_from={tmp_path / 'base.pt'}")
+    settings += ("train.recompute=full", "train.validate_first=false", "train.wandb.tags=[a-tag]")
+    offline = {"WANDB_MODE": "offline"}
+    rows = train(tmp_path / "run", *settings, "train.max_steps=2", **offline)
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2]
+    rows = train(tmp_path / "run", *settings, "train.max_steps=4", **offline)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert losses == sorted(losses, reverse=True) and len(losses) == 4
+    run = RunFolder(tmp_path / "run")
+    last = next(run.train.checkpoints.glob("step=3-*-last"))
+    trained, base = open_weights(last), open_weights(tmp_path / "base.pt")
+    trained.expect(recipe_of([]).model)
+    for weight in weights_of(recipe_of([]).model):
+        same = torch.equal(trained.read(weight), base.read(weight))
+        assert same == belongs(weight.module_name, parts), weight.module_name
+    logs = list(run.train.path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(logs) == 2
+    sent = b"".join(path.read_bytes() for path in logs)
+    for text in (b"a-tag", b"cosmos-hpc", b"condition_frames", b"grad_norm", b"tokens_per_second"):
+        assert text in sent
