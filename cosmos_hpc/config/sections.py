@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from cosmos_hpc.data.tokens import TOKENIZERS, Compression, latent_shape
+from cosmos_hpc.models.config import Fusion
 from cosmos_hpc.utils.settings import PathText, Section
 
 Recompute = Literal["none", "selective", "full"]
@@ -120,8 +121,15 @@ class Train(Section):
         sequence_parallel: they also share what lies between linear layers.
         recompute: what is computed again in the backward pass instead of kept: ``none``,
             ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer).
+        recompute_layers: of how many layers, with ``full``; None: of all, or as the plan chooses.
         transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
             where it is installed and there is a GPU.
+        fusions: fused kernels on a GPU, of ``rotary``, ``norms`` and ``gradient_accumulation``;
+            None: all with ``local`` layers, and none with Transformer Engine's.
+        gradient_precision: of the sum of gradients over micro batches and ranks; ``bf16`` takes
+            half of the memory and of the traffic, and rounds each addition.
+        overlap_communication: reduce gradients during the backward pass, and gather weights during
+            the forward pass, where there are copies of the model.
         learning_rate, warmup_steps: linear warm-up, then constant.
         weight_decay, clip_grad: AdamW's decay; largest norm of the gradient.
         save_every, keep_checkpoints: steps between checkpoints; how many of the best stay beside
@@ -139,7 +147,11 @@ class Train(Section):
     tensor_parallel: PositiveInt | None = None
     sequence_parallel: bool | None = None
     recompute: Recompute | None = None
+    recompute_layers: PositiveInt | None = None
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+    fusions: list[Fusion] | None = None
+    gradient_precision: Literal["bf16", "fp32"] = "fp32"
+    overlap_communication: bool = False
     learning_rate: PositiveFloat = 5e-5
     warmup_steps: NonNegativeInt = 0
     weight_decay: NonNegativeFloat = 0.01
@@ -161,6 +173,11 @@ class Train(Section):
         if self.gpus and self.gpus % (self.tensor_parallel or 1):
             raise ValueError(
                 f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
+            )
+        if self.recompute_layers and self.recompute not in (None, "full"):
+            raise ValueError(
+                f"recompute_layers={self.recompute_layers} goes with recompute=full, and recompute "
+                f"is {self.recompute}"
             )
         # Without a layout yet, there is at least one copy of the model.
         copies = self.data_parallel if self.gpus and self.tensor_parallel else 1

@@ -36,7 +36,11 @@ CHANGEABLE = {
     "train.tensor_parallel",
     "train.sequence_parallel",
     "train.recompute",
+    "train.recompute_layers",
     "train.transformer_impl",
+    "train.fusions",
+    "train.gradient_precision",
+    "train.overlap_communication",
     "train.micro_batch_size",
 }
 

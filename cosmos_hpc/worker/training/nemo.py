@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -27,6 +28,7 @@ from cosmos_hpc.models.checkpoints.published import load_weights
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.fusions import choose_fusions, fuse
 from cosmos_hpc.models.megatron import megatron_settings
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
@@ -179,7 +181,13 @@ class ClipData(pl.LightningDataModule):
 
 
 def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
+    overlap = recipe.train.overlap_communication and not cpu
     return nl.MegatronStrategy(
+        ddp=DistributedDataParallelConfig(
+            check_for_nan_in_grad=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
+        ),
         tensor_model_parallel_size=recipe.train.tensor_parallel or 1,
         sequence_parallel=bool(recipe.train.sequence_parallel),
         pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
@@ -206,6 +214,7 @@ def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
             bf16=train.precision == "bf16",
             params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
             use_distributed_optimizer=not cpu,
+            overlap_param_gather=train.overlap_communication and not cpu,
         ),
         lr_scheduler=WarmupHoldPolicyScheduler(
             warmup_steps=train.warmup_steps,
@@ -309,7 +318,9 @@ def fit(
         patches.synchronize_before_ddp()
         patches.load_steps_of_adam()
         callbacks = [*callbacks, _FusedAdam()]
-    mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
+    mixed = nl.MegatronMixedPrecision(
+        precision="bf16-mixed", grad_reduce_in_fp32=train.gradient_precision == "fp32"
+    )
     trainer = nl.Trainer(
         accelerator="cpu" if cpu else "gpu",
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
@@ -337,7 +348,9 @@ def fit(
         cpu,
         transformer_impl=train.transformer_impl,
         recompute=train.recompute or "none",
+        recompute_layers=train.recompute_layers,
     )
+    fuse(config, choose_fusions(train.fusions, config.transformer_impl))
     model = CosmosModel(config, optim=optimizer)
     if checkpoint is None:
         model.initial_weights = initial_weights
