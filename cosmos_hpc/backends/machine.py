@@ -72,6 +72,11 @@ class MachineCluster(Cluster):
         """Those of this machine, or of the usual node: what would do is sought beyond it."""
         return max(self.gpus, NODE_GPUS)
 
+    @property
+    def takes_all_gpus(self) -> bool:
+        """Those that the profile names are for this one submit."""
+        return True
+
     @model_validator(mode="after")
     def _a_gpu_for_every_task(self) -> MachineCluster:
         if self.gpus and self.parallel > self.gpus:

@@ -58,6 +58,15 @@ class Cluster(Section):
         return NODE_GPUS
 
     @property
+    def takes_all_gpus(self) -> bool:
+        """Whether a training may take all GPUs, because no one else waits for them."""
+        return False
+
+    def time_of(self, stage: str) -> str | None:
+        """The time limit of a stage's jobs; None without limits."""
+        return None
+
+    @property
     def gpu_bytes(self) -> float:
         """Memory of one GPU."""
         return gpu_bytes(self.gpu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 from cosmos_hpc.config.clusters import Cluster
@@ -9,6 +10,7 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import Layout, Memory
+from cosmos_hpc.planning.speed import StepTime
 from cosmos_hpc.utils.progress import gigabytes
 from cosmos_hpc.utils.settings import validate
 
@@ -33,6 +35,10 @@ class Plan:
         memory: bytes of a step on one GPU, by part; None without GPUs.
         minimum, recommended: layouts of the fewest GPUs that fit at all, and that need no
             recomputation and leave room.
+        step_time: seconds of a step, by part; None where the speed of the GPUs is not known.
+        train_seconds: of all steps and validations; None likewise.
+        further: GPUs, seconds a step and layout of larger numbers of GPUs; empty likewise.
+        time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
         disk_bytes: what the run folder will take at most; without tokens before the input is set.
         all_clips: videos give as many clips as they hold, of which ``disk_bytes`` counts one each.
@@ -52,7 +58,12 @@ class Plan:
     memory: Memory | None
     minimum: Layout | None
     recommended: Layout | None
+    step_time: StepTime | None
+    train_seconds: float | None
+    further: list[tuple[int, float, str]]
+    time_limit: str | None
     micro_batches: int
+    global_batch_size: int
     max_steps: int
     disk_bytes: int
     all_clips: bool
@@ -79,8 +90,44 @@ class Plan:
                 f"              {self.layout}, {self.micro_batches} micro "
                 f"batch{'es' * (self.micro_batches > 1)} a step",
                 *self._render_memory(),
+                *self._render_time(),
                 f"  disk        {self._render_disk()}",
             ]
+        )
+
+    def _render_time(self) -> list[str]:
+        if self.step_time is None or self.train_seconds is None:
+            return []
+        step = self.step_time.total
+        tokens = self.global_batch_size * self.sequence_length / step
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {seconds / step:.0%}"
+            for name, seconds in asdict(self.step_time).items()
+            if seconds / step >= 0.005
+        )
+        lines = [
+            f"  time        about {step:.2f} s a step, {tokens:,.0f} tokens/s: {parts}",
+            f"              {self.max_steps} steps take about {_duration(self.train_seconds)}, "
+            f"without starting, checkpoints and waiting in a queue",
+        ]
+        lines += [
+            f"              {gpus} GPUs: {seconds:.2f} s a step, {step / seconds:.1f} times as "
+            f"fast ({layout})"
+            for gpus, seconds, layout in self.further
+        ]
+        if self.time_limit is not None:
+            lines.append(f"  time limit  {self._render_limit(self.time_limit)}")
+        return lines
+
+    def _render_limit(self, limit: str) -> str:
+        """What the training's jobs would need, beside what the profile gives them."""
+        assert self.train_seconds is not None
+        hours, rest = divmod(proposed_minutes(self.train_seconds), 60)
+        days, hours = divmod(hours, 24)
+        wanted = (f"{days}-" if days else "") + f"{hours:02}:{rest:02}:00"
+        return (
+            f"cluster.time.train={wanted} would do for one job; it is {limit}, and a training that "
+            f"takes longer queues itself again and resumes"
         )
 
     def _render_disk(self) -> str:
@@ -100,6 +147,30 @@ class Plan:
         if self.recommended:
             lines[-1] += "; it fits without recomputation and leaves a fifth of the memory free"
         return lines
+
+
+def proposed_minutes(train_seconds: float) -> int:
+    """Minutes of a job that trains so long, in whole half hours.
+
+    A quarter more than the steps take, for checkpoints and slower nodes, and a quarter of an hour
+    to start.
+    """
+    return 30 * math.ceil((1.25 * train_seconds / 60 + 15) / 30)
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, or minutes."""
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _train_seconds(recipe: Recipe, step: StepTime) -> float:
+    """All steps and validations; a validation's forward pass is a third of the step's."""
+    train = recipe.train
+    steps = float(train.max_steps)
+    if recipe.data.split.validation:
+        steps += train.max_steps // train.validate_every * train.validation_batches / 3
+    return steps * step.total
 
 
 def _gpu_name(gpu: str | float) -> str:
@@ -159,6 +230,11 @@ def make_plan(
         memory=sizing.memory,
         minimum=sizing.minimum,
         recommended=sizing.recommended,
+        step_time=sizing.time,
+        train_seconds=_train_seconds(recipe, sizing.time) if sizing.time else None,
+        further=[(x.gpus, round(time.total, 3), str(x)) for x, time in sizing.further],
+        time_limit=cluster.time_of("train"),
+        global_batch_size=train.global_batch_size,
         micro_batches=train.global_batch_size
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
@@ -178,6 +254,7 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
         "tensor_parallel": layout.tensor_parallel,
         "sequence_parallel": layout.sequence_parallel,
         "recompute": layout.recompute,
+        "recompute_layers": layout.recompute_layers,
     }
     data = recipe.model_dump()
     # As it will be read again: what does not hold for these ranks is refused here, and not written.
