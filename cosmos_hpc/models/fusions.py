@@ -110,24 +110,24 @@ def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -> Te
     return (normed * weight.float()).to(x.dtype)
 
 
+def _add_product(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
+    """Add ``gradient.T @ inputs`` to ``total`` in one product.
+
+    Args:
+        inputs: of the layer, ``[tokens, in]``.
+        gradient: of its output, ``[tokens, out]`` in the same dtype.
+        total: of its weight, ``[out, in]``, in that dtype or float32.
+    """
+    if total.dtype == inputs.dtype:
+        total.addmm_(gradient.t(), inputs)
+    else:
+        torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
+
+
 class AddedByProducts:
     """In place of Apex's extension: products that add to the gradient of a weight themselves.
 
     Without it, a product writes a bf16 gradient, which another kernel reads and adds.
     """
 
-    @staticmethod
-    def wgrad_gemm_accum_fp32(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-        """Add ``gradient.T @ inputs`` to ``total``.
-
-        Args:
-            inputs: of the layer, ``[tokens, in]`` in bf16.
-            gradient: of its output, ``[tokens, out]`` in bf16.
-            total: of its weight, ``[out, in]`` in float32.
-        """
-        torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
-
-    @staticmethod
-    def wgrad_gemm_accum_fp16(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
-        """The same where the sum has the dtype of the others."""
-        total.addmm_(gradient.t(), inputs)
+    wgrad_gemm_accum_fp32 = wgrad_gemm_accum_fp16 = staticmethod(_add_product)

@@ -67,13 +67,13 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
         RequestError: nothing fits; says how many GPUs would do.
     """
     train, model = recipe.train, recipe.model_for_clips()
-    if not cluster.max_gpus:
-        return Sizing(_on_cpus(train))
     if (train.recompute_layers or 0) > model.num_layers:
         raise RequestError(
             f"train.recompute_layers={train.recompute_layers}, but the model has "
             f"{model.num_layers} layers; leave it out to recompute all"
         )
+    if not cluster.max_gpus:
+        return Sizing(_on_cpus(train))
     search = _Search(recipe, cluster)
     free = train.model_copy(update=dict.fromkeys(_CHOSEN))
     anything = search.layouts(free, MAX_GPUS)
@@ -103,7 +103,8 @@ def _on_cpus(train: Train) -> Layout:
         tensor_parallel=tensor,
         data_parallel=(train.gpus or tensor) // tensor,
         sequence_parallel=bool(train.sequence_parallel),
-        recompute=train.recompute or "none",
+        recompute=train.recompute or ("full" if train.recompute_layers else "none"),
+        recompute_layers=train.recompute_layers,
         micro_batch_size=train.micro_batch_size,
         precision=train.precision,
     )
@@ -115,10 +116,12 @@ class _Search:
     def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
         self._recipe, self._model = recipe, recipe.model_for_clips()
         self._bytes, self._node_gpus = cluster.gpu_bytes, cluster.node_gpus
-        self._all_gpus = cluster.takes_all_gpus
+        self._all_gpus, self._max_gpus = cluster.takes_all_gpus, cluster.max_gpus
         gpu = cluster.gpu if isinstance(cluster.gpu, str) else UNKNOWN_GPU
         self._rates = RATES[gpu]
-        self._fused = recipe.train.fusions is None or bool(recipe.train.fusions)
+        asked = recipe.train.fusions
+        by_default = recipe.train.transformer_impl != "transformer_engine"
+        self._fused = by_default if asked is None else bool(asked)
 
     def time(self, layout: Layout) -> StepTime:
         """Of a step."""
@@ -129,9 +132,7 @@ class _Search:
 
     def layouts(self, train: Train, max_gpus: int) -> list[Layout]:
         """What the settings allow: fewest GPUs first, then what recomputes and splits least."""
-        counts = [train.gpus] if train.gpus else [2**i for i in range(max_gpus.bit_length())]
-        if train.gpus is None and max_gpus not in counts and max_gpus < MAX_GPUS:
-            counts.append(max_gpus)
+        counts = [train.gpus] if train.gpus else self._counts(max_gpus)
         recomputations = [train.recompute] if train.recompute else _RECOMPUTATIONS
         if train.recompute_layers:
             recomputations = ["full"]
@@ -143,6 +144,13 @@ class _Search:
                     if layout is not None:
                         found += self._some_layers(train, layout)
         return found
+
+    def _counts(self, max_gpus: int) -> list[int]:
+        """Numbers of GPUs to try: within a node, and of whole nodes."""
+        doubled = [2**i for i in range(max_gpus.bit_length())]
+        within = [n for n in [*doubled, self._max_gpus] if n <= self._node_gpus]
+        nodes = [n * self._node_gpus for n in doubled]
+        return sorted({n for n in [*within, *nodes] if n <= max_gpus})
 
     def _layout(self, train: Train, gpus: int, tensor: int, recompute: Recompute) -> Layout | None:
         data = gpus // tensor

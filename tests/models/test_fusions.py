@@ -48,7 +48,7 @@ def test_norms_and_their_gradients_are_pytorch_s():
 def test_gradients_add_up_in_place():
     inputs, gradient, total = torch.randn(7, 3), torch.randn(7, 4), torch.randn(4, 3)
     expected = total + gradient.t() @ inputs
-    AddedByProducts.wgrad_gemm_accum_fp16(inputs, gradient, total)
+    AddedByProducts.wgrad_gemm_accum_fp32(inputs, gradient, total)
     torch.testing.assert_close(total, expected)
 
 

@@ -99,6 +99,9 @@ def test_a_cpu_takes_what_the_recipe_says():
     found = size(load_recipe("ar_tiny", ["train.gpus=2", "train.tensor_parallel=2"]), cluster)
     assert (found.layout.tensor_parallel, found.memory) == (2, None)
     assert size(load_recipe("ar_tiny"), cluster).layout.gpus == 1
+    some = size(load_recipe("ar_tiny", ["train.recompute_layers=2"]), cluster).layout
+    assert (some.recompute, some.recompute_layers) == ("full", 2)
+    assert str(some).endswith("full recomputation of 2 layers")
 
 
 def test_tensor_parallel_alone_means_as_many_ranks():
@@ -138,6 +141,14 @@ def slurm(tmp_path, gpus_per_node):
 def test_a_node_of_four_gpus_bounds_tensor_parallelism(tmp_path):
     layout = size(load_recipe("ar13b_v2w"), slurm(tmp_path, 4)).layout
     assert (layout.tensor_parallel, layout.data_parallel) == (4, 4)
+
+
+def test_a_job_takes_a_part_of_a_node_or_whole_ones(tmp_path):
+    found = size(load_recipe("ar13b_v2w", ["train.global_batch_size=24"]), slurm(tmp_path, 6))
+    assert found.layout.gpus == 12
+    assert [layout.gpus for layout, _ in found.further] == [24, 48]
+    batch = ["train.global_batch_size=6"]
+    assert sizing("ar4b", "H200-141", 6, batch).layout.data_parallel == 6
 
 
 def test_a_cluster_of_others_gives_as_many_gpus_as_are_recommended(tmp_path):
