@@ -216,10 +216,14 @@ class _Search:
         return self.fastest(self._fitting(same, COMFORTABLE))
 
     def choose(self, layouts: list[Layout]) -> Layout | None:
-        """The fastest of as many GPUs as are recommended, or of all where no one else waits."""
-        recommended = None if self._all_gpus else self.recommended(layouts)
-        if recommended is not None:
-            layouts = [x for x in layouts if x.gpus == recommended.gpus]
+        """The fastest of all GPUs, or where others wait for them, of as few as are enough.
+
+        Those are as many as are recommended, or else as let the training recompute least.
+        """
+        if not self._all_gpus:
+            by_cost = sorted(layouts, key=lambda x: _RECOMPUTATIONS.index(x.recompute))
+            enough = self.recommended(layouts) or self.first(by_cost, POSSIBLE)
+            layouts = [x for x in layouts if enough and x.gpus == enough.gpus]
         return self.fastest(layouts)
 
     def further(self, layouts: list[Layout], gpus: int) -> tuple[tuple[Layout, StepTime], ...]:

@@ -157,6 +157,8 @@ def test_a_cluster_of_others_gives_as_many_gpus_as_are_recommended(tmp_path):
     assert (found.recommended.gpus, found.recommended.tensor_parallel) == (8, 8)
     assert (found.layout.gpus, found.layout.tensor_parallel) == (8, 4)
     assert [layout.gpus for layout, _ in found.further] == [16, 32, 64]
+    asked = size(load_recipe("ar13b_v2w", ["train.recompute=full"]), slurm(tmp_path, 8)).layout
+    assert (asked.gpus, asked.recompute) == (4, "full")
     times = [found.time, *(time for _, time in found.further)]
     assert times == sorted(times, key=lambda time: -time.total)
 
