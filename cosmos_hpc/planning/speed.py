@@ -132,7 +132,7 @@ def step_time(
     )
 
 
-def repeated_share(model: ModelConfig, layout: Layout) -> float:
+def _repeated_share(model: ModelConfig, layout: Layout) -> float:
     """Share of the layers of which all but the input is computed again."""
     if layout.recompute != "full":
         return 0
@@ -149,7 +149,7 @@ def _flops(model: ModelConfig, layout: Layout) -> tuple[float, float]:
         linear += 4 * tokens * hidden * query + 4 * TEXT_POSITIONS * key * model.context_width
         core += 4 * tokens * TEXT_POSITIONS * query
     mlp = 6 * tokens * hidden * model.ffn_hidden_size
-    again = repeated_share(model, layout)
+    again = _repeated_share(model, layout)
     repeated = mlp if layout.recompute == "selective" else again * (linear + mlp)
     products = model.num_layers * (3 * (linear + mlp) + repeated)
     products += 6 * tokens * hidden * model.output_vocab_size
@@ -166,9 +166,9 @@ def _token_bytes(model: ModelConfig, layout: Layout, fused: bool) -> float:
     passes = _QUERIES_KEYS if fused else _UNFUSED_QUERIES_KEYS
     queries = passes * (query + key) + (_CROSS_QUERIES * query if text else 0)
     layer = hidden / (split if layout.sequence_parallel else 1) + queries / split
-    layer *= 1 + _FORWARD * repeated_share(model, layout)
+    layer *= 1 + _FORWARD * _repeated_share(model, layout)
     # The activation is repeated with the products of its layer.
-    again = 1 if layout.recompute == "selective" else repeated_share(model, layout)
+    again = 1 if layout.recompute == "selective" else _repeated_share(model, layout)
     repeated = _FEED_FORWARD_AGAIN * again
     layer += (_FEED_FORWARD + repeated) * model.ffn_hidden_size / split
     loss = _LOSS * model.output_vocab_size / split
@@ -186,7 +186,7 @@ def _tensor_bytes(model: ModelConfig, layout: Layout) -> float:
     width = 2 if layout.precision == "bf16" else 4
     one = width * model.sequence_length * model.hidden_size * (split - 1) / split
     parts = 3 if model.context_width else 2
-    passes = 2 + repeated_share(model, layout)
+    passes = 2 + _repeated_share(model, layout)
     if layout.recompute == "selective":
         passes += 1 / parts
     return one * (model.num_layers * 2 * parts * passes + 6)

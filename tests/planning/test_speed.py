@@ -2,6 +2,7 @@
 
 import pytest
 
+from cosmos_hpc.config.gpus import GPU_GIGABYTES
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.planning.memory import Layout
 from cosmos_hpc.planning.speed import RATES, step_time
@@ -75,6 +76,12 @@ def test_the_parts_of_a_profiled_step():
     # A quarter of a step of the 12B model on four is waiting for tensor parallelism.
     wide = predict("ar12b", Layout(**FOUR), 4, fused=False)
     assert wide.communication / wide.total == pytest.approx(0.26, abs=0.06)
+
+
+def test_every_known_gpu_has_a_speed_and_newer_ones_are_faster():
+    assert set(RATES) == set(GPU_GIGABYTES)
+    times = [predict("ar4b", Layout(), gpu=gpu).total for gpu in GPU_GIGABYTES]
+    assert times == sorted(times, reverse=True)
 
 
 def test_what_each_setting_changes():
