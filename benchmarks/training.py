@@ -2,7 +2,12 @@
 
     torchrun --standalone --nproc-per-node N benchmarks/training.py RECIPE [key=value ...]
 
-N is the number of GPUs. FLOPs are counted by ``ModelConfig.training_flops``. Weights and ids are
+N is the number of GPUs. To measure settings one at a time, each in processes of its own, after the
+settings of the recipe without any:
+
+    python benchmarks/training.py --gpus N --switch all --switch overlap RECIPE [key=value ...]
+
+FLOPs are counted by ``ModelConfig.training_flops``. Weights and ids are
 random: the first loss should be near ln 64 000 = 11.07.
 """
 
@@ -12,6 +17,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from typing import Any
@@ -28,6 +35,17 @@ from cosmos_hpc.utils.imports import end_quickly, large_imports
 from cosmos_hpc.worker.datasets.samples import Samples, conditioned_sample
 from cosmos_hpc.worker.stages.train import prepare_device
 
+#: Settings that are worth measuring, by what ``--switch`` calls them; the first beside all others.
+SWITCHES = {
+    "plain": ["train.fusions=[]"],
+    "fused": ["train.fusions=[rotary, norms, gradient_accumulation]"],
+    "rotary": ["train.fusions=[rotary]"],
+    "norms": ["train.fusions=[norms]"],
+    "accumulation": ["train.fusions=[gradient_accumulation]"],
+    "bf16-gradients": ["train.gradient_precision=bf16"],
+    "overlap": ["train.overlap_communication=true"],
+    "transformer-engine": ["train.transformer_impl=transformer_engine"],
+}
 #: Rows of a T5 text embedding.
 TEXT_POSITIONS = 512
 
@@ -111,6 +129,7 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
     report: dict[str, Any] = {
         "recipe": name,
         "layout": str(sizing.layout),
+        "fusions": train.fusions,
         "global_batch_size": train.global_batch_size,
         "losses": meter.losses,
         "seconds": meter.seconds,
@@ -130,9 +149,39 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
             "predicted_gb": round(predicted.total / 1e9, 2),
             "predicted_to_seen": round(predicted.total / seen, 3),
             "parts": {k: round(v / 1e9, 2) for k, v in vars(predicted).items()},
+            "predicted_seconds": round(sizing.time.total, 4) if sizing.time else None,
         }
     if int(os.environ.get("RANK", "0")) == 0:
         print("RESULT " + json.dumps(report), flush=True)
+
+
+def compare(name: str, overrides: list[str], gpu: str, gpus: int, switches: list[str]) -> None:
+    """Measure a recipe without switches and with each, and print a line for each."""
+    seen: dict[str, float] = {}
+    for switch in dict.fromkeys(["plain", *(SWITCHES if "all" in switches else switches)]):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+                *(f"--nproc-per-node={gpus}", __file__, name, f"--gpu={gpu}"),
+                *(*overrides, *SWITCHES[switch]),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        results = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
+        if not results:
+            print(f"{switch:20} failed:\n{done.stdout[-2000:]}", flush=True)
+            continue
+        report = json.loads(results[0].removeprefix("RESULT "))
+        seen[switch] = report["step_seconds"]
+        print(
+            f"{switch:20} {seen[switch]:.4f} s  {report['tflops_per_gpu']:6.1f} TFLOP/s a GPU  "
+            f"{report.get('allocated_gb', 0):6.1f} GB  "
+            f"{seen.get('plain', 0) / seen[switch]:.3f} times as fast as plain",
+            flush=True,
+        )
+        print(results[0], flush=True)
 
 
 if __name__ == "__main__":
@@ -140,5 +189,16 @@ if __name__ == "__main__":
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--gpu", default="H200-141")
-    arguments = parser.parse_args()
-    main(arguments.recipe, arguments.overrides, arguments.gpu)
+    parser.add_argument("--gpus", type=int, default=1, help="with --switch: ranks")
+    parser.add_argument("--switch", action="append", default=[], choices=[*SWITCHES, "all"])
+    arguments = parser.parse_intermixed_args()
+    if arguments.switch:
+        compare(
+            arguments.recipe,
+            arguments.overrides,
+            arguments.gpu,
+            arguments.gpus,
+            arguments.switch,
+        )
+    else:
+        main(arguments.recipe, arguments.overrides, arguments.gpu)

@@ -39,7 +39,7 @@ def test_plan(tmp_path, scenes):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["submit"], "recipe= is missing; there are ar12b, ar13b_v2w"),
+        (["submit"], "recipe= is missing; there are ar12b, ar12b_lora, ar13b_v2w"),
         (["submit", "recpie=ar_tiny"], "did you mean recipe?"),
         (["submit", "recipe=ar_tiny"], "data.input is not set"),
         (["submit", "recipe=ar_tiny", "--stages", ""], "unknown stage ''"),

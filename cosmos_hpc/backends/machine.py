@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from pydantic import NonNegativeInt, model_validator
 
@@ -42,14 +42,14 @@ class MachineCluster(Cluster):
     """
 
     gpus: NonNegativeInt
+    takes_all_gpus: ClassVar[bool] = True
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
         """All GPUs, or all cores where there is none."""
         gpus = len(visible_gpus())
-        cores = len(os.sched_getaffinity(0))
         known = {"gpu": this_gpu()} if gpus else {}
-        return {"gpus": gpus, "parallel": gpus or max(2, cores), **known}
+        return {"gpus": gpus, "parallel": gpus or max(2, len(os.sched_getaffinity(0))), **known}
 
     @classmethod
     def completed(cls, data: dict[str, Any]) -> dict[str, Any]:

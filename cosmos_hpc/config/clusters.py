@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, PositiveInt
 
@@ -39,6 +39,8 @@ class Cluster(Section):
     gpu: Gpu = UNKNOWN_GPU
 
     kind: str
+    #: Whether a training may take all GPUs, because no one else waits for them.
+    takes_all_gpus: ClassVar[bool] = False
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
@@ -59,6 +61,10 @@ class Cluster(Section):
     def node_gpus(self) -> int:
         """GPUs of one node, which are linked fast enough for tensor parallelism."""
         return NODE_GPUS
+
+    def time_of(self, stage: str) -> str | None:
+        """The time limit of a stage's jobs; None without limits."""
+        return None
 
     @property
     def gpu_bytes(self) -> float:

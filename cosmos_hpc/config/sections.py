@@ -17,7 +17,7 @@ from pydantic import (
 
 from cosmos_hpc.data.tokens import TOKENIZERS, Compression, latent_shape
 from cosmos_hpc.models.adapters import Target, targets_of
-from cosmos_hpc.models.config import Architecture
+from cosmos_hpc.models.config import Architecture, Fusion
 from cosmos_hpc.models.parts import layers_of, part
 from cosmos_hpc.utils.settings import PathText, Section
 
@@ -165,8 +165,15 @@ class Train(Section):
         sequence_parallel: they also share what lies between linear layers.
         recompute: what is computed again in the backward pass instead of kept: ``none``,
             ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer).
+        recompute_layers: of how many layers, with ``full``; None: of all, or as the plan chooses.
         transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
             where it is installed and there is a GPU.
+        fusions: fused kernels on a GPU, of ``rotary``, ``norms`` and ``gradient_accumulation``;
+            None: all with ``local`` layers, and none with Transformer Engine's.
+        gradient_precision: of the sum of gradients over micro batches and ranks; ``bf16`` takes
+            half of the memory and of the traffic, and rounds each addition.
+        overlap_communication: reduce gradients during the backward pass, and gather weights during
+            the forward pass, where there are copies of the model.
         learning_rate: the highest.
         warmup_steps: steps in which it rises to that; None: a tenth of ``max_steps``, at most 100,
             where ``init_from`` is set, else none.
@@ -197,7 +204,11 @@ class Train(Section):
     tensor_parallel: PositiveInt | None = None
     sequence_parallel: bool | None = None
     recompute: Recompute | None = None
+    recompute_layers: PositiveInt | None = None
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
+    fusions: list[Fusion] | None = None
+    gradient_precision: Literal["bf16", "fp32"] = "fp32"
+    overlap_communication: bool = False
     learning_rate: PositiveFloat = 5e-5
     warmup_steps: NonNegativeInt | None = None
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -227,6 +238,11 @@ class Train(Section):
         if self.gpus and self.gpus % (self.tensor_parallel or 1):
             raise ValueError(
                 f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
+            )
+        if self.recompute_layers and self.recompute not in (None, "full"):
+            raise ValueError(
+                f"recompute_layers={self.recompute_layers} goes with recompute=full, and recompute "
+                f"is {self.recompute}"
             )
         # Without a layout yet, there is at least one copy of the model.
         copies = self.data_parallel if self.gpus and self.tensor_parallel else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -13,6 +13,9 @@ from cosmos_hpc.utils.settings import Section
 
 #: ``(T, H, W)`` in latent frames, rows and columns; a list (YAML) will do.
 LatentShape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+#: Fused kernels of training, see :mod:`cosmos_hpc.models.fusions`.
+Fusion = Literal["rotary", "norms", "gradient_accumulation"]
+FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 
 class Architecture(Section):

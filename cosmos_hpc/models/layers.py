@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +33,19 @@ from cosmos_hpc.models.positions import absolute_positions
 class RMSNorm(torch.nn.RMSNorm):
     """PyTorch's RMSNorm with Megatron's signature; unlike Megatron's own, sequence parallel too."""
 
+    #: Of all norms of the process; :mod:`cosmos_hpc.models.fusions` puts a compiled one here.
+    kernel: ClassVar[Callable[..., Tensor]] = staticmethod(F.rms_norm)
+
     def __init__(
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
     ) -> None:
         super().__init__(hidden_size, eps=eps)
         # Tells Megatron to sum the gradients of ranks that each see a part of the sequence.
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm of the last dimension, in the dtype of ``x``."""
+        return self.kernel(x, self.normalized_shape, self.weight, self.eps)
 
 
 class TorchCoreAttention(MegatronModule):

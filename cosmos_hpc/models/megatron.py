@@ -25,7 +25,11 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 
 
 def megatron_settings(
-    model: ModelConfig, cpu: bool, transformer_impl: str = "auto", recompute: str = "none"
+    model: ModelConfig,
+    cpu: bool,
+    transformer_impl: str = "auto",
+    recompute: str = "none",
+    recompute_layers: int | None = None,
 ) -> dict[str, Any]:
     """Fields of Megatron's ``TransformerConfig`` for an architecture.
 
@@ -35,9 +39,12 @@ def megatron_settings(
         transformer_impl: see :func:`cosmos_hpc.models.layers.choose_transformer_impl`.
         recompute: ``none``, ``selective`` (the feed-forward layer) or ``full`` (all but the input
             of each layer).
+        recompute_layers: of how many layers, with ``full``, the first ones; None: of all.
     """
+    some = {"recompute_method": "block", "recompute_num_layers": recompute_layers}
     return {
         **RECOMPUTE[recompute],
+        **(some if recompute_layers else {}),
         "transformer_impl": choose_transformer_impl(transformer_impl),
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,

@@ -1,12 +1,13 @@
-"""Chooses how a training is spread over GPUs, from the memory that a step takes."""
+"""Chooses how a training is spread over GPUs, from the memory and the time that a step takes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.gpus import UNKNOWN_GPU
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.sections import Train
 from cosmos_hpc.errors import RequestError
@@ -15,6 +16,7 @@ from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.parts import belongs
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.planning.memory import Layout, Memory, Recompute, Trained, training_memory
+from cosmos_hpc.planning.speed import RATES, StepTime, step_time
 
 #: Share of a GPU's memory that a step may take. Something is needed for CUDA, NCCL and
 #: fragmentation in any case; comfortable leaves room for surprises as well.
@@ -23,6 +25,16 @@ POSSIBLE, COMFORTABLE = 0.95, 0.8
 MAX_TENSOR_PARALLEL = 8
 #: As far as is looked for what would do.
 MAX_GPUS = 64
+#: How many larger numbers of GPUs a plan compares.
+_FURTHER = 3
+#: Settings that are chosen where the recipe leaves them open.
+_CHOSEN = (
+    "gpus",
+    "tensor_parallel",
+    "sequence_parallel",
+    "recompute",
+    "recompute_layers",
+)
 #: In the order in which they cost time.
 _RECOMPUTATIONS: tuple[Recompute, ...] = ("none", "selective", "full")
 
@@ -35,14 +47,18 @@ class Sizing:
         layout: how the training is spread.
         memory: of a step on one GPU; None without GPUs.
         minimum: the layout of fewest GPUs that fits; None where none does.
-        recommended: the layout of fewest GPUs that needs no recomputation and leaves a fifth of the
-            memory free; None where none does.
+        recommended: the fastest layout of the fewest GPUs that need no recomputation and leave a
+            fifth of the memory free; None where none does.
+        time: of a step; None where the speed of the GPUs is not known.
+        further: layouts of more GPUs, the fastest of each number, with their times.
     """
 
     layout: Layout
     memory: Memory | None = None
     minimum: Layout | None = None
     recommended: Layout | None = None
+    time: StepTime | None = None
+    further: tuple[tuple[Layout, StepTime], ...] = ()
 
 
 def trained_of(train: Train, model: ModelConfig) -> Trained:
@@ -57,41 +73,40 @@ def trained_of(train: Train, model: ModelConfig) -> Trained:
 def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     """Resolve the layout of a recipe's training on a cluster.
 
-    What the recipe sets stays; the rest is chosen: the recommended layout where the cluster has
-    the GPUs for it, else the one that recomputes least on as few GPUs as that allows.
+    What the recipe sets stays; the rest is chosen: the fastest layout that fits. A cluster that
+    others use gives as many GPUs as the recommended layout takes, where it has so many; one that
+    nobody else waits for gives all.
 
     Raises:
         RequestError: nothing fits; says how many GPUs would do.
     """
     train, model = recipe.train, recipe.model_for_clips()
+    if (train.recompute_layers or 0) > model.num_layers:
+        raise RequestError(
+            f"train.recompute_layers={train.recompute_layers}, but the model has "
+            f"{model.num_layers} layers; leave it out to recompute all"
+        )
     if not cluster.max_gpus:
         return Sizing(_on_cpus(train))
-    free = train.model_copy(
-        update=dict.fromkeys(("gpus", "tensor_parallel", "sequence_parallel", "recompute"))
-    )
-    trained = trained_of(train, model)
-
-    def memory(layout: Layout) -> Memory:
-        return training_memory(model, layout, trained)
-
-    def first(layouts: list[Layout], share: float) -> Layout | None:
-        fits = (x for x in layouts if memory(x).total <= share * cluster.gpu_bytes)
-        return next(fits, None)
-
-    anything = list(_layouts(free, model, MAX_GPUS, cluster.node_gpus))
-    minimum = first(anything, POSSIBLE)
-    recommended = first(_without_recomputation(anything), COMFORTABLE)
-    allowed = list(_layouts(train, model, cluster.max_gpus, cluster.node_gpus))
-    # The fewest GPUs that are comfortable, else what recomputes least of all that fits.
-    by_cost = sorted(allowed, key=lambda x: _RECOMPUTATIONS.index(x.recompute))
-    chosen = first(_without_recomputation(allowed), COMFORTABLE) or first(by_cost, POSSIBLE)
+    search = _Search(recipe, cluster)
+    free = train.model_copy(update=dict.fromkeys(_CHOSEN))
+    anything = search.layouts(free, MAX_GPUS)
+    minimum = search.first(anything, POSSIBLE)
+    recommended = search.recommended(anything)
+    allowed = search.layouts(train, cluster.max_gpus)
+    chosen = search.choose(allowed)
     if chosen is None:
-        raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum, memory))
-    return Sizing(chosen, memory(chosen), minimum, recommended)
-
-
-def _without_recomputation(layouts: list[Layout]) -> list[Layout]:
-    return [layout for layout in layouts if layout.recompute == "none"]
+        raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum, search.memory))
+    known = isinstance(cluster.gpu, str) and train.precision == "bf16"
+    more = free.model_copy(update={"recompute": train.recompute}) if known else None
+    return Sizing(
+        chosen,
+        search.memory(chosen),
+        minimum,
+        recommended,
+        search.time(chosen) if known else None,
+        search.further(search.layouts(more, MAX_GPUS), chosen.gpus) if more else (),
+    )
 
 
 def _on_cpus(train: Train) -> Layout:
@@ -102,39 +117,150 @@ def _on_cpus(train: Train) -> Layout:
         tensor_parallel=tensor,
         data_parallel=(train.gpus or tensor) // tensor,
         sequence_parallel=bool(train.sequence_parallel),
-        recompute=train.recompute or "none",
+        recompute=train.recompute or ("full" if train.recompute_layers else "none"),
+        recompute_layers=train.recompute_layers,
         micro_batch_size=train.micro_batch_size,
         precision=train.precision,
     )
 
 
-def _layouts(train: Train, model: ModelConfig, max_gpus: int, node_gpus: int) -> Iterator[Layout]:
-    """Layouts that the settings allow: fewest GPUs first, then what recomputes and splits least."""
-    counts = [train.gpus] if train.gpus else [2**i for i in range(max_gpus.bit_length())]
-    recomputations = [train.recompute] if train.recompute else _RECOMPUTATIONS
-    for gpus in (n for n in counts if n <= max_gpus):
-        for recompute in recomputations:
-            for tensor in _tensor_parallel(train, model, gpus, node_gpus):
-                data = gpus // tensor
-                if train.global_batch_size % (data * train.micro_batch_size):
-                    continue
-                possible = tensor > 1 and model.sequence_length % tensor == 0
-                if train.sequence_parallel and not possible:
-                    continue
-                sequence = possible if train.sequence_parallel is None else train.sequence_parallel
-                yield Layout(
-                    tensor, data, sequence, recompute, train.micro_batch_size, train.precision
-                )
+class _Search:
+    """Layouts of a recipe on a cluster's GPUs, their memory and time."""
 
+    def __init__(self, recipe: Recipe, cluster: Cluster) -> None:
+        self._recipe, self._model = recipe, recipe.model_for_clips()
+        self._trained = trained_of(recipe.train, self._model)
+        self._bytes, self._node_gpus = cluster.gpu_bytes, cluster.node_gpus
+        self._all_gpus, self._max_gpus = cluster.takes_all_gpus, cluster.max_gpus
+        gpu = cluster.gpu if isinstance(cluster.gpu, str) else UNKNOWN_GPU
+        self._rates = RATES[gpu]
+        asked = recipe.train.fusions
+        by_default = recipe.train.transformer_impl != "transformer_engine"
+        self._fused = by_default if asked is None else bool(asked)
 
-def _tensor_parallel(train: Train, model: ModelConfig, gpus: int, node_gpus: int) -> list[int]:
-    if train.tensor_parallel:
-        return [train.tensor_parallel] if gpus % train.tensor_parallel == 0 else []
-    # Tensor parallelism stays within a node.
-    most = min(MAX_TENSOR_PARALLEL, node_gpus)
-    sizes = [2**i for i in range(most.bit_length())]
-    rank = train.lora.rank if train.lora else 0
-    return [n for n in sizes if gpus % n == 0 and rank % n == 0 and model.splits(n) is None]
+    def memory(self, layout: Layout) -> Memory:
+        """Of a step, on one GPU."""
+        return training_memory(self._model, layout, self._trained)
+
+    def time(self, layout: Layout) -> StepTime:
+        """Of a step."""
+        batch = self._recipe.train.global_batch_size
+        return step_time(
+            self._model,
+            layout,
+            batch,
+            self._rates,
+            self._node_gpus,
+            fused=self._fused,
+            trained=self._trained,
+        )
+
+    def layouts(self, train: Train, max_gpus: int) -> list[Layout]:
+        """What the settings allow: fewest GPUs first, then what recomputes and splits least."""
+        counts = [train.gpus] if train.gpus else self._counts(max_gpus)
+        recomputations = [train.recompute] if train.recompute else _RECOMPUTATIONS
+        if train.recompute_layers:
+            recomputations = ["full"]
+        found = []
+        for gpus in (n for n in counts if n <= max_gpus):
+            for recompute in recomputations:
+                for tensor in self._tensor_parallel(train, gpus):
+                    layout = self._layout(train, gpus, tensor, recompute)
+                    if layout is not None:
+                        found += self._some_layers(train, layout)
+        return found
+
+    def _counts(self, max_gpus: int) -> list[int]:
+        """Numbers of GPUs to try: within a node, and of whole nodes."""
+        doubled = [2**i for i in range(max_gpus.bit_length())]
+        within = [n for n in [*doubled, self._max_gpus] if n <= self._node_gpus]
+        nodes = [n * self._node_gpus for n in doubled]
+        return sorted({n for n in [*within, *nodes] if n <= max_gpus})
+
+    def _layout(self, train: Train, gpus: int, tensor: int, recompute: Recompute) -> Layout | None:
+        data = gpus // tensor
+        if train.global_batch_size % (data * train.micro_batch_size):
+            return None
+        possible = tensor > 1 and self._model.sequence_length % tensor == 0
+        if train.sequence_parallel and not possible:
+            return None
+        return Layout(
+            tensor_parallel=tensor,
+            data_parallel=data,
+            sequence_parallel=possible
+            if train.sequence_parallel is None
+            else train.sequence_parallel,
+            recompute=recompute,
+            micro_batch_size=train.micro_batch_size,
+            precision=train.precision,
+            recompute_layers=train.recompute_layers,
+            gradient_bytes=4 if train.gradient_precision == "fp32" else 2,
+        )
+
+    def _some_layers(self, train: Train, layout: Layout) -> list[Layout]:
+        """The layout, and before it one that recomputes only the layers that memory asks for."""
+        if layout.recompute != "full" or train.recompute or train.recompute_layers:
+            return [layout]
+        every = self.memory(layout)
+        none = self.memory(replace(layout, recompute="none"))
+        layers = self._model.num_layers
+        a_layer = (none.activations - every.activations) / layers
+        needed = layers - int((POSSIBLE * self._bytes - every.total) // a_layer)
+        if not 0 < needed < layers:
+            return [layout]
+        return [replace(layout, recompute_layers=needed), layout]
+
+    def _tensor_parallel(self, train: Train, gpus: int) -> list[int]:
+        if train.tensor_parallel:
+            return [train.tensor_parallel] if gpus % train.tensor_parallel == 0 else []
+        # Tensor parallelism stays within a node.
+        most = min(MAX_TENSOR_PARALLEL, self._node_gpus)
+        sizes = [2**i for i in range(most.bit_length())]
+        rank = train.lora.rank if train.lora else 0
+        fitting = [n for n in sizes if gpus % n == 0 and rank % n == 0]
+        return [n for n in fitting if self._model.splits(n) is None]
+
+    def _fitting(self, layouts: Iterable[Layout], share: float) -> Iterator[Layout]:
+        most = share * self._bytes
+        return (x for x in layouts if self.memory(x).total <= most)
+
+    def first(self, layouts: Iterable[Layout], share: float) -> Layout | None:
+        """The first that fits into a share of the memory."""
+        return next(self._fitting(layouts, share), None)
+
+    def fastest(self, layouts: Iterable[Layout]) -> Layout | None:
+        """Of those that fit; of equally fast ones the first."""
+        fitting = self._fitting(layouts, POSSIBLE)
+        return min(fitting, key=lambda x: self.time(x).total, default=None)
+
+    def recommended(self, layouts: list[Layout]) -> Layout | None:
+        """The fastest of the fewest GPUs that recompute nothing and leave room."""
+        plain = [x for x in layouts if x.recompute == "none"]
+        enough = self.first(plain, COMFORTABLE)
+        if enough is None:
+            return None
+        same = [x for x in plain if x.gpus == enough.gpus]
+        return self.fastest(self._fitting(same, COMFORTABLE))
+
+    def choose(self, layouts: list[Layout]) -> Layout | None:
+        """The fastest of all GPUs, or where others wait for them, of as few as are enough.
+
+        Those are as many as are recommended, or else as let the training recompute least.
+        """
+        if not self._all_gpus:
+            by_cost = sorted(layouts, key=lambda x: _RECOMPUTATIONS.index(x.recompute))
+            enough = self.recommended(layouts) or self.first(by_cost, POSSIBLE)
+            layouts = [x for x in layouts if enough and x.gpus == enough.gpus]
+        return self.fastest(layouts)
+
+    def further(self, layouts: list[Layout], gpus: int) -> tuple[tuple[Layout, StepTime], ...]:
+        """The fastest of each larger number of GPUs, with its time."""
+        found = []
+        for count in sorted({x.gpus for x in layouts if x.gpus > gpus})[:_FURTHER]:
+            best = self.fastest(x for x in layouts if x.gpus == count)
+            if best is not None:
+                found.append((best, self.time(best)))
+        return tuple(found)
 
 
 def _does_not_fit(

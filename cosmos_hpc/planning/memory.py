@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Literal
 
 from cosmos_hpc.models.config import ModelConfig
@@ -25,6 +26,8 @@ class Layout:
         micro_batch_size: samples in one pass.
         precision: ``bf16`` mixed with float32, or ``fp32`` alone.
         distributed_optimizer: data-parallel ranks share the optimizer's state.
+        recompute_layers: of how many layers, with ``full`` recomputation; None: of all.
+        gradient_bytes: of a parameter's gradient, as the data-parallel ranks add it up.
     """
 
     tensor_parallel: int = 1
@@ -34,6 +37,8 @@ class Layout:
     micro_batch_size: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     distributed_optimizer: bool = True
+    recompute_layers: int | None = None
+    gradient_bytes: int = 4
 
     @property
     def gpus(self) -> int:
@@ -44,7 +49,10 @@ class Layout:
         parts = [f"tensor parallel {self.tensor_parallel}", f"data parallel {self.data_parallel}"]
         if self.sequence_parallel:
             parts.append("sequence parallel")
-        parts.append({"none": "no"}.get(self.recompute, self.recompute) + " recomputation")
+        recomputed = {"none": "no"}.get(self.recompute, self.recompute) + " recomputation"
+        if self.recompute_layers:
+            recomputed += f" of {self.recompute_layers} layers"
+        parts.append(recomputed)
         return ", ".join(parts)
 
 
@@ -75,7 +83,7 @@ class Memory:
 
     Attributes:
         weights: bf16, or float32, adapters included.
-        gradients: float32, of what is trained, as the data-parallel ranks add them up.
+        gradients: float32 or bf16, of what is trained, as the data-parallel ranks add them up.
         optimizer: Adam's two moments of that, and with bf16 weights those in float32.
         activations: what the layers keep from the forward pass for the backward pass.
         logits: of all positions, as the model gives them and twice in float32, for the loss.
@@ -123,20 +131,25 @@ def training_memory(model: ModelConfig, layout: Layout, trained: Trained = EVERY
         "selective": whole_layer - width * tokens * _mlp(model) // split,
         "full": width * tokens * model.hidden_size // spread,
     }[layout.recompute]
+    # Megatron recomputes the first of the layers.
+    layers = min(layout.recompute_layers or model.num_layers, model.num_layers)
+    whole_layers = model.num_layers - layers if layout.recompute == "full" else 0
+    activations = whole_layers * whole_layer + (model.num_layers - whole_layers) * kept
     # Embeddings, and input and output of the last norm.
     ends = 3 * width * tokens * model.hidden_size // spread
     logits = (width + 8) * tokens * model.output_vocab_size // split
     shares = layout.data_parallel if layout.distributed_optimizer else 1
     return Memory(
         weights=width * (params + adapters),
-        gradients=4 * updated,
+        gradients=layout.gradient_bytes * updated,
         optimizer=(12 if width == 2 else 8) * updated // shares,
-        activations=model.num_layers * kept + ends,
+        activations=activations + ends,
         logits=logits,
         workspace=max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits),
     )
 
 
+@cache
 def _parameters_of_a_rank(model: ModelConfig, tensor_parallel: int) -> int:
     """Norms and the action head are on every rank, all else is divided."""
     shapes = published_shapes(model)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, field
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
@@ -11,6 +12,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.generation import GenerationPlan, plan_generation
 from cosmos_hpc.planning.layouts import size, trained_of
 from cosmos_hpc.planning.memory import Layout, Memory
+from cosmos_hpc.planning.speed import StepTime
 from cosmos_hpc.utils.html import table
 from cosmos_hpc.utils.progress import gigabytes
 from cosmos_hpc.utils.settings import validate
@@ -36,7 +38,7 @@ def most_checkpoints(train: Train) -> int:
     return min(written, train.keep_checkpoints + 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What would run.
 
@@ -53,6 +55,10 @@ class Plan:
         memory: bytes of a step on one GPU, by part; None without GPUs.
         minimum, recommended: layouts of the fewest GPUs that fit at all, and that need no
             recomputation and leave room.
+        step_time: seconds of a step, by part; None where the speed of the GPUs is not known.
+        train_seconds: of all steps and validations; None likewise.
+        further: GPUs, seconds a step and layout of larger numbers of GPUs; empty likewise.
+        time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
         generation: what the generate stage does.
         disk_bytes: what the run folder will take at most; without tokens before the input is set.
@@ -67,17 +73,22 @@ class Plan:
     latent_shape: tuple[int, int, int]
     sequence_length: int
     parameters: int
-    trained: int
     gpu: str | float | None
     ranks: int
-    layout: Layout | None
-    memory: Memory | None
-    minimum: Layout | None
-    recommended: Layout | None
-    micro_batches: int
-    max_steps: int
     disk_bytes: int
-    all_clips: bool
+    trained: int = 0
+    layout: Layout | None = None
+    memory: Memory | None = None
+    minimum: Layout | None = None
+    recommended: Layout | None = None
+    step_time: StepTime | None = None
+    train_seconds: float | None = None
+    further: list[tuple[int, float, str]] = field(default_factory=list)
+    time_limit: str | None = None
+    micro_batches: int = 0
+    global_batch_size: int = 0
+    max_steps: int = 0
+    all_clips: bool = False
     generation: GenerationPlan
 
     def as_dict(self) -> dict[str, object]:
@@ -115,6 +126,7 @@ class Plan:
             f"              {layout}, {self.micro_batches} micro "
             f"batch{'es' * (self.micro_batches > 1)} a step",
             *self._render_memory(),
+            *self._render_time(),
         ]
 
     def _render_generation(self) -> list[str]:
@@ -150,6 +162,41 @@ class Plan:
         trained = f" ({self.trained / 1e6:,.0f} M trained)"
         return trained if self.trained != self.parameters else ""
 
+    def _render_time(self) -> list[str]:
+        if self.step_time is None or self.train_seconds is None:
+            return []
+        step = self.step_time.total
+        tokens = self.global_batch_size * self.sequence_length / step
+        parts = ", ".join(
+            f"{name.replace('_', ' ')} {seconds / step:.0%}"
+            for name, seconds in asdict(self.step_time).items()
+            if seconds / step >= 0.005
+        )
+        lines = [
+            f"  time        about {step:.2f} s a step, {tokens:,.0f} tokens/s: {parts}",
+            f"              {self.max_steps} steps take about {_duration(self.train_seconds)}, "
+            f"without starting, checkpoints and waiting in a queue",
+        ]
+        lines += [
+            f"              {gpus} GPUs: {seconds:.2f} s a step, {step / seconds:.1f} times as "
+            f"fast ({layout})"
+            for gpus, seconds, layout in self.further
+        ]
+        if self.time_limit is not None:
+            lines.append(f"  time limit  {self._render_limit(self.time_limit)}")
+        return lines
+
+    def _render_limit(self, limit: str) -> str:
+        """What the training's jobs would need, beside what the profile gives them."""
+        assert self.train_seconds is not None
+        hours, rest = divmod(proposed_minutes(self.train_seconds), 60)
+        days, hours = divmod(hours, 24)
+        wanted = (f"{days}-" if days else "") + f"{hours:02}:{rest:02}:00"
+        return (
+            f"cluster.time.train={wanted} would do for one job; it is {limit}, and a training that "
+            f"takes longer queues itself again and resumes"
+        )
+
     def _render_disk(self) -> str:
         if self.layout is None:
             return f"up to {gigabytes(self.disk_bytes)} for samples"
@@ -169,6 +216,30 @@ class Plan:
         if self.recommended:
             lines[-1] += "; it fits without recomputation and leaves a fifth of the memory free"
         return lines
+
+
+def proposed_minutes(train_seconds: float) -> int:
+    """Minutes of a job that trains so long, in whole half hours.
+
+    A quarter more than the steps take, for checkpoints and slower nodes, and a quarter of an hour
+    to start.
+    """
+    return 30 * math.ceil((1.25 * train_seconds / 60 + 15) / 30)
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, or minutes."""
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+def _train_seconds(recipe: Recipe, step: StepTime) -> float:
+    """All steps and validations; a validation's forward pass is a third of the step's."""
+    train = recipe.train
+    steps = float(train.max_steps)
+    if recipe.data.split.validation:
+        steps += train.max_steps // train.validate_every * train.validation_batches / 3
+    return steps * step.total
 
 
 def _gpu_name(gpu: str | float) -> str:
@@ -231,6 +302,11 @@ def make_plan(
         memory=sizing.memory,
         minimum=sizing.minimum,
         recommended=sizing.recommended,
+        step_time=sizing.time,
+        train_seconds=_train_seconds(recipe, sizing.time) if sizing.time else None,
+        further=[(x.gpus, round(time.total, 3), str(x)) for x, time in sizing.further],
+        time_limit=cluster.time_of("train"),
+        global_batch_size=train.global_batch_size,
         micro_batches=train.global_batch_size
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
@@ -257,17 +333,9 @@ def _generating_plan(
         latent_shape=model.latent_shape,
         sequence_length=model.sequence_length,
         parameters=model.num_parameters,
-        trained=0,
         gpu=cluster.gpu if cluster.max_gpus else None,
         ranks=1,
-        layout=None,
-        memory=None,
-        minimum=None,
-        recommended=None,
-        micro_batches=0,
-        max_steps=0,
         disk_bytes=generation.clips * generation.samples * a_sample,
-        all_clips=False,
         generation=generation,
     )
 
@@ -295,6 +363,7 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
         "tensor_parallel": layout.tensor_parallel,
         "sequence_parallel": layout.sequence_parallel,
         "recompute": layout.recompute,
+        "recompute_layers": layout.recompute_layers,
     }
     data = recipe.model_dump()
     # As it will be read again: what does not hold for these ranks is refused here, and not written.

@@ -47,7 +47,11 @@ CHANGEABLE = {
     "train.tensor_parallel",
     "train.sequence_parallel",
     "train.recompute",
+    "train.recompute_layers",
     "train.transformer_impl",
+    "train.fusions",
+    "train.gradient_precision",
+    "train.overlap_communication",
     "train.micro_batch_size",
     # Samples and scores of other settings are made anew.
     *(f"generate.{name}" for name in Generate.model_fields if name != "input"),

@@ -11,7 +11,7 @@ from tests.models.test_generation import clips, condition, model_of, with_begin
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-def on_gpu(config, w, transformer_impl):
+def on_gpu(config, w, transformer_impl, change=lambda settings: None):
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
     from cosmos_hpc.models.checkpoints.published import load_weights
@@ -23,6 +23,7 @@ def on_gpu(config, w, transformer_impl):
     settings = megatron_config(
         config, False, transformer_impl, bf16=True, params_dtype=torch.bfloat16
     )
+    change(settings)
     decoder = CosmosDecoder(settings, config, pre_process=True, post_process=True)
     decoder = decoder.cuda().bfloat16()
     load_weights(decoder, config, PublishedWeights(w, "test"))
@@ -121,3 +122,46 @@ def test_cached_bf16_logits_are_those_of_float32_but_for_rounding(
     off = (torch.stack(got, 1).cpu() - expected[:, 4:]).norm() / expected[:, 4:].norm()
     print(f"{variant}, {transformer_impl}: relative difference {off:.4f}")
     assert off < 0.02
+
+
+def gradients_of(decoder, ids, conditions):
+    """As Megatron's data parallelism keeps them: float32, in ``main_grad``."""
+    for parameter in decoder.parameters():
+        parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
+    logits = decoder(input_ids=ids, **conditions)
+    generator = torch.Generator("cuda").manual_seed(2)
+    logits.backward(torch.randn(logits.shape, generator=generator, device="cuda").bfloat16())
+    # What no product has added there is in ``grad``.
+    grads = ((p.main_grad, p.grad) for p in decoder.parameters())
+    return torch.cat([(m if g is None else m + g).flatten() for m, g in grads])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
+    """But for rounding: the fused ones round less often."""
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.tensor_parallel import layers as megatron_layers
+
+    from cosmos_hpc.models.config import FUSIONS
+    from cosmos_hpc.models.fusions import choose_fusions, fuse
+    from cosmos_hpc.models.layers import RMSNorm
+
+    assert choose_fusions(None, "local") == list(FUSIONS)
+    # All that is changed for the process comes back after the test.
+    monkeypatch.setattr(
+        rope_utils, "_apply_rotary_pos_emb_bshd", rope_utils._apply_rotary_pos_emb_bshd
+    )
+    monkeypatch.setattr(RMSNorm, "kernel", RMSNorm.__dict__["kernel"])
+    monkeypatch.setattr(megatron_layers, "_grad_accum_fusion_available", False)
+    monkeypatch.setattr(megatron_layers, "fused_weight_gradient_mlp_cuda", None, raising=False)
+    config = ModelConfig(**sizes(variant))
+    w = {name: tensor.bfloat16() for name, tensor in weights(config).items()}
+    ids, conditions = inputs(config)
+    ids, conditions = ids.cuda(), {name: tensor.cuda() for name, tensor in conditions.items()}
+    plain = gradients_of(on_gpu(config, w, "local"), ids, conditions)
+    fused = gradients_of(
+        on_gpu(config, w, "local", lambda settings: fuse(settings, FUSIONS)), ids, conditions
+    )
+    off = (fused - plain).norm() / plain.norm()
+    print(f"{variant}: relative difference {off:.4f}")
+    assert off < 0.03

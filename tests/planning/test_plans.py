@@ -39,7 +39,7 @@ def test_layout():
 
 def test_memory_and_gpus_are_explained():
     cluster = load_cluster("local", ["gpu=A100-80"])
-    text = make_plan(load_recipe("ar5b_v2w"), cluster).render()
+    text = make_plan(load_recipe("ar5b_v2w", ["train.gpus=4"]), cluster).render()
     assert "parameter model on 4 A100-80 GPUs" in text
     assert re.search(
         r"memory +\d+\.\d GB on each GPU: weights 4\.6, gradients 9\.2, optimizer 13\.8, "
@@ -51,6 +51,29 @@ def test_memory_and_gpus_are_explained():
     many = make_plan(load_recipe("ar5b_v2w"), load_cluster("local", ["gpu=96"])).as_dict()
     assert many["gpu"] == 96.0
     assert many["layout"]["recompute"] == "none"
+
+
+def test_time_is_explained_and_a_limit_proposed(tmp_path):
+    profile = tmp_path / "slurm.yaml"
+    profile.write_text(
+        "{kind: slurm, gpu_partition: g, cpu_partition: c, parallel: 4, gpu: H200-141, nodes: 2}"
+    )
+    long = load_recipe("ar12b", ["train.max_steps=50000"])
+    found = make_plan(long, load_cluster(str(profile)))
+    text, step = found.render(), found.step_time.total
+    # Validations are a third of a step each, of which there are 500.
+    assert found.train_seconds == pytest.approx(step * (50_000 + 500 / 3))
+    tokens = f"{8 * 12_800 / step:,.0f} tokens/s: matrix products"
+    assert f"about {step:.2f} s a step, {tokens}" in text
+    hours, minutes = divmod(round(found.train_seconds / 60), 60)
+    assert f"50000 steps take about {hours} h {minutes} min" in text
+    assert re.search(r"8 GPUs: \d\.\d\d s a step, 1\.\d times as fast \(tensor parallel", text)
+    limit = re.search(r"cluster.time.train=(\d)-(\d\d):(00|30):00 would do.* it is 04:00:00", text)
+    proposed = (int(limit[1]) * 24 + int(limit[2]) + int(limit[3]) / 60) * 3600
+    assert 1.25 * found.train_seconds < proposed < 1.25 * found.train_seconds + 3600
+    local = make_plan(long, load_cluster("local", ["gpu=H200-141"])).render()
+    assert "s a step" in local and "cluster.time" not in local
+    assert "s a step" not in plan().render()
 
 
 def test_a_machine_without_the_gpus_is_not_submitted_to(tmp_path):
@@ -87,7 +110,7 @@ def test_sources_that_are_not_there_are_refused_before_anything_starts(tmp_path)
 def test_the_disk_must_hold_the_run(small_disk):
     from cosmos_hpc.runs.requirements import check_disk
 
-    with pytest.raises(RequestError, match=r"needs up to 0.61 GB in .*, which has"):
+    with pytest.raises(RequestError, match=r"needs up to 0.6 GB in .*, which has"):
         check_disk(plan(8).disk_bytes, small_disk / "runs" / "x")
     assert not (small_disk / "runs").exists()
     check_disk(plan(8).disk_bytes, Path.cwd())

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
@@ -25,6 +26,7 @@ from cosmos_hpc.models.checkpoints.published import load_weights
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.fusions import choose_fusions, fuse
 from cosmos_hpc.models.megatron import megatron_settings
 from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.utils.progress import say
@@ -231,7 +233,13 @@ class ClipData(pl.LightningDataModule):
 
 
 def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
+    overlap = recipe.train.overlap_communication and not cpu
     return nl.MegatronStrategy(
+        ddp=DistributedDataParallelConfig(
+            check_for_nan_in_grad=True,
+            overlap_grad_reduce=overlap,
+            overlap_param_gather=overlap,
+        ),
         tensor_model_parallel_size=recipe.train.tensor_parallel or 1,
         sequence_parallel=bool(recipe.train.sequence_parallel),
         pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
@@ -258,6 +266,7 @@ def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
             bf16=train.precision == "bf16",
             params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
             use_distributed_optimizer=not cpu,
+            overlap_param_gather=train.overlap_communication and not cpu,
         ),
         lr_scheduler=ScheduleModule(
             highest=train.learning_rate,
@@ -327,7 +336,9 @@ def fit(
     if train.lora and train.lora.dropout:
         callbacks = [*callbacks, _SeedOfStep(train.seed)]
     micro_batches = train.global_batch_size // (train.micro_batch_size * train.data_parallel)
-    mixed = nl.MegatronMixedPrecision(precision="bf16-mixed")
+    mixed = nl.MegatronMixedPrecision(
+        precision="bf16-mixed", grad_reduce_in_fp32=train.gradient_precision == "fp32"
+    )
     trainer = nl.Trainer(
         accelerator="cpu" if cpu else "gpu",
         devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
@@ -356,7 +367,9 @@ def fit(
         cpu,
         transformer_impl=train.transformer_impl,
         recompute=train.recompute or "none",
+        recompute_layers=train.recompute_layers,
     )
+    fuse(config, choose_fusions(train.fusions, config.transformer_impl))
     model = CosmosModel(config, optim=optimizer)
     model.frozen = train.freeze
     model.frozen_below = train.lora is not None or "embedding" in train.freeze

@@ -1,0 +1,133 @@
+"""Fused kernels for training on a GPU, of work that is otherwise several passes over memory.
+
+They are PyTorch's own, compiled or of cuBLAS: neither Apex nor Transformer Engine is needed. Each
+holds for the whole process, and computes in float32 between what it reads and writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.tensor_parallel import layers as megatron_layers
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from cosmos_hpc.models.config import FUSIONS
+from cosmos_hpc.models.layers import RMSNorm
+
+#: Shapes that each kernel may be compiled for: hidden states, queries, keys and those of the text,
+#: in training and in validation. Beyond its limit PyTorch would fall back to unfused ones.
+_SHAPES = 32
+
+
+def choose_fusions(asked: Sequence[str] | None, transformer_impl: str) -> list[str]:
+    """Which of :data:`cosmos_hpc.models.config.FUSIONS` to use; none without a GPU.
+
+    Args:
+        asked: names; None for all with ``local`` layers, which they were measured with, and none
+            with those of Transformer Engine.
+        transformer_impl: form of the layers.
+    """
+    if not torch.cuda.is_available():
+        return []
+    if asked is None:
+        return list(FUSIONS) if transformer_impl == "local" else []
+    return list(asked)
+
+
+def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:
+    """Use fused kernels from now on, in models that are built with ``config``.
+
+    The configuration's fields are set here, not where it is made: a checkpoint keeps how it was
+    made, and is also read where there are no such kernels.
+    """
+    # torch keeps this setting in a module of its own name.
+    torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    if "rotary" in fusions:
+        rope_utils._apply_rotary_pos_emb_bshd = apply_rotary
+    if "norms" in fusions:
+        RMSNorm.kernel = staticmethod(_rms_norm)
+    if "gradient_accumulation" in fusions:
+        config.gradient_accumulation_fusion = True
+        if not megatron_layers._grad_accum_fusion_available:
+            megatron_layers.fused_weight_gradient_mlp_cuda = AddedByProducts
+            megatron_layers._grad_accum_fusion_available = True
+
+
+def apply_rotary(t: Tensor, freqs: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Rotate all channels of queries or keys, in the convention of the two halves.
+
+    In place of Megatron's function of these arguments, for models without its other variants.
+
+    Args:
+        t: ``[s, b, heads, d]``.
+        freqs: angles ``[s, 1, 1, d]``, float32, the same in both halves.
+
+    Returns:
+        In the shape and dtype of ``t``.
+    """
+    rotated: Tensor = _Rotary.apply(t, freqs)
+    return rotated
+
+
+class _Rotary(torch.autograd.Function):
+    """A rotation; its gradient is turned back by the same angles."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, freqs: Tensor) -> Tensor:
+        ctx.save_for_backward(freqs)
+        # Detached, so that one compiled form serves training and validation.
+        return _rotate(t.detach(), freqs.cos(), freqs.sin())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (freqs,) = ctx.saved_tensors
+        return _rotate(gradient, freqs.cos(), -freqs.sin()), None
+
+
+@torch.compile(dynamic=False)
+def _rotate(t: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    first, second = t.float().chunk(2, dim=-1)
+    half = first.shape[-1]
+    turned = torch.cat(
+        (
+            first * cosine[..., :half] - second * sine[..., :half],
+            second * cosine[..., half:] + first * sine[..., half:],
+        ),
+        dim=-1,
+    )
+    return turned.to(t.dtype)
+
+
+@torch.compile(dynamic=False)
+def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -> Tensor:
+    """As :func:`torch.nn.functional.rms_norm` over the last dimension."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (normed * weight.float()).to(x.dtype)
+
+
+def _add_product(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
+    """Add ``gradient.T @ inputs`` to ``total`` in one product.
+
+    Args:
+        inputs: of the layer, ``[tokens, in]``.
+        gradient: of its output, ``[tokens, out]`` in the same dtype.
+        total: of its weight, ``[out, in]``, in that dtype or float32.
+    """
+    if total.dtype == inputs.dtype:
+        total.addmm_(gradient.t(), inputs)
+    else:
+        torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
+
+
+class AddedByProducts:
+    """In place of Apex's extension: products that add to the gradient of a weight themselves.
+
+    Without it, a product writes a bf16 gradient, which another kernel reads and adds.
+    """
+
+    wgrad_gemm_accum_fp32 = wgrad_gemm_accum_fp16 = staticmethod(_add_product)

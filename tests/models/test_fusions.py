@@ -1,0 +1,57 @@
+"""Fused kernels against what they stand for, without the compiler; compiled: test_gpu.py."""
+
+import pytest
+import torch
+from megatron.core.models.common.embeddings import rope_utils
+
+from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.fusions import AddedByProducts, _rms_norm, apply_rotary, choose_fusions
+from cosmos_hpc.models.positions import rotary_angles
+from tests.models.test_decoder import MODEL
+
+
+@pytest.fixture(autouse=True)
+def without_the_compiler():
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def gradients(function, *inputs):
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    out = function(*inputs)
+    torch.manual_seed(1)
+    (out * torch.randn_like(out)).sum().backward()
+    return out.detach(), [x.grad for x in inputs]
+
+
+@pytest.mark.parametrize("model", [MODEL, MODEL.model_copy(update={"kv_channels": 6})])
+def test_rotary_and_its_gradient_are_megatron_s(model: ModelConfig):
+    angles = rotary_angles(model)[:, None, None]
+    t = torch.randn(len(angles), 2, 3, model.kv_channels)
+    expected, [wanted] = gradients(lambda x: rope_utils._apply_rotary_pos_emb_bshd(x, angles), t)
+    got, [found] = gradients(lambda x: apply_rotary(x, angles, rotary_interleaved=False), t)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(found, wanted)
+    assert apply_rotary(t.bfloat16(), angles).dtype == torch.bfloat16
+
+
+def test_norms_and_their_gradients_are_pytorch_s():
+    x, weight = torch.randn(5, 3, 12), torch.randn(12)
+    expected, wanted = gradients(
+        lambda x, w: torch.nn.functional.rms_norm(x, (12,), w, 1e-5), x, weight
+    )
+    got, found = gradients(lambda x, w: _rms_norm(x, (12,), w, 1e-5), x, weight)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_gradients_add_up_in_place():
+    inputs, gradient, total = torch.randn(7, 3), torch.randn(7, 4), torch.randn(4, 3)
+    expected = total + gradient.t() @ inputs
+    AddedByProducts.wgrad_gemm_accum_fp32(inputs, gradient, total)
+    torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_nothing_is_fused_without_a_gpu():
+    assert choose_fusions(None, "local") == choose_fusions(["rotary"], "local") == []

@@ -1,0 +1,105 @@
+"""The model of a step's time against every step that was measured."""
+
+import pytest
+
+from cosmos_hpc.config.gpus import GPU_GIGABYTES
+from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.planning.memory import Layout
+from cosmos_hpc.planning.speed import RATES, step_time
+
+TWO = {"tensor_parallel": 2, "sequence_parallel": True}
+FOUR = {"tensor_parallel": 4, "sequence_parallel": True}
+
+
+def predict(recipe, layout, batch=1, gpu="H200-141", fused=True, node_gpus=8):
+    model = load_recipe(recipe).model_for_clips()
+    return step_time(model, layout, batch, RATES[gpu], node_gpus, fused)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "seconds"),
+    [
+        # Seconds a step on H200s, one sample, without fused kernels; see benchmarks/README.md.
+        ("ar4b", Layout(), 0.737),
+        ("ar4b", Layout(recompute="selective"), 0.853),
+        ("ar4b", Layout(recompute="full"), 0.938),
+        ("ar4b", Layout(**TWO), 0.419),
+        ("ar5b_v2w", Layout(), 0.826),
+        ("ar5b_v2w", Layout(recompute="selective"), 0.935),
+        ("ar12b", Layout(**TWO, recompute="selective"), 1.379),
+        ("ar12b", Layout(**TWO, recompute="full"), 1.519),
+        ("ar13b_v2w", Layout(**TWO, recompute="full"), 1.752),
+        # With Transformer Engine's layers.
+        ("ar4b", Layout(), 0.717),
+        ("ar5b_v2w", Layout(recompute="selective"), 0.933),
+        ("ar13b_v2w", Layout(**TWO, recompute="full"), 1.758),
+        # Without NeMo.
+        ("ar4b", Layout(), 0.713),
+        ("ar4b", Layout(), 0.723),
+        ("ar4b", Layout(recompute="selective"), 0.842),
+    ],
+)
+def test_within_a_tenth_of_what_was_measured(recipe, layout, seconds):
+    assert predict(recipe, layout, fused=False).total == pytest.approx(seconds, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layout", "batch", "tflops"),
+    [
+        ("ar4b", Layout(), 1, 475),
+        ("ar4b", Layout(**TWO, data_parallel=2), 4, 448),
+        ("ar5b_v2w", Layout(**TWO, data_parallel=2), 4, 434),
+        ("ar12b", Layout(**FOUR), 4, 416),
+        ("ar13b_v2w", Layout(**FOUR, recompute="full"), 4, 294),
+    ],
+)
+def test_within_a_tenth_of_measured_tflops_of_a_gpu(recipe, layout, batch, tflops):
+    flops = load_recipe(recipe).model_for_clips().training_flops() * batch
+    seconds = predict(recipe, layout, batch, fused=False).total
+    assert flops / seconds / layout.gpus / 1e12 == pytest.approx(tflops, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("layout", "batch", "seconds"), [(Layout(), 1, 0.676), (Layout(data_parallel=2), 2, 0.700)]
+)
+def test_within_a_tenth_of_what_was_measured_with_fused_kernels(layout, batch, seconds):
+    assert predict("ar4b", layout, batch).total == pytest.approx(seconds, rel=0.1)
+
+
+def test_the_parts_of_a_profiled_step():
+    """Of 710 ms of kernels: products 394, attention 155, Adam with norms and zeroing 50."""
+    parts = predict("ar4b", Layout(), fused=False)
+    assert parts.matrix_products == pytest.approx(0.394, rel=0.1)
+    assert parts.attention == pytest.approx(0.155, rel=0.1)
+    assert parts.optimizer == pytest.approx(0.050, rel=0.1)
+    assert parts.communication == 0
+    # A quarter of a step of the 12B model on four is waiting for tensor parallelism.
+    wide = predict("ar12b", Layout(**FOUR), 4, fused=False)
+    assert wide.communication / wide.total == pytest.approx(0.26, abs=0.06)
+
+
+def test_every_known_gpu_has_a_speed_and_newer_ones_are_faster():
+    assert set(RATES) == set(GPU_GIGABYTES)
+    times = [predict("ar4b", Layout(), gpu=gpu).total for gpu in GPU_GIGABYTES]
+    assert times == sorted(times, reverse=True)
+
+
+def test_what_each_setting_changes():
+    one = predict("ar4b", Layout(), 4)
+    assert predict("ar4b", Layout(), 8).matrix_products == 2 * one.matrix_products
+    assert predict("ar4b", Layout(), 8).optimizer == one.optimizer
+    shared = predict("ar4b", Layout(data_parallel=4), 4)
+    assert shared.matrix_products == one.matrix_products / 4
+    assert one.optimizer / 4 < shared.optimizer < one.optimizer
+    assert shared.communication > 0
+    far = predict("ar4b", Layout(data_parallel=4), 4, node_gpus=2)
+    assert far.communication > shared.communication
+    some = Layout(recompute="full", recompute_layers=4)
+    again = predict("ar4b", Layout(recompute="full"), 4)
+    share = (predict("ar4b", some, 4).total - one.total) / (again.total - one.total)
+    assert share == pytest.approx(4 / 16)
+    every = Layout(recompute="full", recompute_layers=16)
+    assert predict("ar4b", every, 4) == again
+    slow = predict("ar4b", Layout(), 4, gpu="A100-80")
+    assert slow.matrix_products > 3 * one.matrix_products
+    assert predict("ar4b", Layout(precision="fp32"), 4).total > 5 * one.total
