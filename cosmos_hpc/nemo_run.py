@@ -191,7 +191,8 @@ def _backend(run: RunFolder) -> AnyBackend:
 def _stage(run: RunFolder, name: str, number: int) -> RunStage:
     """A stage of a run that has a task of this number."""
     kind = stage_named(name)
-    stage = next(stage for stage in stages_of(run, run.recipe()) if stage.kind is kind)
+    there = {stage.name: stage for stage in stages_of(run, run.recipe())}
+    stage = there.get(name) or RunStage(kind, tasks=0)
     if not 0 <= number < stage.tasks:
         raise RequestError(
             f"there is no {name}.{number} in run {run.name}: its tasks are counted from 0 to "

@@ -261,6 +261,8 @@ REQUEST = (
     # A quarter of the recipe's ids in a clip, and of the time of a step.
     "data.height=48",
     "data.width=80",
+    # Samples have tests of their own.
+    "generate.tasks=0",
 )
 
 

@@ -69,7 +69,7 @@ def test_status_and_logs(finished):
     assert "whole: done" in shown.out
     assert "train       done     step 40/40, loss " in shown.out
     as_json = json.loads(cosmos_hpc("status", "whole", "--json", cwd=finished.home).out)
-    assert [stage["state"] for stage in as_json["stages"]] == ["done"] * 4
+    assert [stage["state"] for stage in as_json["stages"]] == ["done"] * 5
     logs = cosmos_hpc("logs", "whole", "train", cwd=finished.home)
     assert "step 40/40, loss" in logs.out
     one = cosmos_hpc("logs", str(finished.path), "preprocess.1", cwd=finished.home)
@@ -86,7 +86,7 @@ def test_the_same_request_again_redoes_nothing(finished):
         "submit", *REQUEST, f"data.input={source}", "--name", "whole", cwd=finished.home
     )
     assert again.code == 0, again.err
-    assert again.err.count("done before") == 4
+    assert again.err.count("done before") == 5
     assert {p: p.stat().st_mtime_ns for p in kept} == before
 
 
@@ -417,7 +417,12 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
 @pytest.mark.slow
 def test_training_reads_shards_that_were_not_joined(scenes, tmp_path):
     request = ["submit", "recipe=ar_tiny", f"data.input={scenes}/**/*.mp4", "cluster.parallel=3"]
-    request += ["train.max_steps=2", "train.global_batch_size=4", "train.micro_batch_size=4"]
+    request += [
+        "generate.tasks=0",
+        "train.max_steps=2",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=4",
+    ]
     left, joined = (RunFolder(tmp_path / name / "runs" / "x") for name in ("left", "joined"))
     for run, join in ((left, "false"), (joined, "true")):
         home = run.path.parents[1]

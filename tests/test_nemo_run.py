@@ -105,7 +105,7 @@ def test_an_experiment_goes_on_and_trains_on_two_ranks(tmp_path: Path, scenes: P
     env = {**CANARIES, "WANDB_MODE": "offline"}
     said = run_program(EXPERIMENT, "x", "download,preprocess,finalize,train", cwd=home, env=env)
     state = json.loads(command("status", "x", "--json", cwd=home).out)
-    assert state["state"] == "done", said
+    assert [stage["state"] for stage in state["stages"][:4]] == ["done"] * 4, said
     assert not state["stages"][1].get("errors")
     # What was done was not added again.
     assert "Task 0: preprocess-2" in said
@@ -126,6 +126,9 @@ def test_tasks_come_after_those_that_they_need(cosmos: ModuleType, prepared: Any
         "preprocess-3": ["preprocess-0"],
         "finalize": [f"preprocess-{number}" for number in range(4)],
         "train": ["finalize"],
+        "generate-0": ["train"],
+        "evaluate": ["generate-0"],
+        "report": ["evaluate"],
     }
     gpus = {job.id: job.executor.env_vars["CUDA_VISIBLE_DEVICES"] for job in made.jobs}
     assert gpus["preprocess-0"] == gpus["preprocess-3"] == gpus["train"] == "GPU-a"
@@ -256,7 +259,12 @@ def test_a_partial_runs_with_an_executor_and_nemorun_goes_on(tmp_path: Path, sce
     assert_no_secrets(tmp_path, said)
     words = ["post_train", "--factory", "ar_tiny", f"recipe.data.input={scenes}", "name=first"]
     words += ["recipe.data.split.seed=1", "recipe.data.compression=[8,16,16]"]
-    words += ["recipe.train.max_steps=2", "recipe.train.sequence_parallel=null", "--yes"]
+    words += [
+        "recipe.generate.tasks=0",
+        "recipe.train.max_steps=2",
+        "recipe.train.sequence_parallel=null",
+        "--yes",
+    ]
     done = subprocess.run(
         [Path(sys.executable).with_name("nemorun"), "cosmos_hpc", *words],
         cwd=tmp_path,

@@ -28,6 +28,7 @@ STEPS = (
     "train.validate_every=4",
     "train.global_batch_size=4",
     "train.micro_batch_size=4",
+    "generate.tasks=0",
 )
 
 

@@ -105,12 +105,23 @@ def test_from_videos_to_a_model_in_containers(
     state = json.loads(cosmos_hpc("status", run, "--json", cwd=home).out)
     assert state["state"] == "done"
     tasks = {stage["name"]: stage["tasks"] for stage in state["stages"]}
-    assert tasks == {"download": 1, "preprocess": 2, "finalize": 1, "train": 1}
+    assert tasks == {
+        "download": 1,
+        "preprocess": 2,
+        "finalize": 1,
+        "train": 1,
+        "generate": 1,
+        "evaluate": 1,
+        "report": 1,
+    }
+    assert len(list((run / "generated").glob("*.mp4"))) == 2
+    assert "after post-training" in (run / "evaluation" / "table.txt").read_text()
+    assert (run / "report" / "report.html").stat().st_size > 10_000
     assert "step 3/3" in "".join(p.read_text() for p in run.rglob("log_*-train-0.out"))
 
     # Variables reached every container, and none of their values a file.
     digest = hashlib.sha256(CANARIES["HF_TOKEN"].encode()).hexdigest()
-    assert (spied / "notes").read_text().count(digest) == 5
+    assert (spied / "notes").read_text().count(digest) == 8
     kept = b""
     for path in home.rglob("*"):
         if path.is_file() and not path.is_symlink():

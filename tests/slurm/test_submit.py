@@ -11,6 +11,7 @@ from tests.conftest import CANARIES, REPOSITORY, SHELLCHECK
 from tests.slurm.login import Login
 
 TRAINING = ("train.max_steps=6", "train.save_every=3", "train.validate_every=3")
+TRAINING += ("generate.tasks=0",)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def prepared(tmp_path_factory, scenes):
     """A folder with a run that is ready for training."""
     home = tmp_path_factory.mktemp("tracked")
     words = ("submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x", *TRAINING)
-    words += ("cluster.parallel=1",)
+    words += ("cluster.parallel=1", "generate.tasks=0")
     stages = ("--stages", "download,preprocess,finalize")
     outcome = cosmos_hpc(*words, "train.max_steps=2", *stages, cwd=home)
     assert outcome.code == 0, outcome.err
