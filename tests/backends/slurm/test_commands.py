@@ -9,10 +9,12 @@ import pytest
 from cosmos_hpc.backends.slurm import commands, submit
 from cosmos_hpc.backends.slurm.facts import read_facts
 from cosmos_hpc.backends.slurm.queue import read_queue
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.settings import dump_yaml
 from tests.conftest import executables
 
 BUSY = "echo 'slurm_load_jobs error: Socket timed out on send/recv operation' >&2; exit 1"
@@ -94,6 +96,7 @@ def test_jobs_that_are_ending_are_waited_for(slurm, tmp_path):
     """Only then it is known whether their tasks are missing."""
     run = RunFolder(tmp_path / "run")
     files.write_json(run.info, {"id": "0123", "created": "2026-01-01T00:00:00+00:00"})
+    files.write_atomic(run.recipe_file, dump_yaml(load_recipe("ar_tiny")))
     name = "preprocess.run.0123"
     ending = f"{ROW} 7_0 {name} 'shards 0 4' COMPLETING None N/A"
     slurm(squeue=after(3, "true", ending))
@@ -106,6 +109,7 @@ def test_jobs_that_are_ending_are_waited_for(slurm, tmp_path):
 def test_a_slurm_that_answers_no_more_is_not_an_empty_queue(slurm, tmp_path):
     run = RunFolder(tmp_path / "run")
     files.write_json(run.info, {"id": "0123", "created": "2026-01-01T00:00:00+00:00"})
+    files.write_atomic(run.recipe_file, dump_yaml(load_recipe("ar_tiny")))
     ending = f"{ROW} 7_0 preprocess.run.0123 'shards 0 4' COMPLETING None N/A"
     slurm(squeue=after(1, "exit 1", ending))
     with pytest.raises(RequestError, match="squeue failed"):

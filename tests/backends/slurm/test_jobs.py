@@ -5,7 +5,7 @@ import random
 import pytest
 
 from cosmos_hpc.backends.slurm.jobs import jobs_of, plan_arrays, ranges, turns
-from cosmos_hpc.backends.slurm.profile import SlurmCluster
+from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES, RunStage
 from cosmos_hpc.utils.settings import validate
@@ -34,7 +34,7 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
     where = cluster(
         parallel=chance.randrange(1, 70),
         max_array_size=chance.choice([0, 10, 101, 1001]),
-        max_submit=chance.choice([None, 4, 50, 1000]),
+        max_submit=chance.choice([None, len(STAGES), 50, 1000]),
     )
     arrays = plan_arrays(missing, total, where)
     prepared = []
@@ -50,7 +50,8 @@ def test_every_shard_has_one_task_and_limits_are_kept(seed):
     assert set(missing) <= set(prepared)
     if where.max_submit:
         # With the jobs of the other stages.
-        assert sum(len(array.indices) for array in arrays) + 3 <= where.max_submit
+        submitted = sum(len(array.indices) for array in arrays)
+        assert submitted + MAX_SINGLE_JOBS <= where.max_submit
     elif where.max_array_size or len(missing) <= 500:
         assert sorted(prepared) == missing
     else:
