@@ -88,7 +88,7 @@ def test_unreachable_refusing_or_malformed_on_two_ranks_and_on_resume(prepared):
             assert f"step {2 * number}/{2 * number}" in outcome.err
             log = cosmos_hpc("logs", "x", "train", cwd=home).out
             assert log.count("Weights & Biases does not take this run") == 1, log[-3000:]
-            assert KEY not in log and str(key.get("WANDB_API_KEY")) not in log
+            assert key.get("WANDB_API_KEY", KEY) not in log
             # A minute and a half is what it takes by default to give up.
             assert time.monotonic() - began < 150
     kept = list((home / "runs" / "x" / "train" / "wandb").glob("offline-run-*"))
