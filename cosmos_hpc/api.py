@@ -346,7 +346,7 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) ->
 
     resolved, profile = _resolve(recipe, cluster, overrides)
     there = fitted_to_data(located(resolved))
-    videos = len(list_rows(there)[1]) if there.data.input else None
+    videos = len(list_rows(there)[1]) if there.data.input or not there.trains else None
     return make_plan(there, profile, videos)
 
 

@@ -69,6 +69,9 @@ class Data(Section):
         join: finalize joins the shards into one data set; otherwise training reads the shards.
         short_videos: ``pad`` repeats the last frame of a video shorter than a clip, ``reject``
             lists it as failed.
+        same_files: which files of a folder or list are one video, of which no two names are taken:
+            ``path``, those to which links and ``..`` lead; ``content``, copies and hard links as
+            well, for which files of one size are read before the run.
         max_failed_fraction: share of the videos that may fail before the run does.
         split: how videos are divided.
     """
@@ -95,6 +98,7 @@ class Data(Section):
     probe: bool = False
     join: bool = True
     short_videos: Literal["pad", "reject"] = "pad"
+    same_files: Literal["path", "content"] = "path"
     max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
     split: Split = Split()
 

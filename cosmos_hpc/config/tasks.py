@@ -69,6 +69,7 @@ def wanted(data: Data, *, actions: bool = False, prompts: bool = False) -> Wante
         action=data.action if actions else None,
         normalize_action=data.normalize_action if actions else "none",
         prompts=prompts,
+        by_content=data.same_files == "content",
     )
 
 

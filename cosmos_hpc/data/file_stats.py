@@ -8,9 +8,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import counted
 
 _BLOCK, _THREADS = 1000, 16
@@ -45,24 +47,57 @@ def file_sizes(paths: list[str]) -> list[int]:
     return [status.st_size if status else 0 for status in _stats(paths)]
 
 
-def file_identities(paths: list[str], note: Callable[[str], None]) -> list[str]:
+def file_identities(
+    paths: list[str], note: Callable[[str], None], by_content: bool = False
+) -> list[str]:
     """For each path a text that two paths share when they resolve to one file.
 
     They do so through links, through ``..``, and on some file systems through two spellings of one
-    Unicode name. Hard links stay files of their own, as copies do.
+    Unicode name. Hard links stay files of their own, as copies do, unless content counts.
 
     Args:
         paths: absolute, or relative to the working folder.
         note: is told now and then how many have been looked at.
+        by_content: files of the same content are one; those of one size are read.
     """
-    stats = counted(_stats(paths), len(paths), "files looked at", note)
+    stats = list(counted(_stats(paths), len(paths), "files looked at", note))
     inodes = [status and (status.st_dev, status.st_ino) for status in stats]
     names = Counter(inodes)
     # To resolve a path takes a look at each of its folders: only where an inode has two names.
-    return [
+    found = [
         unicodedata.normalize("NFC", os.path.realpath(path)) if names[inode] > 1 else path
         for path, inode in zip(paths, inodes, strict=True)
     ]
+    return _by_content(found, stats, note) if by_content else found
+
+
+def _by_content(
+    paths: list[str], stats: list[os.stat_result | None], note: Callable[[str], None]
+) -> list[str]:
+    """The path of the first file with the same content, for each path."""
+    sizes = Counter(status.st_size for status in stats if status)
+    #: Of files that others may equal, one path an inode.
+    inodes: dict[tuple[int, int], str] = {}
+    for path, status in zip(paths, stats, strict=True):
+        if status and sizes[status.st_size] > 1:
+            inodes.setdefault((status.st_dev, status.st_ino), path)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        read = counted(pool.map(_digest, inodes.values()), len(inodes), "files compared", note)
+        digests = dict(zip(inodes, read, strict=True))
+    contents = [
+        (digests.get((status.st_dev, status.st_ino)) if status else None) or path
+        for path, status in zip(paths, stats, strict=True)
+    ]
+    first = dict(zip(reversed(contents), reversed(paths), strict=True))
+    return [first[content] for content in contents]
+
+
+def _digest(path: str) -> str | None:
+    """Of a file's content; None where it cannot be read, which the run then says."""
+    try:
+        return files.sha256(Path(path))
+    except OSError:
+        return None
 
 
 def _stats(paths: list[str]) -> Iterator[os.stat_result | None]:

@@ -55,7 +55,11 @@ VIDEOS = Entries()
 
 
 def read_list(
-    source: str, root: str, note: Callable[[str], None], entries: Entries = VIDEOS
+    source: str,
+    root: str,
+    note: Callable[[str], None],
+    entries: Entries = VIDEOS,
+    by_content: bool = False,
 ) -> list[Row]:
     """The entries of a list, in its order, each once.
 
@@ -66,6 +70,7 @@ def read_list(
         root: folder that its relative paths are relative to.
         note: is told in a sentence of entries that were left out.
         entries: what they may be.
+        by_content: files of the same content are one file.
 
     Raises:
         RequestError: it cannot be read, a line is not an entry, or none of the videos is there.
@@ -86,7 +91,7 @@ def read_list(
     if not rows:
         raise RequestError(f"{where} holds no {entries.what}: all of its lines are blank")
     check_some_exist(where, root, rows, entries.what)
-    kept, twice = _each_once(rows, root, entries, note)
+    kept, twice = _each_once(rows, root, entries, note, by_content)
     if twice:
         note(
             f"{len(twice)} of {len(rows)} entries of {source} repeat an earlier one and are left "
@@ -96,14 +101,19 @@ def read_list(
 
 
 def _each_once(
-    rows: list[Row], root: str, entries: Entries, note: Callable[[str], None]
+    rows: list[Row],
+    root: str,
+    entries: Entries,
+    note: Callable[[str], None],
+    by_content: bool,
 ) -> tuple[list[Row], list[int]]:
     """The entries that repeat none before them, and the indices of those that do.
 
     Entries of one file with different prompts get the path that the first of them has: which part
     of the data a video goes to follows from its path.
     """
-    files = file_identities([os.path.join(root, row["path"]) for row in rows], note)
+    paths_there = [os.path.join(root, row["path"]) for row in rows]
+    files = file_identities(paths_there, note, by_content)
     paths: dict[str, str] = {}
     seen: set[tuple[str, tuple[Any, ...]]] = set()
     kept, twice = [], []

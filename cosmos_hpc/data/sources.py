@@ -56,7 +56,7 @@ def _bridge_rows(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
         return wanted.input, bridge.list_clips(wanted.input)
     if wanted.prompts:
         return wanted.input, bridge.list_instructions(wanted.input, note)
-    return videos.list_rows(wanted.input, note)
+    return videos.list_rows(wanted.input, note, wanted.by_content)
 
 
 def _lerobot_movements(root: Path, row: Row, action: str, width: int) -> dict[str, list[Any]]:
@@ -89,7 +89,7 @@ SOURCES = (
     Source(
         "videos",
         is_it=lambda source: True,
-        rows=lambda wanted, note: videos.list_rows(wanted.input, note),
+        rows=lambda wanted, note: videos.list_rows(wanted.input, note, wanted.by_content),
     ),
 )
 

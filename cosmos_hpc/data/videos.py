@@ -29,7 +29,9 @@ def ignore(_: str) -> None:
     """Takes notes for those who do not want any."""
 
 
-def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, list[Row]]:
+def list_rows(
+    source: str, note: Callable[[str], None] = ignore, by_content: bool = False
+) -> tuple[str, list[Row]]:
     """The videos of ``data.input``: sorted by path, those of a list in its order.
 
     Args:
@@ -40,6 +42,7 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
             Relative paths of a list are relative to the folder that holds it. Links to folders are
             followed, each real folder once.
         note: is told in a sentence what a person should know of the list.
+        by_content: files of the same content are one file.
 
     Returns:
         The folder that relative paths are relative to, and a row a video.
@@ -50,7 +53,7 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
     """
     if source.endswith(LISTS) and not _is_folder(source):
         root, _ = _split(source)
-        return root, read_list(source, root, note)
+        return root, read_list(source, root, note, by_content=by_content)
     root, names, others = matching_files(source, EXTENSIONS)
     if not names:
         what = "files" if _is_folder(source) else "matching files"
@@ -58,7 +61,8 @@ def list_rows(source: str, note: Callable[[str], None] = ignore) -> tuple[str, l
             f"data.input={source} holds no video: none of its {others} {what} ends in "
             f"{', '.join(EXTENSIONS)}"
         )
-    return root, [{"path": name} for name in _one_name_each(source, root, names, note)]
+    once = _one_name_each(source, root, names, note, by_content)
+    return root, [{"path": name} for name in once]
 
 
 def matching_files(source: str, endings: tuple[str, ...]) -> tuple[str, list[str], int]:
@@ -91,19 +95,19 @@ def matching_files(source: str, endings: tuple[str, ...]) -> tuple[str, list[str
 
 
 def _one_name_each(
-    source: str, root: str, names: list[str], note: Callable[[str], None]
+    source: str, root: str, names: list[str], note: Callable[[str], None], by_content: bool
 ) -> list[str]:
     """The names without those that lead to the file of an earlier one."""
     kept: dict[str, str] = {}
     left_out = []
-    for name, file in zip(
-        names, file_identities([os.path.join(root, name) for name in names], note), strict=True
-    ):
+    paths = [os.path.join(root, name) for name in names]
+    for name, file in zip(names, file_identities(paths, note, by_content), strict=True):
         if kept.setdefault(file, name) != name:
             left_out.append((name, kept[file]))
     if left_out:
+        what = "copies of" if by_content else "links to"
         note(
-            f"{len(left_out)} of {len(names)} videos of {source} are links to another one and are "
+            f"{len(left_out)} of {len(names)} videos of {source} are {what} another one and are "
             f"left out (the first is {short(left_out[0][0])}, which is {short(left_out[0][1])})"
         )
     return list(kept.values())

@@ -27,6 +27,7 @@ class Wanted:
         action: name of the feature that holds a robot's actions; None: they are not wanted.
         normalize_action: how actions are made alike, or ``none``.
         prompts: whether every video is to have a text.
+        by_content: files of the same content are one file.
     """
 
     input: str
@@ -36,3 +37,4 @@ class Wanted:
     action: str | None = None
     normalize_action: str = "none"
     prompts: bool = False
+    by_content: bool = False

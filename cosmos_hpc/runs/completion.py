@@ -58,8 +58,10 @@ def subject_of(run: RunFolder, recipe: Recipe) -> str | None:
         marker = files.read_json(run.train.done)
         weights = [marker["steps"], marker["checkpoint"]]
     # However many array tasks share them, samples that are there need not be made again.
-    drawn = recipe.generate.model_dump(mode="json", exclude={"tasks", "batch_size"})
-    subject = [weights, drawn, recipe.evaluate.model_dump(mode="json")]
+    drawn = recipe.generate.model_dump(
+        mode="json", exclude={"tasks", "batch_size"}, exclude_defaults=True
+    )
+    subject = [weights, drawn, recipe.evaluate.model_dump(mode="json", exclude_defaults=True)]
     return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
 
 

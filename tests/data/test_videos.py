@@ -189,3 +189,21 @@ def test_probe_without_pyav_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RequestError, match=r"data.probe=true reads .* av is not installed; pip"):
         costs_of(root, rows, "data.probe=true")
+
+
+def test_copies_are_one_video_where_content_counts(tmp_path):
+    """So that none is trained on and validated on; by their names they are videos of their own."""
+    (tmp_path / "a.mp4").write_bytes(b"one video")
+    (tmp_path / "b.mp4").write_bytes(b"another..")
+    (tmp_path / "copy.mp4").write_bytes(b"one video")
+    (tmp_path / "hard.mp4").hardlink_to(tmp_path / "b.mp4")
+    (tmp_path / "c.mp4").write_bytes(b"longer than the others")
+    listed = tmp_path / "list.txt"
+    listed.write_text("copy.mp4\na.mp4\nhard.mp4\nc.mp4\nb.mp4\n")
+    notes = []
+    assert len(list_rows(str(tmp_path))[1]) == 5
+    rows = list_rows(str(tmp_path), notes.append, by_content=True)[1]
+    assert [row["path"] for row in rows] == ["a.mp4", "b.mp4", "c.mp4"]
+    assert "2 of 5 videos" in notes[0] and "copies of another one" in notes[0]
+    rows = list_rows(str(listed), notes.append, by_content=True)[1]
+    assert [row["path"] for row in rows] == ["copy.mp4", "hard.mp4", "c.mp4"]

@@ -149,7 +149,7 @@ def _verdict(facts: Facts) -> str:
         for name, words in (
             ("initial", "before the training"),
             ("repeat", "for the last given frame repeated"),
-            ("tokenizer", "for the tokenizer alone, which no model can pass"),
+            ("tokenizer", "for the tokenizer alone, about the best that a model can reach"),
         )
         if (generated.get(name) or {}).get("psnr") is not None
     ]
