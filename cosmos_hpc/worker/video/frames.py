@@ -147,8 +147,10 @@ class Video:
                 self.complete = True
                 return
             time = self._steady(shown.time - first)
-            end = time + 1 / exact(span.rate) if span.rate else shown.end - first
-            end = end if last is None else min(end, last - first)
+            if span.rate:
+                end = time + 1 / exact(span.rate)
+            else:
+                end = (shown.end if last is None else min(shown.end, last)) - first
             yield replace(shown, time=max(time, Fraction(0)) if first else time, end=end)
         self.complete = last is not None and self._end >= last - slack
 
