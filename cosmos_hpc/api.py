@@ -69,6 +69,9 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
     def _backend(self) -> AnyBackend:
         return open_backend(read_cluster(self.folder.cluster_file))
 

@@ -120,6 +120,7 @@ class Facts:
         data, training: None where there is nothing of them yet.
         metrics: what ``evaluation/metrics.json`` says; None likewise.
         samples: generated videos.
+        refused: why others were not made.
         problems: sentences about files that could not be read.
     """
 
@@ -138,6 +139,7 @@ class Facts:
     data: Data | None = None
     training: Training | None = None
     metrics: dict[str, Any] | None = None
+    refused: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -164,7 +166,8 @@ def gather(run: RunFolder, recipe: Recipe) -> Facts:
         command=repeat_command(run, recipe, str(cluster.get("name", "local"))),
         samples=read_samples(run),
     )
-    for read in (_stages, _stays, _data, _training, _metrics):
+    of_training = (_data, _training, _metrics) if recipe.trains else ()
+    for read in (_stages, _stays, _refused, *of_training):
         try:
             read(facts, run)
         except CosmosError as e:
@@ -181,6 +184,11 @@ def _stages(facts: Facts, run: RunFolder) -> None:
     facts.stages = [stage for stage in state.stages if stage.name != STAGE]
     asked = {*asked_for(run)}
     facts.unfinished = [s.name for s in facts.stages if s.state != "done" and s.name in asked]
+
+
+def _refused(facts: Facts, run: RunFolder) -> None:
+    rows = (files.read_json(path) for path in sorted(run.generated.refused.glob("*.json")))
+    facts.refused = [str(row["reason"]) for row in rows]
 
 
 def _stays(facts: Facts, run: RunFolder) -> None:

@@ -116,6 +116,9 @@ def _without_secrets(page: str) -> str:
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     """Numbers at the top: what, value, and a word to it."""
     found = []
+    if not facts.recipe.trains:
+        refused = f"{len(facts.refused):,} refused" if facts.refused else "none refused"
+        found.append(("samples", f"{len(facts.samples):,}", refused))
     if data := facts.data:
         failed = f"{data.failed:,} failed" if data.failed else "none failed"
         found.append(("videos", f"{data.videos:,}", failed))
