@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from cosmos_hpc.utils import files
-from cosmos_hpc.worker.video.samples import Samples, _scene, write_video
+from cosmos_hpc.worker.video.samples import Samples, _scene
+from cosmos_hpc.worker.video.writer import write_frames
 
 #: Given frames of a clip.
 GIVEN = 9
@@ -56,9 +57,11 @@ def write_results(
             ),
         }
         for name in ("truth", "tokenizer"):
-            write_video(videos / f"{clip:04d}-{name}.mp4", made[name], RATE)
+            write_frames(videos / f"{clip:04d}-{name}.mp4", made[name].transpose(3, 0, 1, 2), RATE)
         for key, weights in ((f"{clip:04d}-s0", "trained"), (f"{clip:04d}-initial", "initial")):
-            write_video(run / "generated" / f"{key}.mp4", made[weights], RATE)
+            write_frames(
+                run / "generated" / f"{key}.mp4", made[weights].transpose(3, 0, 1, 2), RATE
+            )
             record = _record(key, clip, weights, frames, size, prompt, source)
             files.write_json(run / "generated" / f"{key}.json", record)
         for name, rows in scores.items():

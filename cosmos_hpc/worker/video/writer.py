@@ -12,9 +12,9 @@ import numpy as np
 
 from cosmos_hpc.utils import files
 
-#: Constant rate factor of x264: at this one no difference is to be seen, for twice the bytes of
-#: its default.
-_CRF = "15"
+#: Constant rate factor of x264: at this one no difference is to be seen, for two or three times the
+#: bytes of its default, with which many tokens of a video that is read again would differ.
+_CRF = "12"
 
 
 class VideoWriter:
