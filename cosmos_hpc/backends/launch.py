@@ -211,8 +211,8 @@ def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: 
 
     Raises:
         RequestError: jobs of the run are in the queue, and the request is for another kind of
-            cluster or other ranks than they have, or is a dry run of other settings; or the queue
-            that they may be in does not answer.
+            cluster, or other ranks or tasks than they have, or is a dry run of other settings; or
+            the queue that they may be in does not answer.
     """
     run = request.folder
     if not run.info.exists():
@@ -238,9 +238,9 @@ def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: 
         raise RequestError(
             f"{what}, of an older cosmos-hpc that does not know {unknown[0]}; {then}"
         )
-    ranks = {STAGES[stage].ranks for stage in queue.stages}
+    counted = {key for stage in queue.stages for key in (STAGES[stage].ranks, STAGES[stage].tasks)}
     differ = [key for key in after if before.get(key) != after[key]]
-    fixed = [key for key in differ if request.dry_run or key in ranks]
+    fixed = [key for key in differ if request.dry_run or key in counted]
     if fixed:
         key = fixed[0]
         raise RequestError(f"{what}, with {key}={before.get(key)}, not {after[key]}; {then}")

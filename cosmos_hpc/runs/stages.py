@@ -34,7 +34,7 @@ class Stage:
         libraries: what it imports, each with the extra of this package that brings it.
         after: the stages whose results it needs.
         array: several tasks, instead of one.
-        tasks: how many an array has, for so many shards and a recipe.
+        tasks: setting of the recipe that says how many tasks an array has; None: one per shard.
         part_of: whether runs of a recipe have it.
         gpus: whether it works on GPUs where there are any.
         ranks: setting of the recipe that says how many processes a task has; None: one.
@@ -56,7 +56,7 @@ class Stage:
     libraries: dict[str, str]
     after: tuple[str, ...] = ()
     array: bool = False
-    tasks: Callable[[int, Recipe], int] = lambda shards, recipe: shards
+    tasks: str | None = None
     part_of: Callable[[Recipe], bool] = lambda recipe: True
     gpus: bool = False
     ranks: str | None = None
@@ -156,7 +156,7 @@ STAGES = {
             libraries={"megatron": "worker", "safetensors": "worker", "PIL": "worker"},
             after=("train",),
             array=True,
-            tasks=lambda shards, recipe: recipe.generate.tasks or 1,
+            tasks="generate.tasks",
             gpus=True,
             time="04:00:00",
             sources=("generate.input", "generate.actions", "generate.action_stats"),
@@ -286,10 +286,16 @@ def stages_of(run: RunFolder, recipe: Recipe) -> list[RunStage]:
 
 def list_stages(shards: int, recipe: Recipe) -> list[RunStage]:
     """The stages for so many shards and a recipe with a layout, in order."""
+
+    def tasks(stage: Stage) -> int:
+        if not stage.array:
+            return 1
+        return (setting(recipe, stage.tasks) or 1) if stage.tasks else shards
+
     return [
         RunStage(
             stage,
-            tasks=stage.tasks(shards, recipe) if stage.array else 1,
+            tasks=tasks(stage),
             ranks=(setting(recipe, stage.ranks) if stage.ranks else None) or 1,
         )
         for stage in STAGES.values()

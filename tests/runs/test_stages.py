@@ -36,7 +36,7 @@ def test_what_the_tables_name_is_there():
         assert callable(load(name)), name
     recipe = load_recipe("ar_tiny")
     for stage in STAGES.values():
-        for key in (*stage.sources, *filter(None, [stage.ranks])):
+        for key in (*stage.sources, *filter(None, [stage.ranks, stage.tasks])):
             setting(recipe, key)
     for task in TASKS.values():
         for key in task.settings:
