@@ -71,6 +71,8 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
 
 #: Jobs of a run beside those of arrays.
 MAX_SINGLE_JOBS = sum(not stage.array for stage in STAGES.values())
+#: Jobs of a run at least: those that look back on it can be submitted when the others have ended.
+LEAST_JOBS = sum(not stage.looks_back for stage in STAGES.values())
 
 if TYPE_CHECKING:
     TimeLimits = Section
@@ -125,7 +127,7 @@ class SlurmCluster(Cluster):
     requeues: NonNegativeInt = 20
     retries: NonNegativeInt = 2
     max_array_size: NonNegativeInt = 1001
-    max_submit: Annotated[int, Field(ge=len(STAGES))] | None = None
+    max_submit: Annotated[int, Field(ge=LEAST_JOBS)] | None = None
     container: Line | None = None
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
     mounts: list[MountText] = Field(default=[])

@@ -23,11 +23,20 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import STAGES, missing_tasks, nearest_before, sources_of, stages_of
+from cosmos_hpc.runs.stages import (
+    STAGES,
+    RunStage,
+    missing_tasks,
+    nearest_before,
+    sources_of,
+    stages_of,
+)
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.progress import duration
 
+#: Jobs that a limit must have room for, for each stage that looks back on a run.
+_CROWDED = 4
 _POLL_SECONDS = 1.0
 #: Seconds between words about what a cancel waits for.
 _SAY_SECONDS = 30.0
@@ -142,8 +151,13 @@ def prepare(
         for stage in every
         if stage.name in request.stages
     }
-    arrays = sum(stage.kind.array and bool(missing_of.get(stage.name)) for stage in every)
-    room = _room(cluster, arrays)
+    rooms = _rooms(cluster, [stage for stage in every if missing_of.get(stage.name)], missing_of)
+    if left_out := [name for name, missing in missing_of.items() if missing and name not in rooms]:
+        limit = f"max_submit={cluster.max_submit}"
+        console.say(
+            f"  {', '.join(left_out)} left out: {limit} has no room for them; cosmos-hpc retry "
+            f"{run.name} {left_out[0]} submits them when the others have ended"
+        )
     run_id, code = run.id(), run.code()
     secrets = find_secrets(cluster)
     found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
@@ -155,7 +169,8 @@ def prepare(
             found.queued[stage.name] = list(ids)
             if not stage.kind.array and len(here) == 1 and here[0].waits:
                 found.waiting.append(stage.name)
-        if stage.name not in request.stages:
+        room = rooms.get(stage.name)
+        if room is None:
             continue
         busy = {task for job in here for task in tasks_of(job, stage.tasks)}
         missing = [task for task in missing_of[stage.name] if task not in busy]
@@ -186,17 +201,33 @@ def _settled(queue: SlurmQueue, console: Console) -> SlurmQueue:
     return queue
 
 
-def _room(cluster: SlurmCluster, arrays: int) -> SlurmCluster:
-    """The cluster with a limit of jobs as each of so many stages that are arrays may use it.
+def _rooms(
+    cluster: SlurmCluster, stages: list[RunStage], missing: Mapping[str, Sequence[int]]
+) -> dict[str, SlurmCluster]:
+    """The cluster with a limit of jobs as each of some stages may use it; without crowded ones.
 
-    It leaves out the jobs that are in the queue already, and is shared evenly.
+    The limit leaves out the jobs that are in the queue already. Arrays that need little of it get
+    that, and the others share the rest evenly. Where it is so small that stages which look back on
+    the run would take much of it from the others, those are left out.
     """
     if cluster.max_submit is None:
-        return cluster
-    left = cluster.max_submit - commands.mine() - MAX_SINGLE_JOBS
-    # One array task at least: what Slurm then does not take, it refuses whole.
-    share = max(left // max(1, arrays), 1)
-    return cluster.model_copy(update={"max_submit": share + MAX_SINGLE_JOBS})
+        return {stage.name: cluster for stage in stages}
+    left = cluster.max_submit - commands.mine()
+    looking = [stage for stage in stages if stage.kind.looks_back]
+    if len(looking) < len(stages) and left < _CROWDED * len(looking):
+        stages = [stage for stage in stages if not stage.kind.looks_back]
+    arrays = sorted(
+        (stage.name for stage in stages if stage.kind.array), key=lambda name: len(missing[name])
+    )
+    left -= len(stages) - len(arrays)
+    rooms = {stage.name: cluster for stage in stages}
+    for number, name in enumerate(arrays):
+        # One array task at least: what Slurm then does not take, it refuses whole.
+        share = max(min(left // (len(arrays) - number), len(missing[name])), 1)
+        left -= share
+        limit = {"max_submit": share + MAX_SINGLE_JOBS}
+        rooms[name] = cluster.model_copy(update=limit)
+    return rooms
 
 
 def _check_room(cluster: SlurmCluster, submission: Submission) -> None:
