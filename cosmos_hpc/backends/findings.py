@@ -41,7 +41,9 @@ def python_finding(
     wanted = libraries()
     if not missing:
         return Finding("ok", f"python: {python} has {', '.join(wanted)}")
-    command = install_command(wanted[missing[-1]])
+    # The training's extra brings what the others need as well.
+    extras = {wanted[name] for name in missing}
+    command = install_command("train" if "train" in extras else min(extras))
     return Finding(level, f"python={python} has no {', '.join(missing)}; {command}{otherwise}")
 
 

@@ -160,7 +160,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         stage
         for stage in found
         if stage.name in asked
-        or stage.state != "waiting"
+        or stage.state not in ("waiting", "unknown")
         or not stages.STAGES[stage.name].looks_back
     ]
     overall = _overall(run, found)

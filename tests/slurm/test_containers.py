@@ -13,6 +13,7 @@ import sys
 
 import pytest
 
+from cosmos_hpc.backends.findings import libraries
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.backends.slurm import containers
 from cosmos_hpc.backends.slurm import facts as slurm
@@ -162,7 +163,7 @@ def test_a_proposal_knows_of_apptainer(lab, tmp_path, stand_in):
     checked = run(lab, "cluster", "check", "mine", *check, python, cwd=tmp_path, PATH=path)
     assert checked.code == 0, checked.out
     assert f"container: apptainer, {sys.executable}" in checked.out
-    assert f"{sys.executable}'s {sys.executable} has torch, av, megatron, nemo" in checked.out
+    assert f"{sys.executable}'s {sys.executable} has {', '.join(libraries())}" in checked.out
     # One that the image does not have.
     lacking = run(
         lab, "cluster", "check", "mine", *check, "python=/no/python", cwd=tmp_path, PATH=path

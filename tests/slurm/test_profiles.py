@@ -6,6 +6,7 @@ import sys
 import pytest
 import yaml
 
+from cosmos_hpc.backends.findings import libraries
 from tests.conftest import cosmos_hpc
 from tests.slurm.login import PROFILE, Login
 
@@ -97,10 +98,11 @@ def test_a_python_that_lacks_what_jobs_need(lab, profile, tmp_path):
     bare.chmod(0o755)
     outcome = run(lab, "cluster", "check", "mine", f"python={bare}", cwd=profile)
     assert outcome.code == 2
-    assert f"problem  python={bare} has no torch, av, megatron, nemo; pip install" in outcome.out
+    assert f"problem  python={bare} has no {', '.join(libraries())}; pip install" in outcome.out
+    assert "'.[train]'" in outcome.out
     assert "or say python: or container: in the profile" in outcome.out
     outcome = run(lab, "cluster", "check", "mine", cwd=profile)
-    assert f"python: {sys.executable} has torch, av, megatron, nemo" in outcome.out
+    assert f"python: {sys.executable} has {', '.join(libraries())}" in outcome.out
     outcome = run(lab, "cluster", "check", "mine", "python=/no/python", cwd=profile)
     assert "note     python=/no/python does not run here" in outcome.out
 
@@ -183,7 +185,7 @@ def test_this_machine_can_be_checked_as_well(tmp_path):
     outcome = cosmos_hpc("cluster", "check", "local", cwd=tmp_path)
     assert outcome.code == 0, outcome.err
     assert f"ok       runs: {tmp_path}/runs can be written" in outcome.out
-    assert f"ok       python: {sys.executable} has torch, av, megatron, nemo" in outcome.out
+    assert f"ok       python: {sys.executable} has {', '.join(libraries())}" in outcome.out
     outcome = cosmos_hpc("cluster", "check", "local", "gpus=64", "parallel=1", cwd=tmp_path)
     assert outcome.code == 2
     assert "problem  gpus=64, and this machine has" in outcome.out

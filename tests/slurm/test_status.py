@@ -44,7 +44,7 @@ def test_what_is_queued_says_why(login, scenes):
     login.submit("held", f"data.input={scenes}", "cluster.sbatch=['--hold']")
     state = login.status("held")
     assert state["state"] == "queued"
-    assert [s["jobs"] for s in state["stages"]] == [{"PENDING": n} for n in (1, 4, 1, 1)]
+    assert [s["jobs"] for s in state["stages"]] == [{"PENDING": n} for n in (1, 4, 1, 1, 1, 1, 1)]
     assert state["stages"][0]["waiting_for"] == "JobHeldUser"
     assert "pending for JobHeldUser" in login.command("status", "held").out
     assert login.command("logs", "held").code == 2
