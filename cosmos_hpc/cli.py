@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     settings = "recipe=NAME, cluster=NAME, section.key=value, cluster.key=value"
-    submit = command("submit", "run a recipe, or go on with its run")
+    submit = command("submit", "run a recipe, or resume its run")
     submit.add_argument("settings", nargs="*", metavar="key=value", help=settings)
     submit.add_argument("--name", help="name of the run; the same request gets the same by default")
     submit.add_argument("--stages", help="only these stages, separated by commas")
@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("--output", metavar="DIR", help="with --dry-run: write the scripts there")
 
-    plan = command("plan", "what would run, without running it")
+    plan = command("plan", "show what would run, without running it")
     plan.add_argument("settings", nargs="*", metavar="key=value", help=settings)
     plan.add_argument("--json", action="store_true", help="as JSON")
 
@@ -74,22 +74,22 @@ def _parser() -> argparse.ArgumentParser:
     cluster.add_argument("name", nargs="?", help="of the profile; init: the cluster's own")
     cluster.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
 
-    status = command("status", "how far a run is")
+    status = command("status", "show how far a run is")
     status.add_argument("run", help="name or path of the run")
     status.add_argument("--json", action="store_true", help="as JSON")
 
     logs = command("logs", "print the logs of a run")
     logs.add_argument("run", help="name or path of the run")
-    logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only of this")
-    logs.add_argument("-f", "--follow", action="store_true", help="go on while the run does")
+    logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only this one")
+    logs.add_argument("-f", "--follow", action="store_true", help="follow while the run lasts")
 
-    cancel = command("cancel", "stop a run at a safe point; submitting it again goes on from there")
+    cancel = command("cancel", "stop a run at a safe point; submitting it again resumes it")
     cancel.add_argument("run", help="name or path of the run")
     cancel.add_argument(
         "--now", action="store_true", help="kill its Slurm jobs; work since a safe point is lost"
     )
 
-    retry = command("retry", "go on with what failed or was stopped, as the run was submitted")
+    retry = command("retry", "resume what failed or was stopped, as the run was submitted")
     retry.add_argument("run", help="name or path of the run")
     retry.add_argument(
         "stage", nargs="?", metavar="STAGE[.TASK]", help="from this stage on; only this task"
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--output", metavar="DIR", help="with --dry-run: write the scripts there")
 
-    evaluate = command("evaluate", "scores of runs on held-out clips, beside references")
+    evaluate = command("evaluate", "score runs on held-out clips, beside references")
     evaluate.add_argument("runs", nargs="+", metavar="RUN", help="names or paths of runs")
     evaluate.add_argument("--json", action="store_true", help="as JSON")
 
@@ -136,10 +136,10 @@ def _parser() -> argparse.ArgumentParser:
         "settings",
         nargs="*",
         metavar="key=value",
-        help="count, frames, height, width, rate (frames a second), seed",
+        help="count, frames, height, width, rate (frames per second), seed",
     )
 
-    tokenizer = command("small-tokenizer", "write a small tokenizer of Cosmos' interface and ids")
+    tokenizer = command("small-tokenizer", "write a small tokenizer with Cosmos' interface")
     tokenizer.add_argument("folder", help="to write encoder.jit and decoder.jit into")
     tokenizer.add_argument(
         "settings", nargs="*", metavar="key=value", help="compression=[8,16,16] or [4,8,8]"
@@ -208,7 +208,7 @@ def _going_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print("\ninterrupted; the same command resumes from here", file=sys.stderr)
         raise SystemExit(130) from None
 
 

@@ -16,7 +16,7 @@ class WorkError(CosmosError):
 
 
 class Stopped(CosmosError):
-    """A worker was asked to stop, and did at a safe point: the same command goes on from there."""
+    """A worker was asked to stop, and did at a safe point: the same command resumes from there."""
 
     #: EX_TEMPFAIL of sysexits.h: try again later.
     exit_code = 75

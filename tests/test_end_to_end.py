@@ -332,7 +332,7 @@ def test_retry_of_one_task_does_no_other(scenes, tmp_path):
     assert (wrong.code, "there is no preprocess.3 in run x" in wrong.err) == (2, True), wrong.err
     shown = cosmos_hpc("status", "x", cwd=tmp_path).out
     assert "x: partial" in shown
-    assert "cosmos-hpc retry x preprocess goes on with the others" in shown
+    assert "cosmos-hpc retry x preprocess" in shown
     again = cosmos_hpc("retry", "x", cwd=tmp_path)
     assert (again.code, "starting" in again.err) == (0, False), again.err
     again = cosmos_hpc("retry", "x", "preprocess.1", cwd=tmp_path)
@@ -405,7 +405,7 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
         assert "nothing works on run calm" in cosmos_hpc("cancel", "calm", cwd=tmp_path).out
         subprocess.run(command, cwd=tmp_path, stdout=log, stderr=log, check=True, timeout=300)
     text = (tmp_path / "log").read_text()
-    assert text.count("stopped on request; the same command goes on from here") == 2
+    assert text.count("stopped on request; the same command resumes") == 2
     whole = RunFolder(finished.path)
     assert run.tokens.prefix.with_suffix(".bin").read_bytes() == (
         whole.tokens.prefix.with_suffix(".bin").read_bytes()

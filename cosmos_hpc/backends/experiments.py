@@ -317,7 +317,7 @@ class DockerJob(ExperimentJob):
             raise WorkError(f"Docker did not start {self._name}: {e.explanation}") from None
         except requests.RequestException as e:
             raise WorkError(
-                f"the Docker engine does not answer ({e}); start it, then the same command goes on"
+                f"the Docker engine does not answer ({e}); start it, then the same command resumes"
             ) from None
         return self
 
@@ -348,7 +348,7 @@ class DockerJob(ExperimentJob):
             with engine():
                 return super().running()
         except RequestError as e:
-            raise WorkError(f"{e}; then the same command goes on") from None
+            raise WorkError(f"{e}; then the same command resumes") from None
 
     @property
     def _ended(self) -> Path:

@@ -119,7 +119,7 @@ class Array(ABC):
 
     @abstractmethod
     def _has_ended(self, job: Any) -> bool:
-        """Whether a task has ended; takes leave of it if so."""
+        """Whether a task has ended; releases what it held if so."""
 
     @abstractmethod
     def _stop(self, jobs: list[Any]) -> None:
@@ -189,7 +189,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
     def array(
         self, run: RunFolder, stage: RunStage, opened: Any, threads: int, gpus: list[str]
     ) -> Array:
-        """An array of a stage's tasks, of which each may use so many threads."""
+        """An array of a stage's tasks, of which each may use ``threads`` threads."""
 
     @abstractmethod
     def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
@@ -271,7 +271,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         still = missing_tasks(run, request.recipe, stage, tasks)
         if still and run.stop_request.exists():
             console.end(stage.name, "stopped", stage_progress(run, stage))
-            raise WorkError("stopped on request; the same command goes on from here")
+            raise WorkError("stopped on request; the same command resumes from here")
         if still:
             _note_silent_deaths(run, stage, still)
             console.end(stage.name, "failed", stage_progress(run, stage))

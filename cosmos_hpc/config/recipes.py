@@ -81,7 +81,9 @@ class Recipe(Section):
                 f"{getattr(self.model, name)}"
             )
         if min(self.model.vocab_size, self.model.output_vocab_size) < NUM_IDS:
-            raise ValueError(f"model.vocab_size and output_vocab_size must hold {NUM_IDS} ids")
+            raise ValueError(
+                f"model.vocab_size and output_vocab_size must hold the {NUM_IDS} tokens"
+            )
         wrong = set_wrongly(self.kind, lambda key: setting(self, key))
         if wrong:
             raise ValueError(wrong)

@@ -36,7 +36,7 @@ def check_home(wanted: Sequence[HubFiles]) -> None:
 def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
     """Fetch what the cache does not hold yet, after everything that can be checked before.
 
-    Files that are whole are left alone, half files go on where they stopped. Where the Hub cannot
+    Complete files are left alone, partial files are resumed. Where the Hub cannot
     be asked, what the cache holds is taken if nothing of it is evidently missing.
 
     Returns:
@@ -47,7 +47,7 @@ def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
         RequestError: HF_HOME is not set or cannot be written, the disk is too small, a repository
             is gated, unknown or lacks a file, a token was refused, or the Hub cannot be reached.
             Nothing was fetched.
-        WorkError: the transfer broke off; the same call goes on from there.
+        WorkError: the transfer broke off; the same call resumes it.
     """
     merged = _merged(wanted)
     if not merged:
@@ -197,7 +197,7 @@ def _lack(need: HubFiles, kept: Snapshot) -> str:
 
 
 def _check_place(cache: Path, wanted: int) -> None:
-    """Refuse a cache that cannot be written, or cannot hold so many bytes more."""
+    """Refuse a cache that cannot be written, or has no room for this many more bytes."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):

@@ -56,7 +56,7 @@ class Snapshot:
         return self.storage / "snapshots" / self.commit
 
     def missing(self) -> list[HubFile]:
-        """Files that are not there, or not whole."""
+        """Files that are missing or incomplete."""
         return [file for file in self.files if not (self.folder / file.path).exists()]
 
     def half(self, file: HubFile) -> Path:
@@ -82,7 +82,7 @@ class Snapshot:
     def remember(self) -> None:
         """Note the commit as the newest, for those who ask without a network.
 
-        Done last, so that what is noted is whole.
+        Done last, so that only complete files are noted.
         """
         if self.need.revision == self.commit:
             return
@@ -150,9 +150,9 @@ def _fetch_file(snapshot: Snapshot, file: HubFile) -> None:
             if attempt == _TRIES:
                 raise WorkError(
                     f"the connection to the Hub dropped in {snapshot.repository}/{file.path}; "
-                    f"the same command goes on from here"
+                    f"the same command resumes from here"
                 ) from None
-            say(f"the connection dropped in {file.path}, going on")
+            say(f"the connection dropped in {file.path}, resuming")
             time.sleep(_PAUSE)
     _compare(snapshot, file)
 
@@ -172,7 +172,7 @@ def _fetch_rest(snapshot: Snapshot, file: HubFile) -> None:
 
 @contextlib.contextmanager
 def _plain_http(size: int) -> Iterator[None]:
-    """The one way that goes on with half a file; Xet, for those too large for it, does not."""
+    """The one way that resumes a partial file; Xet, for those too large for it, does not."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_DISABLE_XET, constants.HF_HUB_ENABLE_HF_TRANSFER
@@ -185,7 +185,7 @@ def _plain_http(size: int) -> Iterator[None]:
 
 
 def _compare(snapshot: Snapshot, file: HubFile) -> None:
-    """Throw away a file that is not what the Hub lists: a later call would take it as whole."""
+    """Throw away a file that is not what the Hub lists: a later call would take it as complete."""
     path = snapshot.folder / file.path
     if file.sha256 and files.sha256(path) != file.sha256:
         path.resolve().unlink()

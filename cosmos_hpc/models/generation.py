@@ -254,8 +254,8 @@ def _whole_decoder(model: nn.Module) -> CosmosDecoder:
     parallel = decoder.config.tensor_model_parallel_size
     if parallel > 1 or not (decoder.pre_process and decoder.post_process):
         raise RequestError(
-            "generate needs a decoder that is whole on this rank; this one is split, with tensor "
-            f"parallel size {parallel} and pipeline parallel size "
+            "generate needs a decoder that is complete on this rank; this one is split, with "
+            f"tensor parallel size {parallel} and pipeline parallel size "
             f"{decoder.config.pipeline_model_parallel_size}"
         )
     model_config = decoder.architecture
@@ -274,7 +274,9 @@ def _check_ids(model: ModelConfig, ids: Tensor, new_ids: int) -> None:
     if not isinstance(new_ids, int):
         raise RequestError(f"new_ids={new_ids} is not an integer")
     if new_ids < 0 or prompt + new_ids > clip:
-        raise RequestError(f"{prompt} ids and {new_ids} new ones; a clip of this model has {clip}")
+        raise RequestError(
+            f"{prompt} tokens and {new_ids} new ones; a clip of this model has {clip}"
+        )
     if not prompt:
         if model.context_width is None:
             raise RequestError("this model needs a prompt of at least one id")

@@ -44,9 +44,9 @@ class Plan:
 
     Attributes:
         videos: videos to prepare, or inputs to generate from; None before they are known.
-        shards: array tasks of the preprocess stage; None likewise.
+        shards: of the preprocess stage; None if not known yet.
         parallel: how many of them run at the same time.
-        latent_shape: ``(T, H, W)`` of a clip's ids.
+        latent_shape: ``(T, H, W)`` of a clip's tokens.
         sequence_length: inputs of one sample.
         parameters: of the model.
         trained: parameters that are trained: those, fewer with frozen parts, or of adapters.
@@ -97,7 +97,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         title, *lines = self.render().splitlines()
-        # A line without a name of its own goes on with the one before.
+        # A line without a name of its own continues the one before.
         rows = [(line[:14].strip(), line[14:]) for line in lines]
         return table((), rows, title)
 
@@ -120,11 +120,11 @@ class Plan:
         where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
         return [
             f"  preprocess  {shards}",
-            f"              a clip is {clip} ids, a sample {self.sequence_length} inputs",
+            f"              a clip is {clip} tokens, a sample {self.sequence_length} inputs",
             f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
             f"parameter model{self._render_trained()} on {where}{'s' * (self.ranks > 1)}",
             f"              {layout}, {self.micro_batches} micro "
-            f"batch{'es' * (self.micro_batches > 1)} a step",
+            f"batch{'es' * (self.micro_batches > 1)} per step",
             *self._render_memory(),
             *self._render_time(),
         ]
@@ -173,12 +173,12 @@ class Plan:
             if seconds / step >= 0.005
         )
         lines = [
-            f"  time        about {step:.2f} s a step, {tokens:,.0f} tokens/s: {parts}",
+            f"  time        about {step:.2f} s per step, {tokens:,.0f} tokens/s: {parts}",
             f"              {self.max_steps} steps take about {_duration(self.train_seconds)}, "
             f"without starting, checkpoints and waiting in a queue",
         ]
         lines += [
-            f"              {gpus} GPUs: {seconds:.2f} s a step, {step / seconds:.1f} times as "
+            f"              {gpus} GPUs: {seconds:.2f} s per step, {step / seconds:.1f} times as "
             f"fast ({layout})"
             for gpus, seconds, layout in self.further
         ]
@@ -219,7 +219,7 @@ class Plan:
 
 
 def proposed_minutes(train_seconds: float) -> int:
-    """Minutes of a job that trains so long, in whole half hours.
+    """Minutes of a job that trains for this long, rounded up to half hours.
 
     A quarter more than the steps take, for checkpoints and slower nodes, and a quarter of an hour
     to start.

@@ -31,7 +31,7 @@ class StageState:
         name: of the stage.
         state: ``done``, ``running``, ``queued``, ``failed``, ``stopped`` (begun, not done, nobody
             works on it), ``waiting``, or ``unknown`` where the queue does not answer.
-        tasks, done_tasks: array tasks, and those whose results are whole.
+        tasks, done_tasks: array tasks, and those whose results are complete.
         progress: how far the work is, in words.
         errors: reasons of failed tasks, by task.
         jobs: jobs and array tasks in the queue, by its words for their states.
@@ -246,9 +246,7 @@ def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -
     retry = f"cosmos-hpc retry {_named(run)}"
     if overall == "partial":
         following = next(stage.name for stage in found if stage.state != "done")
-        return (
-            f"the stages that were asked for are done; {retry} {following} goes on with the others"
-        )
+        return f"the stages that were asked for are done; {retry} {following} runs the others"
     if overall in ("running", "queued") and run.stop_request.exists():
         age = duration(max(0.0, time.time() - run.stop_request.stat().st_mtime))
         kill = f"; cosmos-hpc cancel {_named(run)} --now kills its jobs" if queue.stages else ""
@@ -257,7 +255,7 @@ def _note(run: RunFolder, queue: Queue, overall: str, found: list[StageState]) -
     if not advice and queue.stages and any(stage.quiet for stage in found):
         return (
             f"what is quiet may hang: cosmos-hpc logs tells more, cosmos-hpc cancel {_named(run)} "
-            f"--now ends it, and {retry} goes on from what is done"
+            f"--now ends it, and {retry} resumes from what is done"
         )
     return advice
 

@@ -347,7 +347,7 @@ def test_an_engine_that_goes_away_ends_the_wait(
         assert process.wait(timeout=60) == 1
         said = log.read_text().splitlines()[-1]
         assert re.search("error: (no Docker engine answers|the Docker engine.* not answer)", said)
-        assert "the same command goes on" in said
+        assert "the same command resumes" in said
     finally:
         engine.start()
     # Its containers go on, and the same command with what they have done.

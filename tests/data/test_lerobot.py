@@ -159,7 +159,7 @@ def test_actions_and_their_statistics(robot, folder):
         rows_of(robot, action="move")
     with pytest.raises(RequestError, match=f"'{FRONT}' is no row of numbers"):
         rows_of(robot, action=FRONT)
-    with pytest.raises(RequestError, match="data.frame_rate=20 is above the 10 frames a second"):
+    with pytest.raises(RequestError, match="data.frame_rate=20 is above the 10 frames per second"):
         rows_of(robot, action="action", frame_rate=20)
     scale = action_scale(LeRobot.open(folder), "action", "min_max")
     ends = []

@@ -76,7 +76,7 @@ def test_a_transfer_that_broke_off_goes_on_and_a_full_cache_does_without_the_hub
     broken = f"datasets/{NAME}/videos/{WRIST}/chunk-000/file-001.mp4"
     published.cuts[broken] = [100] * 5
     run, recipe = opened(tmp_path / "run", *HOW)
-    with pytest.raises(WorkError, match="the same command goes on from here"):
+    with pytest.raises(WorkError, match="the same command resumes"):
         download_stage(run, recipe)
     download_stage(run, recipe)
     ranges = [asked for path, asked in published.transfers() if path == broken]

@@ -329,7 +329,7 @@ def test_a_dropped_connection_is_taken_up_again(published, capsys):
     assert first is None
     assert 0 < int(re.fullmatch(r"bytes=(\d+)-", second)[1]) <= 500_000
     assert (
-        "the connection dropped in nemo/weights/__0_0.distcp, going on" in capsys.readouterr().out
+        "the connection dropped in nemo/weights/__0_0.distcp, resuming" in capsys.readouterr().out
     )
 
 
@@ -337,7 +337,7 @@ def test_what_a_broken_transfer_left_is_gone_on_with(published, tmp_path, monkey
     monkeypatch.setattr("cosmos_hpc.hub.transfer._TRIES", 1)
     path = f"{AR4B}/nemo/weights/__0_0.distcp"
     published.cuts[path] = [700_000]
-    with pytest.raises(WorkError, match="dropped in .*distcp; the same command goes on"):
+    with pytest.raises(WorkError, match="dropped in .*distcp; the same command resumes"):
         ch.download(["ar4b"])
     (half,) = storage(tmp_path, AR4B).glob("blobs/*.incomplete")
     size = half.stat().st_size
@@ -368,7 +368,7 @@ def test_ctrl_c_leaves_a_half_file_to_go_on_with(published, tmp_path):
         time.sleep(0.05)
     command.send_signal(signal.SIGINT)
     assert command.wait(5) == 130
-    assert command.stderr.read().strip() == "interrupted; the same command goes on from here"
+    assert command.stderr.read().strip() == "interrupted; the same command resumes from here"
     published.bytes_a_second = None
     ch.download(["ar4b"])
     assert any(asked for _, asked in published.transfers())

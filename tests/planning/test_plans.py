@@ -33,7 +33,7 @@ def test_layout():
     p = plan(recipe=["train.gpus=4", "train.tensor_parallel=2", "train.micro_batch_size=2"])
     layout = p.layout
     assert (p.ranks, layout.tensor_parallel, layout.data_parallel, p.micro_batches) == (4, 2, 2, 2)
-    expected = "tensor parallel 2, data parallel 2, no recomputation, 2 micro batches a step"
+    expected = "tensor parallel 2, data parallel 2, no recomputation, 2 micro batches per step"
     assert expected in p.render()
 
 
@@ -64,16 +64,16 @@ def test_time_is_explained_and_a_limit_proposed(tmp_path):
     # Validations are a third of a step each, of which there are 500.
     assert found.train_seconds == pytest.approx(step * (50_000 + 500 / 3))
     tokens = f"{8 * 12_800 / step:,.0f} tokens/s: matrix products"
-    assert f"about {step:.2f} s a step, {tokens}" in text
+    assert f"about {step:.2f} s per step, {tokens}" in text
     hours, minutes = divmod(round(found.train_seconds / 60), 60)
     assert f"50000 steps take about {hours} h {minutes} min" in text
-    assert re.search(r"8 GPUs: \d\.\d\d s a step, 1\.\d times as fast \(tensor parallel", text)
+    assert re.search(r"8 GPUs: \d\.\d\d s per step, 1\.\d times as fast \(tensor parallel", text)
     limit = re.search(r"cluster.time.train=(\d)-(\d\d):(00|30):00 would do.* it is 04:00:00", text)
     proposed = (int(limit[1]) * 24 + int(limit[2]) + int(limit[3]) / 60) * 3600
     assert 1.25 * found.train_seconds < proposed < 1.25 * found.train_seconds + 3600
     local = make_plan(long, load_cluster("local", ["gpu=H200-141"])).render()
-    assert "s a step" in local and "cluster.time" not in local
-    assert "s a step" not in plan().render()
+    assert "s per step" in local and "cluster.time" not in local
+    assert "s per step" not in plan().render()
 
 
 def test_a_machine_without_the_gpus_is_not_submitted_to(tmp_path):
@@ -175,4 +175,6 @@ def test_batches_must_divide_among_the_ranks_that_the_plan_chose(overrides):
     copies = overrides[0][-1]
     with pytest.raises(RequestError, match=f"micro_batch_size=8 times {copies} data-parallel"):
         plan(8, overrides)
-    assert "1 micro batch a step" in plan(8, ["train.gpus=2", "train.micro_batch_size=4"]).render()
+    assert (
+        "1 micro batch per step" in plan(8, ["train.gpus=2", "train.micro_batch_size=4"]).render()
+    )

@@ -189,7 +189,7 @@ def test_a_failed_stage_cancels_what_waits_for_it(login, tmp_path):
     states = [stage["state"] for stage in state["stages"]]
     assert states == ["done", "done", "failed", *["waiting"] * 4]
     assert "no video could be prepared: 4 of 4" in state["stages"][2]["errors"]["0"]
-    assert "cosmos-hpc retry broken goes on" in state["note"]
+    assert "cosmos-hpc retry broken" in state["note"]
     outcome = login.command("retry", "broken", "finalize")
     assert outcome.code == 0, outcome.err
     queued = login.queued("broken")

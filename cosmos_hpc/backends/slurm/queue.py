@@ -129,7 +129,7 @@ class SlurmQueue(Queue):
             return ""
         if not begun:
             return "nothing of it was submitted yet; the folder is only prepared"
-        return f"nothing of it is in the queue; {retry} goes on"
+        return f"nothing of it is in the queue; {retry} resumes it"
 
 
 def read_queue(run: RunFolder) -> SlurmQueue:

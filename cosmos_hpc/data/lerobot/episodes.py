@@ -65,7 +65,7 @@ def _check_actions(source: LeRobot, wanted: Wanted) -> None:
     source.width(str(wanted.action))
     if wanted.frame_rate and wanted.frame_rate > source.rate:
         raise RequestError(
-            f"data.frame_rate={wanted.frame_rate:g} is above the {source.rate:g} frames a second "
+            f"data.frame_rate={wanted.frame_rate:g} is above the {source.rate:g} frames per second "
             f"of {source.folder}; frames that stand still have no action"
         )
     if wanted.normalize_action != "none":

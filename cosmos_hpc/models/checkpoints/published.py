@@ -98,7 +98,7 @@ class PublishedModel(nn.Module):
             raise ValueError(f"ids are integers [batch, sequence], not {_describe(ids)}")
         if not 0 < ids.shape[1] <= config.sequence_length:
             raise ValueError(
-                f"{ids.shape[1]} ids; a sample of this model has 1 to {config.sequence_length}"
+                f"{ids.shape[1]} tokens; a sample of this model has 1 to {config.sequence_length}"
             )
         batch, width = ids.shape[0], config.context_width
         if width is None and (context is not None or action is not None):

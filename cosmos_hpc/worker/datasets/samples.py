@@ -150,7 +150,7 @@ class Clips(Epochs):
         lengths = set(self._ids.sequence_lengths[documents].tolist())
         if lengths - {sequence_length}:
             raise WorkError(
-                f"clips in {prefix} have {sorted(lengths)} ids where the recipe expects "
+                f"clips in {prefix} have {sorted(lengths)} tokens where the recipe expects "
                 f"{sequence_length}"
             )
 

@@ -136,11 +136,11 @@ def step_seconds(training: Training) -> Drawn | None:
         # The first step takes many times as long as all others, and a few wait for a checkpoint.
         axes.set_ylim(0, max(1e-6, 3 * middle))
         axes.axhline(middle, label=f"median, {middle:.3g} s", linestyle="--", **_REFERENCE)
-        axes.set(xlabel="step", ylabel="seconds a step")
+        axes.set(xlabel="step", ylabel="seconds per step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
     over = sum(value > 3 * middle for _, value in points)
-    caption = f"Seconds a step: the median is {middle:.3g}"
+    caption = f"Seconds per step: the median is {middle:.3g}"
     if over:
         caption += f"; {over:,} of {len(points):,} steps took more than three times as long"
     return Drawn(_svg("seconds", draw, caption), f"{caption}.")

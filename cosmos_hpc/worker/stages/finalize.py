@@ -147,13 +147,13 @@ def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> Shard:
     marker = read_marker(folder)
     if marker is None:
         raise WorkError(
-            f"shard {folder.name} is not whole: {folder} has no done.json; submit again"
+            f"shard {folder.name} is not complete: {folder} has no done.json; submit again"
         )
     wanted = (number, videos, ids_per_clip)
     found = (marker.shard, marker.videos, marker.ids_per_clip)
     if found != wanted:
         raise WorkError(
-            f"{folder} is not of this run: its number, videos and ids of a clip are {found}, not "
+            f"{folder} is not of this run: its number, videos and tokens per clip are {found}, not "
             f"{wanted}; delete it and submit again"
         )
     for name, digest in marker.sha256.items():
@@ -226,8 +226,8 @@ def _check_failures(
     allowed = recipe.data.max_failed_fraction
     if len(failed) > allowed * videos:
         raise WorkError(
-            f"{summary}; data.max_failed_fraction={allowed:g} does not allow so many. Allow more, "
-            f"or mend them, delete the shards that hold them below "
+            f"{summary}; data.max_failed_fraction={allowed:g} does not allow that many. Allow "
+            f"more, or repair them, delete the shards that hold them below "
             f"{run.tokens.path / 'shards'} and submit again"
         )
     say(summary)

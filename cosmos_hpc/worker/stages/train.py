@@ -120,7 +120,7 @@ def _mark_done(
     latest = latest_checkpoint(run.train.checkpoints)
     if latest is None or latest[0] < steps:
         found = f"its latest is of step {latest[0]}" if latest else "it has none"
-        raise WorkError(f"training ended at step {steps} without a whole checkpoint: {found}")
+        raise WorkError(f"training ended at step {steps} without a complete checkpoint: {found}")
     rows = files.read_jsonl(run.train.metrics)
     draw_losses(rows, run.train.loss_curve, reference)
     losses = [row["loss"] for row in rows if "loss" in row]

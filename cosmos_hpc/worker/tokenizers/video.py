@@ -106,7 +106,7 @@ class VideoTokenizer:
 
     def _encode(self, video: Tensor) -> Tensor:
         # TorchScript's optimizer watches the first calls and fuses operations in later ones, which
-        # then round differently: a clip's ids would depend on how many came before it.
+        # then round differently: a clip's tokens would depend on how many came before it.
         with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return self._encoder(video[None])[0][0].to(torch.int32)
 
@@ -133,15 +133,15 @@ class VideoTokenizer:
             torch.cuda.cudart().cudaHostUnregister(self._pinned.pop().ctypes.data)
 
     def check(self, ids: Tensor) -> None:
-        """Refuse ids that the recipe does not expect."""
+        """Refuse tokens that the recipe does not expect."""
         if tuple(ids.shape) != self.latent_shape:
             raise WorkError(
-                f"the tokenizer in {self.folder} gives ids of shape {list(ids.shape)}, the "
+                f"the tokenizer in {self.folder} gives tokens of shape {list(ids.shape)}, the "
                 f"recipe expects {list(self.latent_shape)}; do data.tokenizer and "
                 f"data.compression agree?"
             )
         if ids.numel() and not (int(ids.min()) >= 0 and int(ids.max()) < NUM_IDS):
-            raise WorkError(f"the tokenizer in {self.folder} gives ids outside 0..{NUM_IDS - 1}")
+            raise WorkError(f"the tokenizer in {self.folder} gives tokens outside 0..{NUM_IDS - 1}")
 
     @torch.inference_mode()
     def decode(self, ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Metrics of a training: a line a step in a local file, and a picture of the loss."""
+"""Metrics of a training: one line per step in a local file, and a picture of the loss."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from cosmos_hpc.utils.progress import duration, say
 class MetricsFile(pl.Callback):
     """Writes ``metrics.jsonl`` and the loss curve, and says how far the training is.
 
-    A line holds ``step``, ``loss`` (nats an id), ``token_accuracy`` (share of the ids that were the
-    likeliest to the model), ``learning_rate``, ``grad_norm`` (before it is clipped), ``seconds`` of
-    the step, ``tokens_per_second`` (of all ranks), on a GPU ``gpu_memory_gb`` (the most that
-    tensors of this rank have taken so far), and ``time`` (Unix). Lines after a validation hold
+    A line holds ``step``, ``loss`` (nats per token), ``token_accuracy`` (fraction of the tokens that
+    the model ranked most likely), ``learning_rate``, ``grad_norm`` (before it is clipped),
+    ``seconds`` of the step, ``tokens_per_second`` (of all ranks), on a GPU ``gpu_memory_gb`` (peak
+    memory of this rank's tensors so far), and ``time`` (Unix). Lines after a validation hold
     ``step``, ``validation_loss``, ``validation_token_accuracy`` and ``time``. Steps after the
     checkpoint that a resumed run starts from are dropped: they are done again.
 
@@ -129,13 +129,13 @@ def doubtful_start(loss: float, reference: dict[str, float]) -> str | None:
     """A warning where the first loss of a trained model is about that of an untrained one.
 
     Args:
-        loss: of the first step, before anything was learnt, in nats an id.
+        loss: of the first step, before anything was learnt, in nats per token.
         reference: of the ``untrained`` model, and of the best ``unigram`` model of the data.
     """
     if loss < max(_DOUBTFUL * reference["untrained"], reference["unigram"]):
         return None
     return (
-        f"warning: the first loss is {loss:.2f} nats an id, as if the weights were not trained "
+        f"warning: the first loss is {loss:.2f} nats per token, as if the weights were not trained "
         f"(then it is {reference['untrained']:.2f}): are train.init_from and data.tokenizer of one "
         f"model? Where it is moved to another tokenizer, this is as it should be"
     )
@@ -154,7 +154,7 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, flo
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     for (name, loss), style in zip(reference.items(), ("--", ":", "-."), strict=False):
         axes.axhline(loss, color="grey", linestyle=style, linewidth=1, label=f"{name}, {loss:.2f}")
-    axes.set(xlabel="step", ylabel="loss (nats an id)")
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()

@@ -170,7 +170,7 @@ def test_arguments_that_are_not_the_model_s_are_one_sentence():
     for config, arguments, expected in (
         (plain, {"ids": ids.float()}, "ids are integers"),
         (plain, {"ids": ids[0]}, "ids are integers"),
-        (plain, {"ids": torch.zeros(1, 25, dtype=torch.long)}, "25 ids; a sample of this model"),
+        (plain, {"ids": torch.zeros(1, 25, dtype=torch.long)}, "25 tokens; a sample of this model"),
         (plain, {"ids": ids, "context": words}, "takes neither a context nor an action"),
         (text, {"ids": ids}, "needs a context"),
         (text, {"ids": ids, "context": words[:1]}, r"context is .2, text positions, 48."),

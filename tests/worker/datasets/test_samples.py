@@ -100,7 +100,9 @@ def test_ids_above_what_bfloat16_can_hold_survive(tmp_path):
 
 
 def test_clips_of_another_length_are_refused(clips):
-    with pytest.raises(WorkError, match=r"clips in .* have \[6\] ids where the recipe expects 7"):
+    with pytest.raises(
+        WorkError, match=r"clips in .* have \[6\] tokens where the recipe expects 7"
+    ):
         clips(sequence_length=7)
 
 

@@ -459,7 +459,7 @@ def test_no_good_video_at_all(tmp_path):
 def test_a_damaged_shard_is_found(tmp_path, scenes):
     run, recipe = planned(tmp_path / "run", scenes)
     preprocess(run, recipe, 0)
-    with pytest.raises(WorkError, match="shard 00001 is not whole"):
+    with pytest.raises(WorkError, match="shard 00001 is not complete"):
         finalize(run, recipe)
     preprocess(run, recipe, 1)
     with open(run.tokens.shard(1) / "tokens.bin", "r+b") as f:

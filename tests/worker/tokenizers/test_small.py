@@ -90,7 +90,7 @@ def test_real_pictures_stay_recognisable(driving, tmp_path, compression, size, d
 
 def test_a_tokenizer_that_does_not_fit_says_so(tmp_path):
     write_small_tokenizer(tmp_path, (4, 8, 8))
-    with pytest.raises(WorkError, match=r"gives ids of shape \[5, 12, 20\], the recipe expects"):
+    with pytest.raises(WorkError, match=r"gives tokens of shape \[5, 12, 20\], the recipe expects"):
         VideoTokenizer(tmp_path, (3, 6, 10)).encode(clips(1, (17, 96, 160)))
     (tmp_path / "encoder.jit").write_text("not TorchScript")
     with pytest.raises(WorkError, match="encoder.jit is not a TorchScript file"):

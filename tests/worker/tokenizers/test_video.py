@@ -51,7 +51,7 @@ def test_clips_that_are_started_one_after_the_other(folder, clips):
 
 
 def test_another_latent_shape_is_refused(folder, clips):
-    with pytest.raises(WorkError, match=r"gives ids of shape \[3, 4, 6\], the recipe expects"):
+    with pytest.raises(WorkError, match=r"gives tokens of shape \[3, 4, 6\], the recipe expects"):
         VideoTokenizer(folder, (2, 4, 6)).start(clips[0]).ids()
 
 
