@@ -20,7 +20,7 @@ import torch
 
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
-from cosmos_hpc.models.checkpoints.writer import Job, write_torch_file
+from cosmos_hpc.models.checkpoints.writer import WriteJob, write_torch_file
 from cosmos_hpc.models.shapes import published_shapes
 
 
@@ -55,7 +55,7 @@ def main(folder: Path, recipe: str) -> None:
     shapes = published_shapes(model)
     tensors = {name: Random(name, shape) for name, shape in shapes.items()}
     source, nemo, back = folder / "model.pt", folder / "nemo", folder / "back.pt"
-    job = Job(PublishedWeights(tensors, "random"), model, torch.bfloat16, lambda _: None)
+    job = WriteJob(PublishedWeights(tensors, "random"), model, torch.bfloat16, lambda _: None)
     size = job.num_bytes
     print(f"{recipe}: {size / 1e9:.2f} GB", flush=True)
     write_torch_file(job, source)

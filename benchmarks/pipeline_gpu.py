@@ -138,15 +138,15 @@ def _rate(call: Callable[[], None], seconds: float, finish: Callable[[], None]) 
 def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, int]:
     """Clips a second of the decoders when nobody makes them wait, and how many they are."""
 
-    from cosmos_hpc.runs.in_hand import InHand
+    from cosmos_hpc.runs.in_flight import InFlight
     from cosmos_hpc.worker.datasets.shard import _decoders, _encodings_at_once, cut_of
-    from cosmos_hpc.worker.video.decoders import Decoded, Decoders, Job
+    from cosmos_hpc.worker.video.decoders import Decoded, DecodeJob, Decoders
 
     root, _, rows = run.data.of_shard(0)
-    jobs = [Job(i, root / row["path"]) for i, row in enumerate(rows)]
+    jobs = [DecodeJob(i, root / row["path"]) for i, row in enumerate(rows)]
     count = _decoders(recipe.data, device)
     slots = count + _encodings_at_once(recipe.data, device) + 2
-    note = InHand(run.path / "note.json", {})
+    note = InFlight(run.path / "note.json", {})
     started, done = 0.0, 0
     with Decoders(jobs, cut_of(recipe.data), count, slots, note) as decoders:
         while (event := decoders.get(wait=True)) is not None:
@@ -163,10 +163,10 @@ def decoder_rate(run: RunFolder, recipe: Recipe, device: str) -> tuple[float, in
 def pipeline(run: RunFolder, recipe: Recipe, repeats: int) -> tuple[dict[str, float], int]:
     """Seconds of each activity of the package's way from files to the journal, and clips."""
     from cosmos_hpc.worker.datasets.journal import Journal, in_order
-    from cosmos_hpc.worker.datasets.shard import Shard
+    from cosmos_hpc.worker.datasets.shard import VideoShard
 
     with Journal(run.tokens.journal(0), recipe.data.ids_per_clip) as journal:
-        shard = Shard(run, recipe, 0, journal)
+        shard = VideoShard(run, recipe, 0, journal)
         shard.fill()
         clips = sum(row["clips"] for row in journal.rows)
         first: dict[tuple[int, int], np.ndarray] = {}

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.backends.launch import costs_of
-from cosmos_hpc.config.recipes import list_rows, load_recipe
+from cosmos_hpc.config.recipes import list_input, load_recipe
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
@@ -40,7 +40,7 @@ PROMPT = "A robot arm picks up the cup on the table and puts it into the sink, n
 def plan(source: str, folder: str, *overrides: str) -> None:
     """What `submit` does with the videos before anything starts."""
     recipe = load_recipe("ar_tiny", [f"data.input={source}", *overrides])
-    root, rows = list_rows(recipe)
+    root, rows = list_input(recipe)
     costs = costs_of(root, rows, recipe.data, print)
     planned = make_plan(recipe, load_cluster(), len(rows))
     RunFolder(folder).data.pin(root, rows, planned.shards or 1, costs)

@@ -30,7 +30,7 @@ from av.video.reformatter import VideoReformatter
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
-from cosmos_hpc.data.videos import list_rows
+from cosmos_hpc.data.videos import list_video_files
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.create import open_run
 from cosmos_hpc.runs.fetched import tokenizer_folder
@@ -105,11 +105,11 @@ def main(videos: str, overrides: list[str], repeat: int, turns: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "videos"
         inputs.mkdir()
-        names = [row["path"] for row in list_rows(videos)[1]]
+        names = [row["path"] for row in list_video_files(videos)[1]]
         for number, video in enumerate(names * repeat):
             (inputs / f"{number:04d}{Path(video).suffix}").symlink_to(Path(videos, video).resolve())
         recipe = load_recipe("ar_tiny", [f"data.input={inputs}", *overrides])
-        cluster, found = load_cluster(), [row["path"] for row in list_rows(str(inputs))[1]]
+        cluster, found = load_cluster(), [row["path"] for row in list_video_files(str(inputs))[1]]
         run = RunFolder(Path(folder) / "run")
         open_run(run, recipe, cluster, make_plan(recipe, cluster, len(found)))
         run.data.pin(str(inputs), found, cluster.parallel)

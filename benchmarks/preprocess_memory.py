@@ -33,14 +33,14 @@ def main(clips: int) -> None:
     from cosmos_hpc.config.recipes import load_recipe
     from cosmos_hpc.runs.folder import RunFolder
     from cosmos_hpc.worker.datasets.journal import Journal
-    from cosmos_hpc.worker.datasets.shard import Shard
+    from cosmos_hpc.worker.datasets.shard import VideoShard
     from cosmos_hpc.worker.stages.download import download
-    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
+    from cosmos_hpc.worker.video.samples import SampleVideos, make_sample_videos
 
     with tempfile.TemporaryDirectory() as folder:
         made, videos = Path(folder, "made"), Path(folder, "videos")
         length = 9 * CLIPS_OF_A_VIDEO
-        make_sample_videos(made, Samples(count=1, frames=length, height=48, width=80))
+        make_sample_videos(made, SampleVideos(count=1, frames=length, height=48, width=80))
         videos.mkdir()
         for i in range(clips // CLIPS_OF_A_VIDEO):
             (videos / f"{i:05d}.mp4").symlink_to(made / "scene-0000.mp4")
@@ -52,7 +52,7 @@ def main(clips: int) -> None:
         run.data.pin(str(videos), sorted(p.name for p in videos.iterdir()), 1)
         download(run, recipe)
 
-        class Watched(Shard):
+        class Watched(VideoShard):
             """A shard that says how much memory there is in use."""
 
             clips = 0

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from cosmos_hpc.data.tokens import latent_shape
-from cosmos_hpc.data.videos import list_rows
+from cosmos_hpc.data.videos import list_video_files
 from cosmos_hpc.worker.tokenizers.small import write_small_tokenizer
 from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 from cosmos_hpc.worker.video.clips import read_clip
@@ -39,7 +39,7 @@ def draw(pixels: torch.Tensor, decoded: torch.Tensor, path: str) -> None:
 
 def main(folder: str, picture: str | None) -> None:
     """Print the mean and the lowest PSNR of the videos for each size."""
-    videos = [row["path"] for row in list_rows(folder)[1]]
+    videos = [row["path"] for row in list_video_files(folder)[1]]
     for compression, size in CASES:
         with tempfile.TemporaryDirectory() as made:
             write_small_tokenizer(Path(made), compression)

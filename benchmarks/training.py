@@ -32,7 +32,7 @@ from cosmos_hpc.data.tokens import NUM_IDS
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.plans import with_layout
 from cosmos_hpc.utils.imports import end_quickly, large_imports
-from cosmos_hpc.worker.datasets.samples import Samples, conditioned_sample
+from cosmos_hpc.worker.datasets.samples import SampleDataset, conditioned_sample
 from cosmos_hpc.worker.stages.train import prepare_device
 
 #: Settings that are worth measuring, by what ``--switch`` calls them; the first beside all others.
@@ -50,7 +50,7 @@ SWITCHES = {
 TEXT_POSITIONS = 512
 
 
-class RandomSamples(Samples):
+class RandomSamples(SampleDataset):
     """Samples of a recipe's form, the same for the same index."""
 
     def __init__(self, recipe: Recipe, length: int) -> None:

@@ -343,13 +343,13 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) ->
     Raises:
         RequestError: the request is wrong, or the cluster cannot run the recipe.
     """
-    from cosmos_hpc.config.recipes import fitted_to_data, list_rows
+    from cosmos_hpc.config.recipes import fitted_to_data, list_input
     from cosmos_hpc.hub.datasets import located
     from cosmos_hpc.planning.plans import make_plan
 
     resolved, profile = _resolve(recipe, cluster, overrides)
     there = fitted_to_data(located(resolved))
-    videos = len(list_rows(there)[1]) if there.data.input or not there.trains else None
+    videos = len(list_input(there)[1]) if there.data.input or not there.trains else None
     return make_plan(there, profile, videos)
 
 

@@ -381,9 +381,9 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _sample_videos(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
+    from cosmos_hpc.worker.video.samples import SampleVideos, make_sample_videos
 
-    make_sample_videos(arguments.folder, _section(Samples, arguments.settings))
+    make_sample_videos(arguments.folder, _section(SampleVideos, arguments.settings))
     print(f"wrote videos into {arguments.folder}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cosmos_hpc.data.videos import list_rows
+from cosmos_hpc.data.videos import list_video_files
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from tests.fake_hub import FakeHub
@@ -100,10 +100,10 @@ def driving() -> Path:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight small videos that the package makes."""
-    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
+    from cosmos_hpc.worker.video.samples import SampleVideos, make_sample_videos
 
     folder = tmp_path_factory.mktemp("scenes")
-    make_sample_videos(folder, Samples(count=8, frames=20, height=96, width=160))
+    make_sample_videos(folder, SampleVideos(count=8, frames=20, height=96, width=160))
     return folder
 
 
@@ -241,7 +241,7 @@ def squashfs(folder: Path, *paths: str, path: str | None = None) -> Path:
 
 def list_videos(source: str) -> list[str]:
     """Paths of the videos of a source, in their order."""
-    return [row["path"] for row in list_rows(source)[1]]
+    return [row["path"] for row in list_video_files(source)[1]]
 
 
 def steps_of(run: RunFolder, since: float = 0) -> int:

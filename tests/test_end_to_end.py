@@ -291,13 +291,13 @@ def test_ctrl_c_blames_no_video(scenes, tmp_path):
             submit = subprocess.Popen(
                 command, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True
             )
-        while not (files.read_json(run.tokens.in_hand(0)) or {}).get("in_hand"):
+        while not (files.read_json(run.tokens.in_flight(0)) or {}).get("in_hand"):
             assert submit.poll() is None
             time.sleep(0.01)
         (worker,) = (p for p in descendants(submit.pid) if is_task(p))
         os.kill(worker, signal.SIGSTOP)
         interrupt(submit, "ctrl-c")
-        assert files.read_json(run.tokens.in_hand(0)) == {"deaths": {}, "in_hand": {}}
+        assert files.read_json(run.tokens.in_flight(0)) == {"deaths": {}, "in_hand": {}}
     done = cosmos_hpc(*command[3:], cwd=tmp_path)
     assert done.code == 0, done.err
     assert "8/8 videos" in done.err and "failed" not in done.err
@@ -397,7 +397,7 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
             said, _ = cancel.communicate(timeout=280)
             assert (cancel.returncode, "calm: stopped" in said) == (0, True)
             assert submit.wait(timeout=60) in (1, -signal.SIGKILL)
-            # Nothing but the step in hand was still done, and it is saved.
+            # Nothing but the current step was still done, and it is saved.
             done = len(Run(run.path).losses())
             assert done <= before + 2
             if done:

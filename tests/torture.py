@@ -43,7 +43,7 @@ SLOWLY = (
     "cluster.requeues=1000",
 )
 #: Seconds between two events, and seconds after which a run has to end by itself.
-PAUSES, PATIENCE = (0.5, 8.0), 900.0
+PAUSES, TIMEOUT = (0.5, 8.0), 900.0
 
 
 class Torture:
@@ -132,7 +132,7 @@ class Torture:
     def run(self, happened: Counter[str], until: float) -> bool:
         """From the first submit to the end; whether all is done."""
         self.submit(kill_after=self.chance.choice([None, self.chance.uniform(0.5, 5)]))
-        deadline = min(until, time.monotonic() + PATIENCE / 3)
+        deadline = min(until, time.monotonic() + TIMEOUT / 3)
         names = sorted(self.events())
         while time.monotonic() < deadline:
             if not (self.login.run(self.name) / "run.json").exists():
@@ -145,7 +145,7 @@ class Torture:
                 happened[name] += 1
                 print(json.dumps({"run": self.name, "event": name}), flush=True)
             self._go_on()
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while time.monotonic() < deadline and self.state() != "done":
             self._go_on()
             time.sleep(1)
@@ -188,7 +188,7 @@ def main() -> int:
         videos = make_videos(folder)
         whole = Torture(login, "undisturbed", videos, chance)
         whole.submit()
-        login.wait("undisturbed", "finalize", "done", "failed", seconds=PATIENCE)
+        login.wait("undisturbed", "finalize", "done", "failed", seconds=TIMEOUT)
         expected = digests(login, "undisturbed")
         until = time.monotonic() + arguments.seconds
         while time.monotonic() < until:
@@ -207,12 +207,12 @@ def main() -> int:
 
 def make_videos(folder: Path) -> Path:
     """Videos of eight different contents."""
-    from cosmos_hpc.worker.video.samples import Samples, make_sample_videos
+    from cosmos_hpc.worker.video.samples import SampleVideos, make_sample_videos
 
     contents, videos = folder / "contents", folder / "videos"
     contents.mkdir()
     videos.mkdir()
-    make_sample_videos(contents, Samples(count=8, frames=20, height=96, width=160))
+    make_sample_videos(contents, SampleVideos(count=8, frames=20, height=96, width=160))
     made = sorted(contents.iterdir())
     for video in range(VIDEOS):
         shutil.copyfile(made[video % len(made)], videos / f"{video:03d}.mp4")

@@ -12,7 +12,7 @@ from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.docker_engine import Containers, docker_command, engine, image_id
 from cosmos_hpc.backends.findings import Finding, environment_findings
 from cosmos_hpc.backends.local import torchrun_flags
-from cosmos_hpc.backends.machine import Array, Job, MachineBackend, MachineCluster
+from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
 from cosmos_hpc.config.clusters import PASSED_ON, Line, MountText, Variable
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.videos import source_folder
@@ -120,7 +120,7 @@ class DockerBackend(MachineBackend[DockerCluster]):
         """Containers that run at the same time."""
         return DockerArray(run, stage, {"OMP_NUM_THREADS": str(threads)}, gpus, opened)
 
-    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
+    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> MachineJob:
         """A container, which sees only the GPUs that it is given."""
         from cosmos_hpc.backends.experiments import DockerJob
 

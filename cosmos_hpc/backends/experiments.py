@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.docker_engine import Containers, engine
-from cosmos_hpc.backends.machine import Job, MachineCluster, gpus_here, threads_of
+from cosmos_hpc.backends.machine import MachineCluster, MachineJob, gpus_here, threads_of
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, task_script
@@ -113,7 +113,7 @@ def _experiment(run: RunFolder, stage: RunStage, name: str | None = None) -> nem
     )
 
 
-class ExperimentJob(Job):
+class ExperimentJob(MachineJob):
     """A task as a NeMo-Run experiment of its own.
 
     Args:

@@ -12,7 +12,7 @@ from typing import Any
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import AnyBackend, open_backend, read_cluster
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.recipes import Recipe, fitted_to_data, list_rows
+from cosmos_hpc.config.recipes import Recipe, fitted_to_data, list_input
 from cosmos_hpc.config.sections import Data
 from cosmos_hpc.data.file_stats import check_some_exist
 from cosmos_hpc.data.videos import resolve_source, video_costs
@@ -107,7 +107,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     backend.check_request(request)
     # An existing run keeps its videos.
     pinned = folder.data.num_videos()
-    root, videos = ("", []) if pinned else list_rows(listed(), console.say)
+    root, videos = ("", []) if pinned else list_input(listed(), console.say)
     costs = None
     if videos and recipe.trains:
         if listed().data.input == recipe.data.input:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.findings import Finding, missing_here, python_finding
-from cosmos_hpc.backends.machine import Array, Job, MachineBackend, MachineCluster
+from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.requirements import check_installed
 from cosmos_hpc.runs.stages import RunStage, task_command
@@ -44,7 +44,7 @@ class LocalBackend(MachineBackend[LocalCluster]):
         environment = {"OMP_NUM_THREADS": str(threads), "COSMOS_HPC_DIE_WITH_PARENT": "1"}
         return LocalArray(run, stage, environment, gpus)
 
-    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
+    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> MachineJob:
         """A process, or torchrun and its ranks."""
         from cosmos_hpc.backends.experiments import LocalJob
 

@@ -19,7 +19,7 @@ from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.gpus import NODE_GPUS, this_gpu, visible_gpus
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.in_hand import absolve
+from cosmos_hpc.runs.in_flight import clear_in_flight
 from cosmos_hpc.runs.logs import note_log
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.stages import RunStage, missing_tasks, stage_progress, stages_of
@@ -154,7 +154,7 @@ class Array(ABC):
         self._jobs.clear()
 
 
-class Job(contextlib.AbstractContextManager["Job"], ABC):
+class MachineJob(contextlib.AbstractContextManager["MachineJob"], ABC):
     """A task that runs alone; it is started with the ``with`` block and ends with it."""
 
     @property
@@ -192,7 +192,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         """An array of a stage's tasks, of which each may use ``threads`` threads."""
 
     @abstractmethod
-    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> Job:
+    def job(self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str]) -> MachineJob:
         """The only task of a stage."""
 
     @abstractmethod
@@ -306,7 +306,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             array.cancel()
             # Their workers were stopped by us: no video is to blame that one had to be killed.
             for shard in stopped:
-                absolve(run.tokens.in_hand(shard))
+                clear_in_flight(run.tokens.in_flight(shard))
 
     def _run_job(
         self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str], console: Console

@@ -17,7 +17,7 @@ from cosmos_hpc.runs.stages import RunStage, task_command
 #: Longer than any stage: submitit's local executor wants a limit.
 _NO_TIMEOUT_MINUTES = 60 * 24 * 365
 #: Seconds that controllers have to end by themselves.
-_PATIENCE_SECONDS = 3.0
+_STOP_SECONDS = 3.0
 
 
 @contextlib.contextmanager
@@ -76,10 +76,10 @@ class LocalArray(Array):
     def _stop(self, jobs: list[Any]) -> None:
         # Ctrl-C has reached submitit's controllers as well. They give their tasks a second; asked
         # again meanwhile, they would go and leave them behind.
-        patience = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + _STOP_SECONDS
         for job in jobs:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                job._process.wait(max(0.0, patience - time.monotonic()))
+                job._process.wait(max(0.0, deadline - time.monotonic()))
         for job in jobs:
             if not job.done():
                 job.cancel()

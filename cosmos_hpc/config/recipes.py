@@ -131,7 +131,7 @@ class Recipe(Section):
         return ModelConfig(**self.model.model_dump(), latent_shape=(frames, rows, columns))
 
 
-def list_rows(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
+def list_input(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
     """What a run prepares, or generates from: the folder of relative paths, and a row a video.
 
     A row has a ``path`` and what goes with it: a ``prompt`` for task ``video2world``, where to find

@@ -50,7 +50,7 @@ class Task:
     training: str
     generator: str = "cosmos_hpc.worker.generation.clips:Clips"
     by_steps: bool = False
-    shard: str = "cosmos_hpc.worker.datasets.shard:Shard"
+    shard: str = "cosmos_hpc.worker.datasets.shard:VideoShard"
     settings: tuple[str, ...] = ()
     from_data: tuple[str, ...] = ()
     before_shard: str | None = None
@@ -74,16 +74,16 @@ def wanted(data: Data, *, actions: bool = False, prompts: bool = False) -> Wante
 
 
 def _rows(data: Data, note: Note) -> tuple[str, list[Row]]:
-    return sources.list_rows(wanted(data), note)
+    return sources.list_source(wanted(data), note)
 
 
 def _robot_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
-    return sources.list_rows(wanted(data, actions=True), note)
+    return sources.list_source(wanted(data, actions=True), note)
 
 
 def _captioned_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
     """Videos with prompts: of a list, or the instructions of robot clips."""
-    root, rows = sources.list_rows(wanted(data, prompts=True), note)
+    root, rows = sources.list_source(wanted(data, prompts=True), note)
     without = [
         row for row in rows if "error" not in row and not str(row.get("prompt") or "").strip()
     ]

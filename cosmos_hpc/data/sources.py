@@ -56,7 +56,7 @@ def _bridge_rows(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
         return wanted.input, bridge.list_clips(wanted.input)
     if wanted.prompts:
         return wanted.input, bridge.list_instructions(wanted.input, note)
-    return videos.list_rows(wanted.input, note, wanted.by_content)
+    return videos.list_video_files(wanted.input, note, wanted.by_content)
 
 
 def _lerobot_movements(root: Path, row: Row, action: str, width: int) -> dict[str, list[Any]]:
@@ -89,7 +89,7 @@ SOURCES = (
     Source(
         "videos",
         is_it=lambda source: True,
-        rows=lambda wanted, note: videos.list_rows(wanted.input, note, wanted.by_content),
+        rows=lambda wanted, note: videos.list_video_files(wanted.input, note, wanted.by_content),
     ),
 )
 
@@ -99,7 +99,7 @@ def source_of(text: str) -> Source:
     return next(source for source in SOURCES if source.is_it(text))
 
 
-def list_rows(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
+def list_source(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
     """The videos of an input, in an order that every run repeats.
 
     Raises:

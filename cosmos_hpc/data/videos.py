@@ -29,7 +29,7 @@ def ignore(_: str) -> None:
     """Takes notes for those who do not want any."""
 
 
-def list_rows(
+def list_video_files(
     source: str, note: Callable[[str], None] = ignore, by_content: bool = False
 ) -> tuple[str, list[Row]]:
     """The videos of ``data.input``: sorted by path, those of a list in its order.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cosmos_hpc.config.recipes import Recipe, list_rows
+from cosmos_hpc.config.recipes import Recipe, list_input
 from cosmos_hpc.data.lerobot.info import META
 from cosmos_hpc.data.videos import HUB_DATASETS
 from cosmos_hpc.data.wanted import Row
@@ -76,5 +76,5 @@ def recipe_files(recipe: Recipe) -> list[HubFiles]:
     there = located(recipe)
     if there is recipe:
         return []
-    root, rows = list_rows(there)
+    root, rows = list_input(there)
     return files_of_rows(recipe, Path(root), rows)

@@ -52,7 +52,7 @@ class Tokens:
         """Progress of a shard that is not published yet, one line a clip and one a video."""
         return self.path / "partial" / f"{index:05d}.jsonl"
 
-    def in_hand(self, index: int) -> Path:
+    def in_flight(self, index: int) -> Path:
         """Which videos of a shard are being decoded."""
         return self.journal(index).with_suffix(".in_hand.json")
 

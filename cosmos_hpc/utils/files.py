@@ -196,7 +196,7 @@ def lock(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as f:
-        told, patience = False, time.monotonic() + _PROBE_SECONDS
+        told, deadline = False, time.monotonic() + _PROBE_SECONDS
         while True:
             try:
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -204,7 +204,7 @@ def lock(
             except BlockingIOError:
                 f.seek(0)
                 holder = f.readline().strip() or "another process"
-                if time.monotonic() > patience:
+                if time.monotonic() > deadline:
                     if on_wait is None:
                         raise BlockingIOError(holder) from None
                     if not told:

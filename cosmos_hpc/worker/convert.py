@@ -17,7 +17,7 @@ from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.checkpoints.stored import Weights, same_sizes
 from cosmos_hpc.models.checkpoints.writer import (
-    Job,
+    WriteJob,
     write_nemo_weights,
     write_safetensors,
     write_torch_file,
@@ -74,7 +74,7 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
     stored = weights.dtype()
     dtype = getattr(torch, settings.dtype) if settings.dtype else stored
     progress = ByteProgress("converted", model.num_parameters * dtype.itemsize)
-    job = Job(weights, model, dtype, lambda size: progress.update(progress.done + size))
+    job = WriteJob(weights, model, dtype, lambda size: progress.update(progress.done + size))
     temporary = target.with_name(f".{target.name}.tmp")
     _check_disk(job.num_bytes, target, temporary)
     say(f"{gigabytes(job.num_bytes)} of {dtype} weights from {source} to {target}")
@@ -128,7 +128,7 @@ def _model(weights: Weights, recipe: str | None) -> Architecture:
     return sizes
 
 
-def _write_nemo(job: Job, model: Architecture, folder: Path) -> None:
+def _write_nemo(job: WriteJob, model: Architecture, folder: Path) -> None:
     assert isinstance(model, ModelConfig)
     with _without_logging():
         # Before the weights: it says whether NeMo is installed.

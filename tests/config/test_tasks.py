@@ -2,12 +2,12 @@ import json
 
 import pytest
 
-from cosmos_hpc.config.recipes import list_rows, load_recipe
+from cosmos_hpc.config.recipes import list_input, load_recipe
 from cosmos_hpc.errors import RequestError
 
 
 def rows(source, recipe="ar_tiny_v2w"):
-    return list_rows(load_recipe(recipe, [f"data.input={source}"]))
+    return list_input(load_recipe(recipe, [f"data.input={source}"]))
 
 
 def test_videos_with_prompts(tmp_path):

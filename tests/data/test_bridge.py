@@ -10,7 +10,7 @@ from cosmos_hpc.data.bridge import (
     list_instructions,
     movements,
 )
-from cosmos_hpc.data.sources import list_rows
+from cosmos_hpc.data.sources import list_source
 from cosmos_hpc.data.wanted import Wanted
 from cosmos_hpc.errors import RequestError
 from tests.worker.robots import annotation
@@ -49,7 +49,7 @@ def test_a_folder_that_is_not_divided_leaves_the_parts_to_the_recipe(tmp_path):
 
 def test_folders_that_are_no_robot_clips(tmp_path):
     with pytest.raises(RequestError, match="has no actions; task action takes a LeRobot data set"):
-        list_rows(Wanted(str(tmp_path), action="action"), print)
+        list_source(Wanted(str(tmp_path), action="action"), print)
     (tmp_path / "annotation").mkdir()
     (tmp_path / "videos").mkdir()
     with pytest.raises(RequestError, match="holds no clip"):

@@ -8,7 +8,7 @@ import pytest
 
 from cosmos_hpc.data.lerobot.actions import action_scale
 from cosmos_hpc.data.lerobot.info import LeRobot
-from cosmos_hpc.data.sources import list_rows
+from cosmos_hpc.data.sources import list_source
 from cosmos_hpc.data.videos import video_costs
 from cosmos_hpc.data.wanted import Wanted
 from cosmos_hpc.errors import RequestError
@@ -43,7 +43,7 @@ def change(robot, **changes):
 
 def rows_of(robot, **how):
     notes = []
-    return list_rows(Wanted(str(robot), **how), notes.append)[1], notes
+    return list_source(Wanted(str(robot), **how), notes.append)[1], notes
 
 
 @pytest.mark.parametrize(

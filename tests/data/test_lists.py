@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from cosmos_hpc.data.videos import list_rows
+from cosmos_hpc.data.videos import list_video_files
 from cosmos_hpc.errors import RequestError
 from tests.conftest import list_videos
 
@@ -31,7 +31,7 @@ def test_a_jsonl_gives_paths_and_prompts_in_its_order(tmp_path):
         {"video": str(tmp_path / "elsewhere.webm"), "prompt": ""},
     ]
     source = write_list(tmp_path, rows)
-    assert list_rows(source) == (
+    assert list_video_files(source) == (
         str(tmp_path),
         [
             {"path": "b.mp4", "prompt": "a ünï\ncode prompt"},
@@ -70,7 +70,7 @@ def test_repeated_entries_are_taken_once_and_mentioned(tmp_path):
         {"video": "in/a.mp4"},
     ]
     notes = []
-    _, found = list_rows(write_list(tmp_path, rows), notes.append)
+    _, found = list_video_files(write_list(tmp_path, rows), notes.append)
     # Another prompt is another entry, and so is another folder.
     assert [(row["path"], row.get("prompt")) for row in found] == [
         ("a.mp4", "one"),
@@ -100,7 +100,7 @@ def test_names_that_resolve_to_one_file_are_one_video(tmp_path):
         {"video": str(tmp_path / "missing.mp4")},
     ]
     notes = []
-    _, found = list_rows(write_list(tmp_path, rows), notes.append)
+    _, found = list_video_files(write_list(tmp_path, rows), notes.append)
     # The other prompt of a file keeps the name of the first: all of a file goes to one part.
     assert [(row["path"], row.get("prompt")) for row in found] == [
         ("link.mp4", "one"),
@@ -144,7 +144,7 @@ def test_a_wrong_line_is_named_with_what_to_do(tmp_path, line, says):
     touch(tmp_path, "a.mp4")
     source = write_list(tmp_path, [{"video": "a.mp4"}, "", line])
     with pytest.raises(RequestError, match=rf"list.jsonl, line 3: .*{says}"):
-        list_rows(source)
+        list_video_files(source)
 
 
 def test_numbers_of_any_size_in_other_keys_are_no_matter(tmp_path):
@@ -155,17 +155,17 @@ def test_numbers_of_any_size_in_other_keys_are_no_matter(tmp_path):
 
 def test_a_list_of_nothing(tmp_path):
     with pytest.raises(RequestError, match="holds no video: all of its lines are blank"):
-        list_rows(write_list(tmp_path, ["", "  "]))
+        list_video_files(write_list(tmp_path, ["", "  "]))
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(RequestError, match="holds no video: none of its 0 files"):
-        list_rows(str(tmp_path / "folder.jsonl"))
+        list_video_files(str(tmp_path / "folder.jsonl"))
 
 
 def test_a_list_of_another_machine_is_refused_but_single_videos_may_be_missing(tmp_path):
     rows = [{"video": f"{i}.mp4"} for i in range(300)]
     source = write_list(tmp_path, rows)
     with pytest.raises(RequestError, match=r"none of 100 videos .* exists, the first is \".*/0.mp"):
-        list_rows(source)
+        list_video_files(source)
     touch(tmp_path, "3.mp4")
     assert len(list_videos(source)) == 300
 
@@ -198,7 +198,7 @@ def test_whatever_a_list_holds_gives_entries_or_one_sentence(tmp_path):
         line = _mutations(rng) + (b".mp4" if name == "list.txt" else b"")
         source = write_list(tmp_path, [good, line], name)
         try:
-            _, rows = list_rows(source)
+            _, rows = list_video_files(source)
         except RequestError as e:
             refused += 1
             assert source in str(e)

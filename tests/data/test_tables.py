@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cosmos_hpc.data.sources import list_rows
+from cosmos_hpc.data.sources import list_source
 from cosmos_hpc.data.videos import resolve_source, video_costs
 from cosmos_hpc.data.wanted import Wanted
 from cosmos_hpc.errors import RequestError
@@ -27,7 +27,7 @@ ROWS = [
 
 def listed(source):
     notes = []
-    return list_rows(Wanted(resolve_source(str(source))), notes.append)[1], notes
+    return list_source(Wanted(resolve_source(str(source))), notes.append)[1], notes
 
 
 def write_csv(path, text):

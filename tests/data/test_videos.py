@@ -6,7 +6,7 @@ import pytest
 from cosmos_hpc.backends import launch
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.data.file_stats import file_sizes
-from cosmos_hpc.data.videos import list_rows, resolve_source
+from cosmos_hpc.data.videos import list_video_files, resolve_source
 from cosmos_hpc.errors import RequestError
 from tests.conftest import list_videos
 
@@ -21,7 +21,7 @@ def touch(folder, *names):
 def test_recursive_sorted_and_only_videos(tmp_path):
     touch(tmp_path, "b.mp4", "a/z.MKV", "a/notes.txt", "c d.webm", "e.mov", "f.avi")
     expected = ["a/z.MKV", "b.mp4", "c d.webm", "e.mov", "f.avi"]
-    assert list_rows(str(tmp_path)) == (str(tmp_path), [{"path": name} for name in expected])
+    assert list_video_files(str(tmp_path)) == (str(tmp_path), [{"path": name} for name in expected])
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -38,7 +38,7 @@ def test_a_link_to_a_video_is_not_another_video(tmp_path):
     (tmp_path / "b" / "hard.mp4").hardlink_to(tmp_path / "a" / "9.mp4")
     for source in (tmp_path, tmp_path / "**/*.mp4"):
         notes = []
-        _, rows = list_rows(str(source), notes.append)
+        _, rows = list_video_files(str(source), notes.append)
         names = [f"a/{number}.mp4" for number in range(10)]
         assert [row["path"] for row in rows] == [*names, "b/copy.mp4", "b/hard.mp4"]
         (note,) = notes
@@ -135,7 +135,7 @@ def test_sources_are_resolved_to_one_name(tmp_path, monkeypatch):
         ("**/*.mp4", f"{tmp_path}/**/*.mp4"),
     ]:
         assert resolve_source(source) == resolved
-        root, rows = list_rows(resolved)
+        root, rows = list_video_files(resolved)
         assert [Path(root, row["path"]).exists() for row in rows] == [True]
     with pytest.raises(RequestError, match="does not exist"):
         resolve_source("x" * 5000)
@@ -157,7 +157,7 @@ def costs_of(root, rows, *overrides):
 def test_costs_follow_from_what_is_decoded(tmp_path):
     for name, size in (("a.mp4", 10), ("b.mp4", 500_000)):
         (tmp_path / name).write_bytes(b"x" * size)
-    root, rows = list_rows(str(tmp_path))
+    root, rows = list_video_files(str(tmp_path))
     assert costs_of(root, rows) == ("videos", [1, 1])
     unit, (small, large) = costs_of(root, rows, "data.clips=all")
     assert unit == "bytes"
@@ -173,7 +173,7 @@ def test_with_probe_the_headers_are_read(tmp_path):
     make_videos.write(tmp_path / "long.mkv", make_videos.frames(40))
     make_videos.write(tmp_path / "short.mp4", make_videos.frames(5))
     (tmp_path / "text.mp4").write_text("nothing")
-    root, rows = list_rows(str(tmp_path))
+    root, rows = list_video_files(str(tmp_path))
     for clips, expected in (("all", [40, 40, 5, 0]), ("first", [17, 17, 5, 0])):
         unit, costs = costs_of(root, rows, "data.probe=true", f"data.clips={clips}")
         assert unit == "frames"
@@ -184,7 +184,7 @@ def test_probe_without_pyav_says_so(tmp_path, monkeypatch):
     import sys
 
     touch(tmp_path, "a.mp4")
-    root, rows = list_rows(str(tmp_path))
+    root, rows = list_video_files(str(tmp_path))
     monkeypatch.delitem(sys.modules, "cosmos_hpc.worker.video.probe", raising=False)
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(RequestError, match=r"data.probe=true reads .* av is not installed; pip"):
@@ -201,9 +201,9 @@ def test_copies_are_one_video_where_content_counts(tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("copy.mp4\na.mp4\nhard.mp4\nc.mp4\nb.mp4\n")
     notes = []
-    assert len(list_rows(str(tmp_path))[1]) == 5
-    rows = list_rows(str(tmp_path), notes.append, by_content=True)[1]
+    assert len(list_video_files(str(tmp_path))[1]) == 5
+    rows = list_video_files(str(tmp_path), notes.append, by_content=True)[1]
     assert [row["path"] for row in rows] == ["a.mp4", "b.mp4", "c.mp4"]
     assert "2 of 5 videos" in notes[0] and "copies of another one" in notes[0]
-    rows = list_rows(str(listed), notes.append, by_content=True)[1]
+    rows = list_video_files(str(listed), notes.append, by_content=True)[1]
     assert [row["path"] for row in rows] == ["copy.mp4", "hard.mp4", "c.mp4"]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from cosmos_hpc.backends.slurm.jobs import Job
+from cosmos_hpc.backends.slurm.jobs import JobSpec
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.script import render
 from cosmos_hpc.runs.folder import RunFolder
@@ -58,7 +58,7 @@ class Submitted:
             # Half a minute is too long for a test.
             "setup": ["sleep() { command sleep 0.5; }", f"PATH={commands}:$PATH"],
         }
-        job = Job(RunStage(STAGES["train"], ranks=nodes), nodes=nodes)
+        job = JobSpec(RunStage(STAGES["train"], ranks=nodes), nodes=nodes)
         cluster = validate(SlurmCluster, settings, "x")
         text = render(job, self.run, cluster, "id", code / snapshot_code(code))
         script = folder / "job.sh"

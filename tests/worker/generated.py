@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cosmos_hpc.utils import files
-from cosmos_hpc.worker.video.samples import Samples, _scene
+from cosmos_hpc.worker.video.samples import SampleVideos, _scene
 from cosmos_hpc.worker.video.writer import write_frames
 
 #: Given frames of a clip.
@@ -43,7 +43,7 @@ def write_results(
     }
     for clip in range(clips):
         random = np.random.default_rng(clip)
-        true = _scene(random, Samples(frames=frames, height=size[0], width=size[1]))
+        true = _scene(random, SampleVideos(frames=frames, height=size[0], width=size[1]))
         if noise:
             true = _noisy(random, true, np.full(frames, noise))
         grows = np.maximum(0, np.arange(frames) - GIVEN + 1.0)

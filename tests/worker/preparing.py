@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cosmos_hpc.backends.kinds import load_cluster
-from cosmos_hpc.config.recipes import Recipe, list_rows, load_recipe
+from cosmos_hpc.config.recipes import Recipe, list_input, load_recipe
 from cosmos_hpc.hub.datasets import located
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.create import open_run
@@ -26,7 +26,7 @@ def opened(path: Path, name: str, *overrides: str, shards: int = 2) -> tuple[Run
     recipe = load_recipe(name, overrides)
     cluster = load_cluster()
     run = RunFolder(path)
-    root, rows = list_rows(located(recipe))
+    root, rows = list_input(located(recipe))
     open_run(run, recipe, cluster, make_plan(recipe, cluster, len(rows)))
     run.data.pin(root, rows, shards)
     write_specs(run, recipe)

@@ -147,7 +147,7 @@ def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
         count = (cluster.gpus_per_node if row.ranks else 1) if row.gpus else 0
         nodes = cluster.nodes if row.ranks else 1
         flags = [f"--nodes={nodes}", *placement(cluster, stage, count)]
-        reason = slurm.refusal(*flags, "--wrap", "true")
+        reason = slurm.job_refusal(*flags, "--wrap", "true")
         if reason and (awaited := slurm.awaited_nodes(cluster.partition(count), reason)):
             yield Finding("note", f"a job of stage {stage} would have to wait: {awaited}")
         elif reason:
@@ -177,7 +177,7 @@ def _limits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
 
 
 def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
-    reasons = containers.refusal(cluster, facts)
+    reasons = containers.container_problems(cluster, facts)
     yield from (Finding("problem", reason) for reason in reasons)
     if cluster.container and not reasons:
         yield Finding("ok", f"container: {cluster.container_runtime}, {cluster.container}")
@@ -187,7 +187,7 @@ def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
 def _python(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
     """Whether the Python of jobs has their libraries."""
     if cluster.container:
-        if not containers.refusal(cluster, facts):
+        if not containers.container_problems(cluster, facts):
             yield from images.python_findings(cluster)
         return
     try:

@@ -52,7 +52,7 @@ class SlurmJob:
         return self.waits or self.state in RUNNING
 
     @property
-    def whole(self) -> str:
+    def array_id(self) -> str:
         """Id of the array that a task belongs to; of a single job its own."""
         return self.id.partition("_")[0]
 
@@ -167,7 +167,7 @@ def hides_jobs_of_others() -> bool:
     return re.search(r"\bjobs\b", config().get("PrivateData", "")) is not None
 
 
-def refusal(*flags: str) -> str | None:
+def job_refusal(*flags: str) -> str | None:
     """Why Slurm would not take a job now; None if it would.
 
     Args:
@@ -185,7 +185,7 @@ def awaited_nodes(partition: str, why: str) -> str | None:
 
     Args:
         partition: one, or several with commas.
-        why: what ``refusal`` gave.
+        why: what :func:`job_refusal` gave.
     """
     if "node" not in why.lower():
         return None
@@ -240,7 +240,7 @@ def sbatch(script: Path, flags: Sequence[str], name: str, known: Collection[str]
 
 def _newest(name: str, known: Collection[str]) -> list[str]:
     """Ids of jobs of a name that are in the queue, but for known ones, the newest last."""
-    found = {job.whole for job in queued([name]) if job.active} - set(known)
+    found = {job.array_id for job in queued([name]) if job.active} - set(known)
     return sorted(found, key=int)
 
 

@@ -268,7 +268,7 @@ def apptainer_exports(cluster: SlurmCluster, environment: Sequence[str] = ()) ->
     ]
 
 
-def refusal(cluster: SlurmCluster, facts: Facts) -> list[str]:
+def container_problems(cluster: SlurmCluster, facts: Facts) -> list[str]:
     """Why the cluster that this machine belongs to cannot run the profile's container.
 
     Looks at files, so run it where the cluster's file systems are.

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from cosmos_hpc.backends.base import head_of_dry_run
-from cosmos_hpc.backends.slurm.jobs import Job
+from cosmos_hpc.backends.slurm.jobs import JobSpec
 from cosmos_hpc.backends.slurm.submit import Submission, script_path
 from cosmos_hpc.planning.plans import Plan
 from cosmos_hpc.runs.folder import RunFolder
@@ -46,7 +46,7 @@ def write(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> l
     return [*written, folder / "submit.sh"]
 
 
-def _variable(job: Job) -> str:
+def _variable(job: JobSpec) -> str:
     return job.name.replace("-", "_")
 
 
@@ -63,7 +63,7 @@ def _changed(submission: Submission) -> list[str]:
     return [f'scontrol update JobId={job} Dependency="{on}"' for job, on in changed.items()]
 
 
-def _sbatch(job: Job, submission: Submission) -> str:
+def _sbatch(job: JobSpec, submission: Submission) -> str:
     dependency = submission.dependency(job, _ids(submission))
     return "sbatch --parsable" + (f' --dependency="{dependency}"' if dependency else "")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.slurm import containers, script, submit
 from cosmos_hpc.backends.slurm.facts import container_options
-from cosmos_hpc.backends.slurm.jobs import Job, jobs_of
+from cosmos_hpc.backends.slurm.jobs import JobSpec, jobs_of
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.secrets import Secrets, exported, find_secrets
 from cosmos_hpc.errors import RequestError
@@ -80,7 +80,7 @@ def _parameter(flag: str) -> tuple[str, str | bool]:
     return name.replace("-", "_"), value if equals else True
 
 
-def _cpus(cluster: SlurmCluster, job: Job) -> int:
+def _cpus(cluster: SlurmCluster, job: JobSpec) -> int:
     """CPUs of the one process on each node that starts the others; 0: Slurm's default."""
     return (cluster.cpus_per_gpu or 0) * job.gpus
 
@@ -116,7 +116,7 @@ def _setup(cluster: SlurmCluster, secrets: Secrets) -> list[str]:
     return lines
 
 
-def _srun(cluster: SlurmCluster, job: Job, folders: list[str]) -> dict[str, Any]:
+def _srun(cluster: SlurmCluster, job: JobSpec, folders: list[str]) -> dict[str, Any]:
     """Fields of the executor that become flags of ``srun``."""
     cpus = _cpus(cluster, job)
     arguments = [
@@ -174,7 +174,7 @@ def task(cluster: SlurmCluster, run: RunFolder, stage: RunStage, number: int) ->
         *(_word(word) for word in (*apptainer, *inside, "env")),
         f"{STOP_VARIABLE}={stop}",
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
-        *([f"{script.PATIENCE}={cluster.grace_seconds}"] if ranks > 1 else []),
+        *([f"{script.SHUTDOWN_TIMEOUT}={cluster.grace_seconds}"] if ranks > 1 else []),
         _word(cluster.python),
         *(_torchrun(job) if ranks > 1 else []),
         *(_word(word) for word in task_script(run, stage, number)),
@@ -198,7 +198,7 @@ def _word(text: str) -> str:
     return shlex.quote(text).replace("$", "$$")
 
 
-def _torchrun(job: Job) -> list[str]:
+def _torchrun(job: JobSpec) -> list[str]:
     """Arguments of a Python that starts a script on all ranks of the job."""
     words = ["-m", "torch.distributed.run", f"--nproc-per-node={job.processes}"]
     if job.nodes == 1:

@@ -50,7 +50,7 @@ class Array:
 
 
 @dataclass(frozen=True)
-class Job:
+class JobSpec:
     """One sbatch call.
 
     Attributes:
@@ -142,7 +142,7 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
     ]
 
 
-def jobs_of(stage: RunStage, missing: Sequence[int], cluster: SlurmCluster) -> list[Job]:
+def jobs_of(stage: RunStage, missing: Sequence[int], cluster: SlurmCluster) -> list[JobSpec]:
     """The jobs of a stage for its missing tasks.
 
     Raises:
@@ -152,18 +152,18 @@ def jobs_of(stage: RunStage, missing: Sequence[int], cluster: SlurmCluster) -> l
     if stage.kind.array:
         arrays = plan_arrays(missing, stage.tasks, cluster)
         gpus = min(1, per_node) if stage.kind.gpus else 0
-        return [Job(stage, gpus=gpus, array=array, part=n) for n, array in enumerate(arrays)]
+        return [JobSpec(stage, gpus=gpus, array=array, part=n) for n, array in enumerate(arrays)]
     if not stage.kind.gpus:
-        return [Job(stage)]
+        return [JobSpec(stage)]
     if not per_node or stage.ranks <= per_node:
-        return [Job(stage, gpus=min(stage.ranks, per_node), processes=stage.ranks)]
+        return [JobSpec(stage, gpus=min(stage.ranks, per_node), processes=stage.ranks)]
     if stage.ranks % per_node:
         raise RequestError(
             f"{stage.kind.ranks}={stage.ranks} does not spread over nodes of {per_node} GPUs; use "
             f"a multiple of {per_node}, or set cluster.gpus_per_node"
         )
     nodes = stage.ranks // per_node
-    return [Job(stage, nodes=nodes, gpus=per_node, processes=per_node)]
+    return [JobSpec(stage, nodes=nodes, gpus=per_node, processes=per_node)]
 
 
 def job_name(run: RunFolder, stage: str, run_id: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from cosmos_hpc.backends.slurm import containers
-from cosmos_hpc.backends.slurm.jobs import Job, array_comment, job_name
+from cosmos_hpc.backends.slurm.jobs import JobSpec, array_comment, job_name
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.secrets import Secrets, exported
 from cosmos_hpc.errors import RequestError
@@ -24,7 +24,7 @@ _UNSAFE_PATH = re.compile(r"[%\\\x00-\x1f\x7f]")
 #: variables before them.
 _JOB, _ARRAY = "job.sh", "job_array.sh"
 #: Seconds that torchrun gives its ranks to end.
-PATIENCE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
+SHUTDOWN_TIMEOUT = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 
 def check_path(path: Path) -> None:
@@ -58,7 +58,7 @@ def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
 
 
 def render(
-    job: Job,
+    job: JobSpec,
     run: RunFolder,
     cluster: SlurmCluster,
     run_id: str,
@@ -128,7 +128,7 @@ def lines_of(name: str) -> list[str]:
 
 
 def _flags(
-    job: Job, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str, names: Sequence[str]
+    job: JobSpec, run: RunFolder, cluster: SlurmCluster, run_id: str, log: str, names: Sequence[str]
 ) -> list[str]:
     """Flags of sbatch; those of the profile come late, where they win, but for its comment."""
     cpus = cluster.cpus_per_gpu
@@ -162,7 +162,7 @@ def _directive(flag: str) -> str:
 
 
 def _work(
-    job: Job,
+    job: JobSpec,
     run: RunFolder,
     cluster: SlurmCluster,
     code: Path,
@@ -172,7 +172,7 @@ def _work(
     """A shell function that runs one task on all nodes of the job."""
     cpus = cluster.cpus_per_gpu
     # What is set here for what runs in a container.
-    passed_on = [STOP_VARIABLE, *([PATIENCE] if job.ranks > 1 else [])]
+    passed_on = [STOP_VARIABLE, *([SHUTDOWN_TIMEOUT] if job.ranks > 1 else [])]
     srun = [
         "srun",
         f"--nodes={job.nodes}",
@@ -193,7 +193,7 @@ def _work(
     before += _without_leftovers(cluster, code, job.nodes)
     if job.ranks > 1:
         # torchrun would kill ranks that still save their step half a minute after SIGTERM.
-        before += [f"export {PATIENCE}={cluster.grace_seconds}"]
+        before += [f"export {SHUTDOWN_TIMEOUT}={cluster.grace_seconds}"]
         words += ["-m", "torch.distributed.run", f"--nproc-per-node={job.processes}"]
     if job.nodes > 1:
         before += [

@@ -14,7 +14,7 @@ from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.commands import SlurmJob
 from cosmos_hpc.backends.slurm.facts import container_options
-from cosmos_hpc.backends.slurm.jobs import Job, job_name, jobs_of, tasks_of
+from cosmos_hpc.backends.slurm.jobs import JobSpec, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs, read_queue
 from cosmos_hpc.backends.slurm.script import render
@@ -56,17 +56,17 @@ class Submission:
         secrets: what the jobs read by themselves.
     """
 
-    jobs: list[tuple[Job, str]] = field(default_factory=list)
+    jobs: list[tuple[JobSpec, str]] = field(default_factory=list)
     queued: dict[str, list[str]] = field(default_factory=dict)
     waiting: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     secrets: Secrets = field(default_factory=Secrets)
 
-    def stage_jobs(self, stage: str) -> list[Job]:
+    def stage_jobs(self, stage: str) -> list[JobSpec]:
         """The jobs of a stage that are to be submitted."""
         return [job for job, _ in self.jobs if job.stage.name == stage]
 
-    def dependency(self, job: Job, ids: Mapping[tuple[str, int], str]) -> str | None:
+    def dependency(self, job: JobSpec, ids: Mapping[tuple[str, int], str]) -> str | None:
         """Value of ``--dependency``; None for a job that may begin at once.
 
         A stage begins when all of the stage before it succeeded; of arrays that were queued by an
@@ -116,7 +116,7 @@ class Submission:
 def record_pasted(run: RunFolder, queue: SlurmQueue) -> None:
     """Note jobs in the queue that came from the text of a dry run: the run has begun."""
     cluster = commands.cluster_name() if queue.jobs else ""
-    for stage, job_id in dict.fromkeys((stage, job.whole) for stage, job in queue.jobs):
+    for stage, job_id in dict.fromkeys((stage, job.array_id) for stage, job in queue.jobs):
         _record(run, stage, job_id, cluster)
 
 
@@ -165,7 +165,7 @@ def prepare(
         here = [job for name, job in active if name == stage.name]
         if here:
             # The ids of whole arrays: one dependency for all tasks.
-            ids = dict.fromkeys(job.whole for job in here)
+            ids = dict.fromkeys(job.array_id for job in here)
             found.queued[stage.name] = list(ids)
             if not stage.kind.array and len(here) == 1 and here[0].waits:
                 found.waiting.append(stage.name)
@@ -278,7 +278,7 @@ def write_scripts(run: RunFolder, submission: Submission) -> dict[str, Path]:
     return scripts
 
 
-def script_path(folder: Path, job: Job) -> Path:
+def script_path(folder: Path, job: JobSpec) -> Path:
     """Where a job's script goes."""
     return folder / f"{job.name}_sbatch.sh"
 
@@ -341,12 +341,12 @@ def _ask_slurm(
     cluster: SlurmCluster, submission: Submission, scripts: Mapping[str, Path], console: Console
 ) -> None:
     """Have Slurm look at one script of each stage before anything is queued."""
-    asked: dict[str, Job] = {}
+    asked: dict[str, JobSpec] = {}
     for job, _ in submission.jobs:
         asked.setdefault(job.stage.name, job)
     for stage, job in asked.items():
         script = scripts[job.name]
-        reason = commands.refusal(str(script))
+        reason = commands.job_refusal(str(script))
         if reason and (awaited := commands.awaited_nodes(cluster.partition(job.gpus), reason)):
             console.say(f"  {stage:<11} {awaited}")
         elif reason:
@@ -385,7 +385,7 @@ def cancel(run: RunFolder, now: bool, console: Console) -> int:
     while left := active_jobs(run):
         # A job may have queued itself again before it saw the request. Whole arrays: each task
         # that is named by itself becomes a job of its own to Slurm, which are limited.
-        chosen = dict.fromkeys(job.whole for _, job in left if now or job.waits)
+        chosen = dict.fromkeys(job.array_id for _, job in left if now or job.waits)
         commands.cancel(list(chosen), only_waiting=not now)
         waited = time.monotonic() - began
         if waited - said >= _SAY_SECONDS and (words := _waits_for(left, now)):

@@ -43,7 +43,7 @@ from cosmos_hpc.models.shapes import published_shapes
 
 
 @dataclass(frozen=True)
-class Job:
+class WriteJob:
     """What is to be written.
 
     Attributes:
@@ -74,7 +74,7 @@ class _OneByOne(DefaultSavePlanner):
     PyTorch's own planner and Megatron's take tensors that are all in memory.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: WriteJob) -> None:
         super().__init__()
         self._job = job
         self._weights: dict[tuple[str, torch.Size], Weight] = {}
@@ -144,7 +144,7 @@ def _extra_states(model: Architecture) -> Iterator[str]:
     yield "decoder.final_layernorm._extra_state/shard_0_1"
 
 
-def write_nemo_weights(job: Job, folder: Path) -> None:
+def write_nemo_weights(job: WriteJob, folder: Path) -> None:
     """Write the ``weights`` folder of a NeMo checkpoint, in the ``torch_dist`` format.
 
     It holds whole weights, so that any tensor-parallel size can read it.
@@ -161,7 +161,7 @@ def write_nemo_weights(job: Job, folder: Path) -> None:
     (folder / "metadata.json").write_text(json.dumps(described))
 
 
-def _published(job: Job) -> Iterator[tuple[str, Tensor]]:
+def _published(job: WriteJob) -> Iterator[tuple[str, Tensor]]:
     shapes = published_shapes(job.model)
     for weight in weights_of(job.model):
         packed = job.read(weight)
@@ -174,7 +174,7 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.contiguous().view(torch.uint8).flatten().numpy().data
 
 
-def write_torch_file(job: Job, path: Path) -> None:
+def write_torch_file(job: WriteJob, path: Path) -> None:
     """Write a ``model.pt`` by published names, as PyTorch's own ``save`` lays it out."""
     with FakeTensorMode():
         empty = {
@@ -226,7 +226,7 @@ _SAFETENSORS_DTYPES = {
 }
 
 
-def write_safetensors(job: Job, path: Path) -> None:
+def write_safetensors(job: WriteJob, path: Path) -> None:
     """Write a ``.safetensors`` file by published names.
 
     The format (8 bytes of header length, a JSON header, values) is written here because the

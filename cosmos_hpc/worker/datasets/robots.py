@@ -27,9 +27,9 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.worker.datasets.documents import open_documents
 from cosmos_hpc.worker.datasets.journal import Journal
 from cosmos_hpc.worker.datasets.samples import split_documents
-from cosmos_hpc.worker.datasets.shard import Shard
+from cosmos_hpc.worker.datasets.shard import VideoShard
 from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError
-from cosmos_hpc.worker.video.decoders import Job
+from cosmos_hpc.worker.video.decoders import DecodeJob
 from cosmos_hpc.worker.video.spans import TOLERANCE, exact
 
 #: Of a part: a row a frame in each. State and gripper are there where the source has them.
@@ -38,7 +38,7 @@ FILES = ("tokenized-frames.pt", "actions.pt", "state.pt", "gripper.pt")
 _ROBOT = ("action", "state", "gripper")
 
 
-class RobotShard(Shard):
+class RobotShard(VideoShard):
     """A shard of robot clips: every frame is a document.
 
     In its table a clip of T frames has one row, with T rows each of ``action`` (the last is null),
@@ -56,7 +56,7 @@ class RobotShard(Shard):
         self._robots: dict[int, dict[str, Any]] = {}
         self._frames: dict[int, list[tuple[Clip, np.ndarray]]] = {}
 
-    def _not_given_up(self) -> list[Job]:
+    def _not_given_up(self) -> list[DecodeJob]:
         movements = source_of(str(self.root)).movements
         assert movements is not None
         for job in self._jobs:

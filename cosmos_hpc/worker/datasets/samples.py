@@ -59,10 +59,10 @@ def _deal_out(by_video: dict[str, list[int]], split: Split, parts: dict[str, lis
 #: What training reads: ``tokens`` and ``labels`` int64 ``[S]``, ``loss_mask`` float32 ``[S]``, and
 #: where the model has them ``context`` ``[text positions, context_width]`` or ``action``
 #: ``[action_width]``.
-Samples = Dataset[dict[str, Tensor]]
+SampleDataset = Dataset[dict[str, Tensor]]
 
 
-class Epochs(Samples):
+class Epochs(SampleDataset):
     """Samples of some items, as many as the training asks for.
 
     The items are passed through in epochs, each in an order of its own that follows from the seed.

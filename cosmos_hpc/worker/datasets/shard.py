@@ -20,7 +20,7 @@ from cosmos_hpc.data.shards import publish_shard
 from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.runs.fetched import tokenizer_folder
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.in_hand import InHand
+from cosmos_hpc.runs.in_flight import InFlight
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import Progress, Stopwatch, say
@@ -30,10 +30,10 @@ from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError
 from cosmos_hpc.worker.video.decoders import (
     MAX_DEATHS,
     Decoded,
+    DecodeJob,
     Decoders,
     Event,
     InThisProcess,
-    Job,
 )
 from cosmos_hpc.worker.video.spans import Span
 
@@ -59,7 +59,7 @@ def cut_of(data: Data) -> Cut:
     )
 
 
-class Shard:
+class VideoShard:
     """One shard on its way from videos to ids.
 
     Attributes:
@@ -77,8 +77,8 @@ class Shard:
         self.videos = [row.get("video", row["path"]) for row in rows]
         self._pinned = dict(enumerate(rows, self.first))
         begun = journal.finished()
-        self.in_hand = InHand(
-            run.tokens.in_hand(shard), {index: clips for index, (clips, _) in begun.items()}
+        self.in_flight = InFlight(
+            run.tokens.in_flight(shard), {index: clips for index, (clips, _) in begun.items()}
         )
         self._rows: list[tuple[dict[str, Any], np.ndarray]] = []
         self._written = self._looked = time.monotonic()
@@ -93,7 +93,7 @@ class Shard:
             )
         self._clips = collections.Counter({index: clips for index, (clips, _) in begun.items()})
         self._jobs = [
-            Job(index, self.root / row["path"], *begun.get(index, (0, None)), Span.of(row))
+            DecodeJob(index, self.root / row["path"], *begun.get(index, (0, None)), Span.of(row))
             for index, row in self._pinned.items()
             if index not in ended
         ]
@@ -108,9 +108,9 @@ class Shard:
         count = _decoders(self.data, device)
         decoders: Decoders | InThisProcess
         if count and jobs:
-            decoders = Decoders(jobs, self.cut, count, count + at_once + 2, self.in_hand)
+            decoders = Decoders(jobs, self.cut, count, count + at_once + 2, self.in_flight)
         else:
-            decoders = InThisProcess(jobs, self.cut, self.in_hand)
+            decoders = InThisProcess(jobs, self.cut, self.in_flight)
         try:
             # They start while the tokenizer is loaded.
             with decoders:
@@ -127,19 +127,19 @@ class Shard:
                     tokenizer.unpin()
         finally:
             # Killed, this is not reached, and the note stays.
-            self.in_hand.close()
+            self.in_flight.close()
         self._write()
         self._say_what_limits()
 
-    def _not_given_up(self) -> list[Job]:
+    def _not_given_up(self) -> list[DecodeJob]:
         """What is to be decoded, suspects first; those that killed workers are listed as failed."""
-        deaths = self.in_hand.deaths
+        deaths = self.in_flight.deaths
         left = []
         for job in self._jobs:
             pinned = self._pinned[job.index]
             job.suspect = job.index in deaths
             if deaths.get(job.index, 0) >= MAX_DEATHS:
-                reason = f"{deaths[job.index]} workers died with it in hand, the last with it alone"
+                reason = f"{deaths[job.index]} workers died while decoding it, the last one alone"
                 self._end(job.index, VideoError("killed_worker", reason))
             elif "error" in pinned:
                 # Refused before it is opened, for what goes with it.

@@ -36,7 +36,7 @@ _JOINED = ("tokens.bin", "tokens.idx", "clips.jsonl")
 T = TypeVar("T")
 
 
-class Shard(NamedTuple):
+class CheckedShard(NamedTuple):
     """What a checked shard holds beside its ids.
 
     Attributes:
@@ -62,7 +62,7 @@ def finalize(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     """
     bounds = run.data.bounds()
 
-    def read(number: int) -> Shard:
+    def read(number: int) -> CheckedShard:
         videos = bounds[number + 1] - bounds[number]
         return _read(run.tokens.shard(number), number, videos, recipe.data.ids_per_clip)
 
@@ -91,7 +91,7 @@ def _task_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     return {"samples": load(recipe.kind.files)(run, recipe)}
 
 
-def _join(run: RunFolder, shards: list[Shard], join: bool) -> dict[str, Any]:
+def _join(run: RunFolder, shards: list[CheckedShard], join: bool) -> dict[str, Any]:
     """Check the ids and write what training reads; returns what the marker says of it."""
     temporary = run.tokens.path / ".joined.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -138,7 +138,7 @@ def _each(work: Callable[[int], T], items: range) -> list[T]:
     return [result for result in results if not isinstance(result, WorkError)]
 
 
-def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> Shard:
+def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> CheckedShard:
     """A shard whose marker and tables are as they were written, and fit the run.
 
     Raises:
@@ -172,7 +172,7 @@ def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> Shard:
             f"{folder / 'done.json'} counts other clips or videos than there are; delete {folder} "
             f"and submit again"
         )
-    return Shard(folder, marker, failed, lengths)
+    return CheckedShard(folder, marker, failed, lengths)
 
 
 def _damaged(path: Path) -> WorkError:
@@ -233,7 +233,7 @@ def _check_failures(
     say(summary)
 
 
-def _table(shards: list[Shard]) -> Iterator[dict[str, Any]]:
+def _table(shards: list[CheckedShard]) -> Iterator[dict[str, Any]]:
     """A row a clip: its document, its number in its video, and what its shard says of it.
 
     A list that a shard says of a video holds one value for each of its clips.
@@ -247,7 +247,7 @@ def _table(shards: list[Shard]) -> Iterator[dict[str, Any]]:
                 document += 1
 
 
-def _copy_ids(shards: list[Shard], target: Path | None) -> None:
+def _copy_ids(shards: list[CheckedShard], target: Path | None) -> None:
     """Check the ids of all shards, each byte read once; with a target, while they are copied.
 
     Raises:
@@ -288,7 +288,7 @@ def _write_all(file: int, content: memoryview, place: int) -> None:
         content, place = content[written:], place + written
 
 
-def _write_index(shards: list[Shard], path: Path) -> None:
+def _write_index(shards: list[CheckedShard], path: Path) -> None:
     """Write the index of the joined ids: one document a clip, as in the shards."""
     lengths = np.concatenate([shard.lengths for shard in shards]).tolist()
     # The ids are written already. A file of its own, not /dev/null: Megatron may write through a

@@ -26,4 +26,4 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
         work.fill()
         work.publish()
     journal.remove()
-    work.in_hand.remove()
+    work.in_flight.remove()

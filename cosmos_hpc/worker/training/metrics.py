@@ -17,7 +17,7 @@ from cosmos_hpc.utils.progress import duration, say
 class MetricsFile(pl.Callback):
     """Writes ``metrics.jsonl`` and the loss curve, and says how far the training is.
 
-    A line holds ``step``, ``loss`` (nats per token), ``token_accuracy`` (fraction of the tokens that
+    A line holds ``step``, ``loss`` (nats per token), ``token_accuracy`` (fraction of tokens that
     the model ranked most likely), ``learning_rate``, ``grad_norm`` (before it is clipped),
     ``seconds`` of the step, ``tokens_per_second`` (of all ranks), on a GPU ``gpu_memory_gb`` (peak
     memory of this rank's tensors so far), and ``time`` (Unix). Lines after a validation hold

@@ -30,7 +30,7 @@ from cosmos_hpc.models.fusions import choose_fusions, fuse
 from cosmos_hpc.models.megatron import megatron_settings
 from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.utils.progress import say
-from cosmos_hpc.worker.datasets.samples import Samples
+from cosmos_hpc.worker.datasets.samples import SampleDataset
 from cosmos_hpc.worker.training import patches
 from cosmos_hpc.worker.training.accuracy import LossAndAccuracy
 from cosmos_hpc.worker.training.checkpoints import ValidationFirst
@@ -197,7 +197,9 @@ def write_context(model: ModelConfig, folder: Path) -> None:
 class ClipData(pl.LightningDataModule):
     """Training and validation clips behind Megatron's sampler, resumable by consumed samples."""
 
-    def __init__(self, train: Samples, validation: Samples | None, recipe: Recipe) -> None:
+    def __init__(
+        self, train: SampleDataset, validation: SampleDataset | None, recipe: Recipe
+    ) -> None:
         super().__init__()
         self.train, self.validation = train, validation
         self.seq_length = recipe.model_for_clips().sequence_length

@@ -1,6 +1,6 @@
 """Decoding in processes of their own, into memory that they share with this one; without torch.
 
-A decoder is a spawned process that has one video in hand at a time, so its death points at that
+A decoder is a spawned process that has one video in flight at a time, so its death points at that
 video and at no other. Clips come back in slots of shared memory, so many and no more: decoders that
 are ahead wait for a free one.
 """
@@ -21,7 +21,7 @@ from multiprocessing import connection
 from pathlib import Path
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.runs.in_hand import InHand
+from cosmos_hpc.runs.in_flight import InFlight
 from cosmos_hpc.utils.progress import Stopwatch, say
 from cosmos_hpc.worker.children import block_stops
 from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError, read_clips
@@ -39,7 +39,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 @dataclass
-class Job:
+class DecodeJob:
     """A video to decode.
 
     Attributes:
@@ -48,8 +48,8 @@ class Job:
         begin: number of the first clip that is wanted.
         mark: of the clip before that, as :class:`~cosmos_hpc.worker.video.clips.Clip` has it.
         span: what of the file is the video.
-        suspect: a worker died with it in hand: nothing else is decoded until it has given a clip.
-        deaths: of decoders that had it in hand, since its last clip.
+        suspect: a worker died while it was in flight: it is decoded alone until it gives a clip.
+        deaths: of decoders while they decoded it, since its last clip.
     """
 
     index: int
@@ -61,7 +61,7 @@ class Job:
     deaths: int = 0
 
     def gave(self, clip: Clip) -> None:
-        """Note a clip: from here on the next attempt goes on."""
+        """Note a clip: the next attempt resumes after it."""
         self.begin, self.mark = clip.number + 1, clip.mark
         self.suspect, self.deaths = False, 0
 
@@ -96,7 +96,7 @@ class _Decoder:
         self.process.start()
         far.close()
         self.number = number
-        self.job: Job | None = None
+        self.job: DecodeJob | None = None
         self.slot: int | None = None
         self.ready = self.waits = self.stalled = False
         self._ticks, self._since = -1, time.monotonic()
@@ -127,7 +127,7 @@ class Decoders:
         cut: which clips of them.
         count: processes.
         slots: clips that may lie in memory at a time, more than ``count``.
-        in_hand: is told what is decoded, before it is.
+        in_flight: is told what is decoded, before it is.
 
     Attributes:
         slots: the shared memory.
@@ -135,9 +135,9 @@ class Decoders:
     """
 
     def __init__(
-        self, jobs: Iterable[Job], cut: Cut, count: int, slots: int, in_hand: InHand
+        self, jobs: Iterable[DecodeJob], cut: Cut, count: int, slots: int, in_flight: InFlight
     ) -> None:
-        self._jobs, self._cut, self._in_hand = collections.deque(jobs), cut, in_hand
+        self._jobs, self._cut, self._in_flight = collections.deque(jobs), cut, in_flight
         self.slots = Slots(slots, (3, cut.frames, cut.height, cut.width))
         self._count = min(count, len(self._jobs), MAX_DECODERS)
         self._decoders: list[_Decoder] = []
@@ -193,7 +193,7 @@ class Decoders:
             while not self._closing and (self._jobs or any(d.job for d in self._decoders)):
                 self._hand_out()
                 # The last videos of a shard are followed by none.
-                self._in_hand.flush()
+                self._in_flight.flush()
                 ready = connection.wait([*(d.pipe for d in self._decoders), self._near], 1.0)
                 if self._near in ready:
                     self._near.recv()
@@ -202,8 +202,8 @@ class Decoders:
                 for decoder in self._decoders:
                     if decoder.stalls(int(self.slots.ticks[decoder.number])):
                         decoder.stalled = True
-                        self._bury(decoder)
-            self._in_hand.flush()
+                        self._replace(decoder)
+            self._in_flight.flush()
             self._events.put(None)
         except BaseException as e:
             self._events.put(e)
@@ -228,7 +228,7 @@ class Decoders:
             if at_work and (self._jobs[0].suspect or any(job.suspect for job in at_work)):
                 continue
             job = decoder.job = self._jobs.popleft()
-            self._in_hand.begin(job.index, job.begin)
+            self._in_flight.begin(job.index, job.begin)
             self._send(decoder, (job.path, job.begin, job.mark, job.span))
 
     def _send(self, decoder: _Decoder, message: object) -> None:
@@ -240,7 +240,7 @@ class Decoders:
         try:
             kind, *said = decoder.pipe.recv()
         except (EOFError, ConnectionError):
-            self._bury(decoder)
+            self._replace(decoder)
             return
         job = decoder.job
         if kind == "ready":
@@ -250,7 +250,7 @@ class Decoders:
         elif kind == "clip" and job:
             slot, clip, seconds = said
             decoder.slot, self._bad_starts = None, 0
-            self._in_hand.gave(job.index)
+            self._in_flight.gave(job.index)
             job.gave(clip)
             clip = dataclasses.replace(clip, pixels=self.slots.clips[slot])
             self._events.put(Decoded(job.index, clip, slot, seconds))
@@ -258,14 +258,14 @@ class Decoders:
             decoder.job = None
             self._finish(job, said[0])
 
-    def _finish(self, job: Job, error: Exception | None) -> None:
-        self._in_hand.end(job.index)
+    def _finish(self, job: DecodeJob, error: Exception | None) -> None:
+        self._in_flight.end(job.index)
         if error is not None and not isinstance(error, VideoError):
             raise error
         self._events.put(Finished(job.index, error))
 
-    def _bury(self, decoder: _Decoder) -> None:
-        """Put another decoder in the place of a dead one, or of one that has to go."""
+    def _replace(self, decoder: _Decoder) -> None:
+        """Replace a decoder that has died, or that has to be ended."""
         code = decoder.end()
         job, slot = decoder.job, decoder.slot
         if slot is not None:
@@ -277,10 +277,10 @@ class Decoders:
         else:
             job.deaths += 1
             how = f"no frame for {STALL_SECONDS:g} s" if decoder.stalled else _how(code)
-            say(f"a decoder ended with {job.path.name!r} in hand: {how}")
+            say(f"a decoder ended while decoding {job.path.name!r}: {how}")
             if job.deaths < MAX_DEATHS:
                 self._jobs.append(job)
-                self._in_hand.end(job.index)
+                self._in_flight.end(job.index)
             else:
                 reason = f"its decoder ended {job.deaths} times in a row: {how}"
                 self._finish(job, VideoError("killed_worker", reason))
@@ -299,8 +299,8 @@ def _how(code: int) -> str:
 class InThisProcess:
     """Decodes videos one after the other, when they are asked for; takes the place of Decoders."""
 
-    def __init__(self, jobs: Iterable[Job], cut: Cut, in_hand: InHand) -> None:
-        self._events, self.over = self._run(jobs, cut, in_hand), False
+    def __init__(self, jobs: Iterable[DecodeJob], cut: Cut, in_flight: InFlight) -> None:
+        self._events, self.over = self._run(jobs, cut, in_flight), False
 
     def __enter__(self) -> InThisProcess:
         return self
@@ -317,18 +317,18 @@ class InThisProcess:
     def release(self, slot: int | None) -> None:
         """There are no slots."""
 
-    def _run(self, jobs: Iterable[Job], cut: Cut, in_hand: InHand) -> Generator[Event]:
+    def _run(self, jobs: Iterable[DecodeJob], cut: Cut, in_flight: InFlight) -> Generator[Event]:
         for job in jobs:
-            in_hand.begin(job.index, job.begin)
+            in_flight.begin(job.index, job.begin)
             clock, error = Stopwatch(), None
             try:
                 clips = read_clips(job.path, cut, job.begin, job.mark, clock=clock, span=job.span)
                 for clip in clips:
-                    in_hand.gave(job.index)
+                    in_flight.gave(job.index)
                     yield Decoded(job.index, clip, None, dict(clock.seconds))
                     clock.seconds.clear()
             except VideoError as e:
                 error = e
-            in_hand.end(job.index)
-            in_hand.flush()
+            in_flight.end(job.index)
+            in_flight.flush()
             yield Finished(job.index, error)

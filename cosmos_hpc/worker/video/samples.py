@@ -16,7 +16,7 @@ from cosmos_hpc.utils.settings import Section
 from cosmos_hpc.worker.video.writer import write_frames
 
 
-class Samples(Section):
+class SampleVideos(Section):
     """What to make.
 
     Attributes:
@@ -73,7 +73,7 @@ def _grain(random: np.random.Generator, height: int, width: int) -> np.ndarray:
     return noise.real / max(float(noise.real.std()), 1e-6)
 
 
-def _scene(random: np.random.Generator, samples: Samples) -> np.ndarray:
+def _scene(random: np.random.Generator, samples: SampleVideos) -> np.ndarray:
     """Frames uint8 ``[T, H, W, 3]``: soft lights on a shaded ground drift one way, at an even pace.
 
     A scene starts at one of the few places of a grid, so that few different blocks make up all
@@ -102,7 +102,7 @@ def _scene(random: np.random.Generator, samples: Samples) -> np.ndarray:
     return np.stack(frames)
 
 
-def make_sample_videos(folder: str | Path, samples: Samples) -> None:
+def make_sample_videos(folder: str | Path, samples: SampleVideos) -> None:
     """Write ``samples.count`` videos into ``folder``; the same settings give the same scenes."""
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)

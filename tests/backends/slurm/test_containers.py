@@ -59,7 +59,7 @@ def test_without_a_container_there_are_no_flags(profile):
     for cluster in (profile(), profile("container_runtime=apptainer")):
         assert containers.srun_flags(cluster, ["/runs"], NEW) == []
         assert containers.apptainer_command(cluster, ["/runs"]) == []
-        assert containers.refusal(cluster, facts(())) == []
+        assert containers.container_problems(cluster, facts(())) == []
 
 
 def test_flags_for_pyxis(profile):
@@ -108,7 +108,7 @@ def test_paths_that_pyxis_cannot_mount(profile, wrong):
     cluster = profile("container=/x.sqsh")
     with pytest.raises(RequestError, match="pyxis cannot mount"):
         containers.srun_flags(cluster, ["/ok", f"/runs/{wrong}"], NEW)
-    (reason,) = containers.refusal(
+    (reason,) = containers.container_problems(
         profile(f"container={sys.executable}", f"runs=/{wrong}"), facts()
     )
     assert "pyxis cannot mount" in reason
@@ -206,25 +206,28 @@ def test_an_image_file_is_named_by_its_absolute_path(profile, tmp_path, monkeypa
 )
 def test_the_form_of_an_image_s_name(profile, runtime, name, expected):
     cluster = profile(f"container={name}", f"container_runtime={runtime}")
-    reasons = containers.refusal(cluster, facts())
+    reasons = containers.container_problems(cluster, facts())
     assert len(reasons) == (expected is not None), reasons
     assert expected is None or expected in reasons[0]
 
 
 def test_what_else_speaks_against_a_container(profile, tmp_path):
     image = f"container={sys.executable}"
-    assert containers.refusal(profile(image), facts()) == []
-    (reason,) = containers.refusal(profile(image), facts(()))
+    assert containers.container_problems(profile(image), facts()) == []
+    (reason,) = containers.container_problems(profile(image), facts(()))
     assert "this cluster has no pyxis" in reason
-    (reason,) = containers.refusal(profile(image), facts(NEW - {"--container-workdir"}))
+    (reason,) = containers.container_problems(profile(image), facts(NEW - {"--container-workdir"}))
     assert "pyxis is too old: it has no --container-workdir" in reason
-    (reason,) = containers.refusal(profile(image, "mounts=[/no/such]"), facts())
+    (reason,) = containers.container_problems(profile(image, "mounts=[/no/such]"), facts())
     assert reason == "mounts: there is no /no/such"
     settings = (f"runs={tmp_path}/runs", f"mounts=['{tmp_path}:{tmp_path}:ro']")
-    (reason,) = containers.refusal(profile(image, *settings), facts())
+    (reason,) = containers.container_problems(profile(image, *settings), facts())
     assert "cannot be written in the container" in reason
     # apptainer needs no pyxis.
-    assert containers.refusal(profile(image, "container_runtime=apptainer"), facts(())) == []
+    assert (
+        containers.container_problems(profile(image, "container_runtime=apptainer"), facts(()))
+        == []
+    )
 
 
 def test_what_may_be_meant_so(profile, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 from cosmos_hpc.models import ModelConfig, from_published
 from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
 from cosmos_hpc.models.checkpoints.writer import (
-    Job,
+    WriteJob,
     write_nemo_weights,
     write_safetensors,
     write_torch_file,
@@ -24,7 +24,7 @@ from tests.models.stored import any_bits, assert_same, megatron_arrays, small_mo
 
 def job(tensors, config, wrote=lambda size: None):
     dtype = next(iter(tensors.values())).dtype
-    return Job(PublishedWeights(tensors, "the test's"), config, dtype, wrote)
+    return WriteJob(PublishedWeights(tensors, "the test's"), config, dtype, wrote)
 
 
 @pytest.fixture

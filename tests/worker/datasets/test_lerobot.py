@@ -13,7 +13,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from cosmos_hpc.data.parts import FOLDERS
-from cosmos_hpc.data.sources import list_rows, source_of
+from cosmos_hpc.data.sources import list_source, source_of
 from cosmos_hpc.data.wanted import Wanted
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
@@ -77,7 +77,7 @@ def test_an_episode_shows_its_frames_and_no_other(tmp_path, version, codec, keys
     lengths = (23, 31, 1, 40, 17)
     robot = Robot(lengths, version=version, codec=codec, keys=keys, files=4)
     folder = robot.write(tmp_path / "robot")
-    _, rows = list_rows(Wanted(str(folder), action="action"), print)
+    _, rows = list_source(Wanted(str(folder), action="action"), print)
     assert [row["frames"] for row in rows] == list(lengths)
     for row, whole in zip(rows, decoded_one_by_one(robot, folder), strict=True):
         assert np.array_equal(pixels_of(folder, row), whole)
@@ -94,7 +94,7 @@ def test_a_data_set_that_lerobot_itself_has_written(tmp_path):
         archive.extractall(tmp_path, filter="data")
     folder = tmp_path / "lerobot"
     wanted = Wanted(str(folder), "front", action="action", normalize_action="mean_std")
-    _, rows = list_rows(wanted, print)
+    _, rows = list_source(wanted, print)
     assert [(row["frames"], row["prompt"]) for row in rows] == [
         (12, "task 0"),
         (25, "task 1"),
@@ -117,7 +117,7 @@ def test_a_data_set_that_lerobot_itself_has_written(tmp_path):
 def test_times_of_shared_files_that_were_rounded(tmp_path):
     """Times as sums of rounded durations, off by less than half a frame."""
     folder = Robot((20, 30, 20), files=3, rate=30, keys=250).write(tmp_path / "robot")
-    _, rows = list_rows(Wanted(str(folder)), print)
+    _, rows = list_source(Wanted(str(folder)), print)
     for off in (-0.012, -0.001, 0.0, 0.001, 0.012):
         for row in rows:
             moved = {**row, "start": max(0, row["start"] + off), "end": row["end"] + off}
@@ -330,7 +330,7 @@ def test_one_of_several_cameras(tmp_path):
     assert f"several cameras; set data.camera; cameras are {FRONT}, {WRIST}" in refused.err
     found = {}
     for camera in (FRONT, "wrist"):
-        _, rows = list_rows(Wanted(str(folder), camera=camera, episodes="1"), print)
+        _, rows = list_source(Wanted(str(folder), camera=camera, episodes="1"), print)
         (row,) = rows
         cut = Cut(1, 96, 128, every=True)
         clips = list(read_clips(folder / row["path"], cut, span=Span.of(row)))
@@ -343,9 +343,9 @@ def test_planning_imports_no_numpy(tmp_path):
     """The login side reads the layout of version 2 without it."""
     folder = Robot((4, 5, 4), version="v2.1").write(tmp_path / "robot")
     code = (
-        "import sys; from cosmos_hpc.data.sources import list_rows; "
+        "import sys; from cosmos_hpc.data.sources import list_source; "
         "from cosmos_hpc.data.wanted import Wanted; "
-        f"assert len(list_rows(Wanted({str(folder)!r}), print)[1]) == 3; "
+        f"assert len(list_source(Wanted({str(folder)!r}), print)[1]) == 3; "
         "assert not {'numpy', 'pyarrow', 'torch', 'av'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -11,7 +11,7 @@ import torch
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
-from cosmos_hpc.models.checkpoints.writer import Job, write_nemo_weights
+from cosmos_hpc.models.checkpoints.writer import WriteJob, write_nemo_weights
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.runs.fetched import initial_weights, tokenizer_folder
 from cosmos_hpc.runs.folder import RunFolder
@@ -137,7 +137,7 @@ def nemo_files(tmp_path_factory) -> dict[str, bytes]:
     model = tiny("null").model
     shapes = published_shapes(model).items()
     zeros = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes}
-    job = Job(PublishedWeights(zeros, "zeros"), model, torch.bfloat16, lambda _: None)
+    job = WriteJob(PublishedWeights(zeros, "zeros"), model, torch.bfloat16, lambda _: None)
     write_nemo_weights(job, folder / "weights")
     (folder / "context").mkdir()
     (folder / "context" / "model.yaml").write_text("{}")

@@ -16,7 +16,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatase
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.data.shards import write_marker
-from cosmos_hpc.data.videos import list_rows
+from cosmos_hpc.data.videos import list_video_files
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.create import open_run
@@ -286,7 +286,7 @@ def test_videos_of_a_list_keep_their_identity(tmp_path, scenes):
     ]
     files.write_jsonl(tmp_path / "list.jsonl", entries)
     recipe = load_recipe("ar_tiny", ["data.frames=9", "data.height=48", "data.width=80"])
-    root, rows = list_rows(str(tmp_path / "list.jsonl"))
+    root, rows = list_video_files(str(tmp_path / "list.jsonl"))
     tables = []
     for shards in (1, 3):
         run, cluster = RunFolder(tmp_path / f"run{shards}"), load_cluster()

@@ -265,7 +265,7 @@ def test_a_video_that_kills_the_worker_itself_is_listed_at_the_third_try(tmp_pat
     finalize(run, recipe)
     (failed,) = files.read_jsonl(run.tokens.failed)
     assert (failed["video"], failed["error"]) == ("kills.mp4", "killed_worker")
-    assert failed["reason"] == "2 workers died with it in hand, the last with it alone"
+    assert failed["reason"].startswith("2 workers died")
     assert [row["video"] for row in files.read_jsonl(run.tokens.clips)] == ["a.mp4", "z.mp4"]
 
 

@@ -14,7 +14,7 @@ from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
-from cosmos_hpc.worker.datasets.samples import Samples
+from cosmos_hpc.worker.datasets.samples import SampleDataset
 from tests.conftest import REPOSITORY
 
 SMALL = (
@@ -43,7 +43,7 @@ def write_weights(path: Path) -> None:
     torch.save(weights, path)
 
 
-class RandomClips(Samples):
+class RandomClips(SampleDataset):
     """The same for the same index, of few different ids, which can be learnt."""
 
     def __init__(self, recipe: Recipe, length: int, first: int = 0) -> None:

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from cosmos_hpc.errors import WorkError
-from cosmos_hpc.runs.in_hand import InHand
+from cosmos_hpc.runs.in_flight import InFlight
 from cosmos_hpc.worker.video import decoders as module
 from cosmos_hpc.worker.video.clips import Cut, read_clips
-from cosmos_hpc.worker.video.decoders import Decoded, Decoders, Finished, InThisProcess, Job
+from cosmos_hpc.worker.video.decoders import Decoded, DecodeJob, Decoders, Finished, InThisProcess
 from tests.conftest import REPOSITORY
 from tests.worker import make_videos
 
@@ -38,7 +38,7 @@ def hostile(monkeypatch):
 
 
 def jobs(paths):
-    return [Job(i, path) for i, path in enumerate(paths)]
+    return [DecodeJob(i, path) for i, path in enumerate(paths)]
 
 
 def collect(decoders, during=lambda event: None):
@@ -78,11 +78,11 @@ def same(clips, wanted):
 @pytest.mark.parametrize(("count", "slots"), [(0, 0), (1, 2), (3, 4), (3, 12)])
 def test_the_same_clips_with_any_number_of_decoders(tmp_path, folder, count, slots):
     paths = sorted(folder.iterdir())
-    in_hand = InHand(tmp_path / "note.json", {})
+    in_flight = InFlight(tmp_path / "note.json", {})
     way = (
-        Decoders(jobs(paths), CUT, count, slots, in_hand)
+        Decoders(jobs(paths), CUT, count, slots, in_flight)
         if count
-        else InThisProcess(jobs(paths), CUT, in_hand)
+        else InThisProcess(jobs(paths), CUT, in_flight)
     )
     with way as decoders:
         clips, ends = collect(decoders)
@@ -92,7 +92,9 @@ def test_the_same_clips_with_any_number_of_decoders(tmp_path, folder, count, slo
 
 
 def test_decoders_do_without_torch_and_wait_for_slots(tmp_path, folder):
-    with Decoders(jobs([folder / "4.mp4"] * 3), CUT, 2, 3, InHand(tmp_path / "n", {})) as decoders:
+    with Decoders(
+        jobs([folder / "4.mp4"] * 3), CUT, 2, 3, InFlight(tmp_path / "n", {})
+    ) as decoders:
         events = [decoders.get(wait=True) for _ in range(3)]
         time.sleep(1.0)
         assert decoders.get(wait=False) is None  # all slots are taken
@@ -116,7 +118,7 @@ def test_a_killed_decoder_is_replaced_and_no_one_is_blamed(tmp_path, folder):
             killed.append(children()[0].pid)
             os.kill(killed[-1], signal.SIGKILL)
 
-    with Decoders(jobs(paths), CUT, 2, 4, InHand(tmp_path / "note.json", {})) as decoders:
+    with Decoders(jobs(paths), CUT, 2, 4, InFlight(tmp_path / "note.json", {})) as decoders:
         clips, ends = collect(decoders, kill_one)
     assert len(killed) == 3
     assert same(clips, expected(paths))
@@ -139,7 +141,7 @@ def test_a_signal_to_all_processes_ends_no_decoder(tmp_path, folder):
     over = threading.Event()
     threading.Thread(target=warn_new_ones).start()
     try:
-        with Decoders(jobs(paths), CUT, 3, 4, InHand(tmp_path / "n", {})) as decoders:
+        with Decoders(jobs(paths), CUT, 3, 4, InFlight(tmp_path / "n", {})) as decoders:
             clips, _ = collect(decoders)
     finally:
         over.set()
@@ -153,7 +155,7 @@ def test_a_video_that_kills_its_decoder_is_found_and_the_others_go_on(
     killer = tmp_path / "kills.mp4"
     killer.write_bytes((folder / "0.mp4").read_bytes())
     paths = [folder / "0.mp4", killer, folder / "1.mp4", folder / "2.mp4"]
-    with Decoders(jobs(paths), CUT, 2, 4, InHand(tmp_path / "note.json", {})) as decoders:
+    with Decoders(jobs(paths), CUT, 2, 4, InFlight(tmp_path / "note.json", {})) as decoders:
         clips, ends = collect(decoders)
     assert ends[1].kind == "killed_worker"
     assert str(ends[1]) == "its decoder ended 2 times in a row: killed by SIGSEGV"
@@ -167,7 +169,7 @@ def test_a_video_on_which_decoding_hangs_is_given_up(tmp_path, folder, hostile, 
     hangs = tmp_path / "hangs.mp4"
     hangs.write_bytes(b"x")
     with Decoders(
-        jobs([hangs, folder / "0.mp4"]), CUT, 2, 4, InHand(tmp_path / "note.json", {})
+        jobs([hangs, folder / "0.mp4"]), CUT, 2, 4, InFlight(tmp_path / "note.json", {})
     ) as decoders:
         clips, ends = collect(decoders)
     assert ends[0].kind == "killed_worker"
@@ -178,7 +180,7 @@ def test_a_video_on_which_decoding_hangs_is_given_up(tmp_path, folder, hostile, 
 
 def test_waiting_for_a_slot_is_not_hanging(tmp_path, folder, monkeypatch):
     monkeypatch.setattr(module, "STALL_SECONDS", 2.0)
-    with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InHand(tmp_path / "n", {})) as decoders:
+    with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InFlight(tmp_path / "n", {})) as decoders:
         first = decoders.get(wait=True)
         time.sleep(5)
         decoders.release(first.slot)
@@ -188,10 +190,10 @@ def test_waiting_for_a_slot_is_not_hanging(tmp_path, folder, monkeypatch):
 
 def test_suspects_are_decoded_alone(tmp_path, folder):
     paths = sorted(folder.iterdir())
-    suspects = [Job(4, paths[4], suspect=True), Job(3, paths[3], suspect=True)]
+    suspects = [DecodeJob(4, paths[4], suspect=True), DecodeJob(3, paths[3], suspect=True)]
     work = suspects + jobs(paths[:3])
     order = []
-    with Decoders(work, CUT, 3, 6, InHand(tmp_path / "note.json", {})) as decoders:
+    with Decoders(work, CUT, 3, 6, InFlight(tmp_path / "note.json", {})) as decoders:
         _, ends = collect(decoders, lambda e: order.append(e.index))
     assert ends == dict.fromkeys(range(5))
     assert order[0] == 4
@@ -203,7 +205,7 @@ def test_decoders_that_cannot_start_are_an_error(tmp_path, folder, monkeypatch, 
     (site / "sitecustomize.py").write_text("import os; os._exit(3)")
     monkeypatch.setenv("PYTHONPATH", str(site))
     with (
-        Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InHand(tmp_path / "n", {})) as decoders,
+        Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InFlight(tmp_path / "n", {})) as decoders,
         pytest.raises(WorkError, match="decoders do not start: exit code"),
     ):
         decoders.get(wait=True)
@@ -222,7 +224,7 @@ def first_event(code, tmp_path, folder, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{REPOSITORY}")
-    note = InHand(tmp_path / "n", {})
+    note = InFlight(tmp_path / "n", {})
     with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, note) as decoders:
         return decoders.get(wait=True)
 
@@ -241,7 +243,7 @@ def test_waiting_for_an_event_has_an_end(tmp_path, folder, monkeypatch):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text("import time; time.sleep(2)")
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'site'}{os.pathsep}{REPOSITORY}")
-    with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InHand(tmp_path / "n", {})) as decoders:
+    with Decoders(jobs([folder / "0.mp4"]), CUT, 1, 2, InFlight(tmp_path / "n", {})) as decoders:
         assert decoders.get(wait=True, seconds=0.2) is None
         assert not decoders.over
         while event := decoders.get(wait=True):
@@ -251,10 +253,10 @@ def test_waiting_for_an_event_has_an_end(tmp_path, folder, monkeypatch):
 
 
 def test_finished_is_all_that_comes_of_no_video(tmp_path):
-    with Decoders([], CUT, 2, 3, InHand(tmp_path / "n", {})) as decoders:
+    with Decoders([], CUT, 2, 3, InFlight(tmp_path / "n", {})) as decoders:
         assert decoders.get(wait=True) is None
         assert decoders.get(wait=True) is None
-    gone = [Job(0, tmp_path / "gone.mp4")]
-    with Decoders(gone, CUT, 1, 2, InHand(tmp_path / "n", {})) as decoders:
+    gone = [DecodeJob(0, tmp_path / "gone.mp4")]
+    with Decoders(gone, CUT, 1, 2, InFlight(tmp_path / "n", {})) as decoders:
         event = decoders.get(wait=True)
         assert isinstance(event, Finished) and event.error.kind == "missing"

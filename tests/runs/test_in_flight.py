@@ -1,16 +1,16 @@
-from cosmos_hpc.runs.in_hand import InHand
+from cosmos_hpc.runs.in_flight import InFlight
 
 
 def died_with(path, videos, finished=None):
-    """A worker that takes these videos in hand and is never heard of again."""
-    worker = InHand(path, finished or {})
+    """A worker that begins these videos and is killed."""
+    worker = InFlight(path, finished or {})
     for index in videos:
         worker.begin(index, (finished or {}).get(index, 0))
     return worker
 
 
 def deaths(path, finished=None):
-    return InHand(path, finished or {}).deaths
+    return InFlight(path, finished or {}).deaths
 
 
 def test_a_death_alone_with_a_video_counts_every_time(tmp_path):
