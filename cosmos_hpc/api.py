@@ -50,7 +50,7 @@ class Run:
         dry_run: see the attribute.
 
     Attributes:
-        dry_run: what a dry run would do, as shell text, or the scripts that it wrote, one a line;
+        dry_run: what a dry run would do, as shell text, or the scripts that it wrote, one per line;
             empty for others.
 
     Raises:
@@ -216,7 +216,7 @@ class Run:
         return [(row["step"], row[name]) for row in rows if name in row]
 
     def metrics(self) -> pandas.DataFrame:
-        """The metrics of the training so far, a row a step or validation.
+        """The metrics of the training so far, one row per step or validation.
 
         Columns are ``step``, ``loss`` and ``validation_loss`` (nats per token, one of them missing
         in each row), ``learning_rate``, ``seconds`` of the step and ``time`` (Unix).

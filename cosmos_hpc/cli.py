@@ -414,7 +414,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
-    # argparse stops taking settings at the first flag; they may stand behind it as well.
+    # argparse stops taking settings at the first flag; they may stand after it as well.
     if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     elif rest:

@@ -139,7 +139,8 @@ def experiment(
     """An experiment with all missing tasks of a run, each after those that it needs.
 
     ``with experiment(run) as e: e.run()`` carries them out. Of the tasks of an array at most
-    ``parallel`` of the run's cluster run at the same time: each waits for the one so many before.
+    ``parallel`` (of the run's cluster) run at the same time: each waits for the one that many
+    places before it.
 
     Args:
         run: see :func:`task`.

@@ -47,7 +47,7 @@ class DockerCluster(MachineCluster):
 
 
 class DockerArray(Array):
-    """An array with a container a task.
+    """An array with one container per task.
 
     Args:
         run: the run folder.

@@ -55,7 +55,7 @@ def engine() -> Iterator[docker.DockerClient]:
 
     where = os.environ.get("DOCKER_HOST") or "its usual socket"
     remote = RequestError(
-        f"the Docker engine at {where} is not behind a socket of this machine, whose folders the "
+        f"the Docker engine at {where} is not at a socket of this machine, whose folders the "
         f"containers need; set DOCKER_HOST=unix:///path/of/the/socket"
     )
     if not where.startswith(("unix://", "its")):

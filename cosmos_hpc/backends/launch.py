@@ -90,7 +90,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
         output: folder for the scripts of a dry run.
 
     Returns:
-        The text of a dry run, or the scripts that were written, one a line; else nothing.
+        The text of a dry run, or the scripts that were written, one per line; else nothing.
 
     Raises:
         RequestError: the request is wrong, or the cluster does not take it; nothing was started.

@@ -91,7 +91,7 @@ def _mount(text: str) -> str:
 
 def _line(text: str) -> str:
     if "\n" in text or "\0" in text:
-        raise ValueError(f"{text!r} is more than a line; write one item a line")
+        raise ValueError(f"{text!r} is more than a line; write one item per line")
     return text
 
 

@@ -30,15 +30,15 @@ class Generate(Section):
             from. A run with it has no training: it generates from the weights that
             ``train.init_from`` names. None: held-out clips of the run, after its training.
         prompt: for an ``input`` that is one picture or video, in models with text.
-        actions: JSON file with a list of actions, one a step, for an ``input`` that is one picture,
-            in models with actions. None: each entry of a list names its own.
+        actions: JSON file with a list of actions, one per step, for an ``input`` that is one
+            picture, in models with actions. None: each entry of a list names its own.
         action_stats: JSON file with ``shift`` and ``scale``, by which actions of an ``input`` are
             made like those that the model was trained on; filled in where its run has made one.
         clips: held-out clips to generate from, each of another video as long as there are enough.
         samples: different samples of each clip or input.
         condition_frames: true frames that a sample begins with: the first ones of a held-out clip,
-            the last ones of a video of ``input``. A picture is one. One, and as many more as the
-            tokenizer puts into whole latent frames; None: 9, or as many as leave one to generate.
+            the last ones of a video of ``input``. A picture is one. The number is 1 plus a multiple
+            of the frames in one latent frame; None: 9, or as many as leave one to generate.
         frames: of a sample, condition included; None: those of a clip. Beyond a clip, the last
             frames are the condition of a next one.
         seconds: the same as time, at the frame rate of the video.
@@ -92,7 +92,7 @@ class Generate(Section):
         return where if where.endswith(".py") else None
 
     def given_frames(self, clip_frames: int, compression: int) -> int:
-        """Frames of the condition, for clips of so many and a tokenizer's compression of time.
+        """Frames of the condition, for clips of this length and a tokenizer's temporal compression.
 
         Returns:
             0 where a clip is one frame: nothing is left to generate.
@@ -107,8 +107,8 @@ class Generate(Section):
         if self.condition_frames not in possible:
             known = ", ".join(map(str, possible)) or "none"
             raise ValueError(
-                f"condition_frames={self.condition_frames} does not fill whole latent frames of a "
-                f"clip of {clip_frames} and leave some to generate; possible: {known}"
+                f"condition_frames={self.condition_frames} does not fill complete latent frames of "
+                f"a clip of {clip_frames} and leave some to generate; possible: {known}"
             )
         return self.condition_frames
 

@@ -110,7 +110,7 @@ class Recipe(Section):
             raise ValueError(f"generate.{e}") from None
         frames = generate.frames
         if frames is not None and frames <= given:
-            raise ValueError(f"generate.frames={frames} leaves nothing behind {given} given frames")
+            raise ValueError(f"generate.frames={frames} leaves nothing after {given} given frames")
         if not self.trains and not given:
             raise ValueError(f"data.frames={self.data.frames} leaves no frame to generate")
         if generate.prompt is not None and not self.data.text_encoder:
@@ -132,7 +132,7 @@ class Recipe(Section):
 
 
 def list_input(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
-    """What a run prepares, or generates from: the folder of relative paths, and a row a video.
+    """What a run prepares, or generates from: the folder of relative paths, and one row per video.
 
     A row has a ``path`` and what goes with it: a ``prompt`` for task ``video2world``, where to find
     its actions for task ``action``, a ``part`` where the input itself is divided.

@@ -28,7 +28,7 @@ SMALL_TOKENIZER = SMALL_TEXT_ENCODER = "small"
 
 
 class Split(Section):
-    """Weights of the parts of a data set; whole videos go to one part."""
+    """Weights of the parts of a data set; each video is in one part only."""
 
     train: PositiveFloat = 8.0
     validation: NonNegativeFloat = 1.0
@@ -37,7 +37,7 @@ class Split(Section):
 
 
 class Data(Section):
-    """Videos and how they become clips of ids.
+    """Videos and how they become clips of tokens.
 
     Attributes:
         input: folder of videos, searched recursively; a glob pattern; a ``.jsonl`` or ``.txt``
@@ -57,9 +57,9 @@ class Data(Section):
         frames, height, width: size of a clip, in frames and pixels.
         batch_size: clips that are written to the disk at a time, and that a GPU encodes at the same
             time; fewer need less of its memory.
-        clips: ``first`` takes one clip of a video, ``all`` as many whole ones as it holds.
+        clips: ``first`` takes one clip of a video, ``all`` as many complete ones as it holds.
         start: seconds into a video at which its first clip begins.
-        frame_rate: frames a second to which videos, and the actions that go with their frames, are
+        frame_rate: frames per second to which videos, and the actions of their frames, are
             resampled; None takes all their frames.
         stride: frames between the beginnings of two clips of a video; None: no gap, no overlap.
         decoders: processes that decode for one array task; None: its cores; 0: the task itself.
@@ -118,7 +118,7 @@ class Data(Section):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """``(T, H, W)`` of a clip's ids."""
+        """``(T, H, W)`` of a clip's tokens."""
         return latent_shape(self.frames, self.height, self.width, self.compression)
 
     @property
@@ -161,8 +161,8 @@ class Train(Section):
     """Post-training.
 
     Attributes:
-        max_steps: optimizer steps of the whole run.
-        global_batch_size, micro_batch_size: clips a step, and a forward pass on one rank.
+        max_steps: optimizer steps of the run in total.
+        global_batch_size, micro_batch_size: clips per step, and a forward pass on one rank.
         gpus: ranks in all (processes where there is no GPU). None, here and in the next three: the
             plan chooses, from the memory that a step takes.
         tensor_parallel: ranks that share one copy of the model.

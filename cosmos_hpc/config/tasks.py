@@ -32,7 +32,7 @@ class Task:
             not name them.
         from_data: those of them that a recipe may leave to the data.
         check: raises a ValueError for data that it cannot use.
-        rows: lists ``data.input``: the folder that paths are relative to, and a row a video.
+        rows: lists ``data.input``: the folder that paths are relative to, and one row per video.
         shard: class that prepares a shard, ``module:class``.
         training: makes training samples, ``module:function``.
         before_shard: what a shard needs before its videos are decoded, ``module:function``.

@@ -35,7 +35,7 @@ def list_inputs(
         given: that of a single picture or video.
 
     Returns:
-        The folder that relative paths are relative to, and a row an input with its ``path`` and
+        The folder that relative paths are relative to, and one row per input with its ``path`` and
         what the model needs.
 
     Raises:

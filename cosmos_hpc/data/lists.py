@@ -1,4 +1,4 @@
-"""Lists of videos: entries of a JSONL, a CSV or a Parquet file, or a path a line."""
+"""Lists of videos: entries of a JSONL, a CSV or a Parquet file, or one path per line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
-#: A JSONL of entries, a list with one path a line, and tables of entries.
+#: A JSONL of entries, a list with one path per line, and tables of entries.
 JSONL, PATHS, CSV, PARQUET = (".jsonl", ".txt", ".csv", ".parquet")
 LISTS = (JSONL, PATHS, CSV, PARQUET)
 #: Keys of an entry that hold the path; in tables a column of another name may as well.
@@ -156,7 +156,7 @@ def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
             if len(line) == _LONGEST_LINE:
                 raise RequestError(
                     f"{where}, line {number}: it is longer than {_LONGEST_LINE} bytes; "
-                    f"give one entry a line"
+                    f"give one entry per line"
                 )
             if number == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")  # the mark that some editors put first
@@ -183,20 +183,20 @@ def _read_json(line: bytes, entries: Entries) -> Row:
         row = json.loads(text, object_pairs_hook=_unique, parse_int=float)
     except json.JSONDecodeError as e:
         raise ValueError(
-            f"it is not JSON ({e.msg} at character {e.pos + 1}); write one object a line, with the "
-            f"path under {keys}"
+            f"it is not JSON ({e.msg} at character {e.pos + 1}); write one object per line, with "
+            f"the path under {keys}"
         ) from None
     except RecursionError:
-        raise ValueError("it is nested too deeply; write one flat object a line") from None
+        raise ValueError("it is nested too deeply; write one flat object per line") from None
     if not isinstance(row, dict):
-        raise ValueError(f"it is not an object; write one a line, with the path under {keys}")
+        raise ValueError(f"it is not an object; write one per line, with the path under {keys}")
     return _entry(row, entries)
 
 
 def _read_csv(row: dict[Any, Any], entries: Entries) -> Row:
     """An entry of a CSV, in which nothing and an empty text are one."""
     if None in row or None in row.values():
-        raise ValueError("it has not as many values as the first line has names")
+        raise ValueError("it has fewer or more values than the first line has names")
     given = {key: text for key, text in row.items() if text != ""}
     for key in _SECONDS:
         if key in given:
@@ -248,7 +248,7 @@ def _seconds(row: dict[str, Any]) -> Row:
             what = short(value) if type(value) not in (int, float) else value
             raise ValueError(f"{key} is {what}; it must be seconds from the video's beginning")
     if "end" in found and found["end"] <= found.get("start", 0):
-        raise ValueError(f"end is {found['end']:g}, not behind start {found.get('start', 0):g}")
+        raise ValueError(f"end is {found['end']:g}, not after start {found.get('start', 0):g}")
     return found
 
 
@@ -257,7 +257,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{short(twice)} stands there twice; keep one of them")
+        raise ValueError(f"{short(twice)} is given twice; keep one of them")
     return row
 
 
@@ -268,13 +268,13 @@ def _checked(path: str, entries: Entries) -> str:
         ValueError: it cannot be the path of such a file.
     """
     if "\0" in path or not _encodes(path, "surrogateescape"):
-        raise ValueError(f"{short(path)} holds a character that no file name can hold; mend it")
+        raise ValueError(f"{short(path)} holds a character that no file name can hold; rename it")
     if not path.lower().endswith(entries.endings):
         raise ValueError(
             f"{short(path)} is no {entries.what} by its name; it must end in one of "
             f"{', '.join(entries.endings)}"
         )
-    # Parts .. stay: behind a link they are not what they seem.
+    # Parts .. stay: after a link they are not what they seem.
     return str(PurePosixPath(path)) if "//" in path or "./" in path else path
 
 

@@ -44,7 +44,7 @@ def balanced_bounds(costs: Sequence[int], shards: int) -> list[int]:
 
 
 def folders_above(paths: Iterable[str]) -> list[str]:
-    """The deepest folders that hold all of the absolute ones of some paths, one a top folder.
+    """The deepest folders that hold all of the absolute ones of some paths, one per top folder.
 
     What is to be mounted into a container, beside the folder of the relative ones.
     """

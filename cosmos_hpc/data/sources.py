@@ -26,7 +26,7 @@ class Source:
     Attributes:
         name: in words.
         is_it: whether a folder, file or pattern is one.
-        rows: the folder that paths are relative to, and a row a video; raises a RequestError.
+        rows: the folder that paths are relative to, and one row per video; raises a RequestError.
         settings: of the recipe's data that only some kinds of input understand, and this one does.
         action_width: numbers of an action; None: a kind without actions.
         one_width: whether the source itself says so for all of its clips.

@@ -19,7 +19,7 @@ FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
 NUM_IDS = math.prod(FSQ_LEVELS)
 #: Special ids, which are read but never predicted.
 BEGIN_OF_VIDEO, PADDING = NUM_IDS, NUM_IDS + 2
-#: Rows of the embedding of a prompt: its tokens, and zeros behind them.
+#: Rows of the embedding of a prompt: its tokens, and zeros after them.
 TEXT_POSITIONS = 512
 #: (time, height, width) factors of the two published tokenizers.
 COMPRESSIONS = ((8, 16, 16), (4, 8, 8))
@@ -45,7 +45,7 @@ TOKENIZERS = {
 def latent_shape(
     frames: int, height: int, width: int, compression: Sequence[int]
 ) -> tuple[int, int, int]:
-    """Shape ``(T, H, W)`` of the ids of a clip; ids are flattened with W fastest.
+    """Shape ``(T, H, W)`` of the tokens of a clip; they are flattened with W fastest.
 
     The tokenizers are causal in time: the first frame has a latent frame of its own, and every
     further ``compression[0]`` frames share one.

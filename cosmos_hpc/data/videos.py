@@ -38,14 +38,14 @@ def list_video_files(
         source: a folder, searched recursively; a glob pattern, in which ``**`` stands for any
             folders; a ``.jsonl`` file with the path of a video under ``visual_input`` or ``video``
             in every line and optionally a ``prompt``, ``start`` and ``end``; a ``.csv`` or
-            ``.parquet`` file with such columns; a ``.txt`` file with one path a line.
+            ``.parquet`` file with such columns; a ``.txt`` file with one path per line.
             Relative paths of a list are relative to the folder that holds it. Links to folders are
             followed, each real folder once.
         note: is told in a sentence what a person should know of the list.
         by_content: files of the same content are one file.
 
     Returns:
-        The folder that relative paths are relative to, and a row a video.
+        The folder that relative paths are relative to, and one row per video.
 
     Raises:
         RequestError: the source does not exist, cannot be read or holds no video, or a line of a

@@ -38,7 +38,7 @@ def list_samples(wanted: Wanted, note: Note) -> tuple[str, list[Row]]:
     Of each shard the heads of its members are read, and the texts that go with videos.
 
     Returns:
-        The folder that paths are relative to, and a row a video with ``path`` (the shard),
+        The folder that paths are relative to, and one row per video with ``path`` (the shard),
         ``video`` (``SHARD/NAME``), ``offset`` and ``size``, and where it has one ``prompt``; of a
         shard that cannot be read to its end a row with ``error`` and ``reason``.
 
@@ -92,13 +92,13 @@ def _samples(root: str, shard: str) -> Iterator[Row]:
         return
     except tarfile.TarError as e:
         yield from _with_prompt(videos, said)
-        yield {"path": shard, "error": "unreadable", "reason": f"it is no whole tar: {e}"}
+        yield {"path": shard, "error": "unreadable", "reason": f"it is not a complete tar: {e}"}
         return
     yield from _with_prompt(videos, said)
 
 
 def _name(member: str) -> tuple[str, str, str]:
-    """Name of a member's sample, and what is behind the first dot."""
+    """Name of a member's sample, and what follows the first dot."""
     folder, name = os.path.split(member)
     first, dot, kind = name.partition(".")
     return os.path.join(folder, first), dot, kind

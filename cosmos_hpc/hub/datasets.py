@@ -32,7 +32,7 @@ def dataset_files(source: str, patterns: Iterable[str], commit: str | None = Non
     if not is_repository(name) or (at and not revision):
         raise RequestError(
             f"data.input={source} names no data set; write {HUB_DATASETS}OWNER/NAME, with "
-            f"@REVISION behind it where it is not main"
+            f"@REVISION after it where it is not main"
         )
     return HubFiles(name, tuple(patterns), "dataset", commit or revision or "main")
 

@@ -78,7 +78,7 @@ class CachedDecoder:
     which are computed here once.
 
     Args:
-        decoder: whole, on one rank; its weights are used as they are.
+        decoder: complete on one rank; its weights are used as they are.
         batch: sequences.
         length: positions that are to be read at most, begin-of-video included.
         context: ``[batch, text positions, context_width]`` on the decoder's device, any float
@@ -143,7 +143,7 @@ class CachedDecoder:
         Args:
             inputs: int64 ``[batch]``.
             position: of the inputs, the same for all, int64 ``[1]`` on the device: a step that was
-                captured reads it anew each time.
+                captured reads it again each time.
 
         Returns:
             As :meth:`prefill`.
@@ -222,7 +222,7 @@ def _turn_to_text(
 def _leave(
     x: Tensor, seen: Tensor, projection: Tensor, weights: LayerWeights, sizes: Sizes
 ) -> Tensor:
-    """What stands behind the layer's last attention: its projection and the feed-forward layer."""
+    """What follows the layer's last attention: its projection and the feed-forward layer."""
     x = x + F.linear(_joined(seen), projection)
     gate, up = F.linear(_norm(x, weights.mlp_norm, sizes), weights.fc1).chunk(2, -1)
     return x + F.linear(F.silu(gate) * up, weights.fc2)

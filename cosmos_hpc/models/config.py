@@ -19,7 +19,7 @@ FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 
 class Architecture(Section):
-    """A Llama-style decoder over video ids, without the size of its clips.
+    """A Llama-style decoder over video tokens, without the size of its clips.
 
     Attributes:
         num_layers: decoder layers.
@@ -78,7 +78,7 @@ class Architecture(Section):
         return self
 
     def splits(self, tensor_parallel: int) -> str | None:
-        """The first size that so many tensor-parallel ranks cannot share; None if they can."""
+        """The first size that this many tensor-parallel ranks cannot share; None if they can."""
         for name in ("num_query_groups", "ffn_hidden_size", "vocab_size", "output_vocab_size"):
             if getattr(self, name) % tensor_parallel:
                 return name
@@ -106,7 +106,7 @@ class ModelConfig(Architecture):
 
     @property
     def sequence_length(self) -> int:
-        """Inputs of one sample: the ids of a clip, and what stands before and pads them."""
+        """Inputs of one sample: the tokens of a clip, those before it and padding."""
         length = self.special_ids_first + math.prod(self.latent_shape)
         multiple = self.pad_to_multiple_of or 1
         return -(-length // multiple) * multiple

@@ -1,7 +1,7 @@
 """Fused kernels for training on a GPU, of work that is otherwise several passes over memory.
 
 They are PyTorch's own, compiled or of cuBLAS: neither Apex nor Transformer Engine is needed. Each
-holds for the whole process, and computes in float32 between what it reads and writes.
+applies to the process, and computes in float32 between what it reads and writes.
 """
 
 from __future__ import annotations

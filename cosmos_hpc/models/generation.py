@@ -1,4 +1,4 @@
-"""The ids that continue a clip, sampled one after the other from a decoder."""
+"""The tokens that continue a clip, sampled one after the other from a decoder."""
 
 from __future__ import annotations
 
@@ -55,14 +55,14 @@ def generate(
 
     Args:
         model: of :func:`cosmos_hpc.models.from_published`, or a
-            :class:`cosmos_hpc.models.decoder.CosmosDecoder` that is whole on this rank, on any
+            :class:`cosmos_hpc.models.decoder.CosmosDecoder` that is complete on this rank, on any
             device and in any dtype.
-        ids: the clips' first ids in the order T, H, W, int64 ``[batch, prompt]`` on any device.
+        ids: the clips' first tokens in the order T, H, W, int64 ``[batch, prompt]`` on any device.
             With text or actions the prompt may be empty.
         new_ids: how many ids to add; prompt and new ones fit into a clip of the model.
         context: for models with text, the embedding ``[batch, text positions, context_width]`` of
             any float dtype, all of whose positions are seen. The published models read 512, those
-            behind the text zero.
+            after the text zero.
         action: for models with actions, in place of a context, ``[batch, action_width]``.
         temperature: at least 0; 0 takes the likeliest id.
         top_p: from 0, the likeliest id alone, to 1, all ids.
@@ -92,7 +92,7 @@ def generate(
 def _continue(
     decoder: CosmosDecoder, ids: Tensor, new_ids: int, context: Tensor | None, draw: _Draw
 ) -> Tensor:
-    """Prompts and new ids, both on the device of the decoder."""
+    """Prompts and new tokens, both on the device of the decoder."""
     batch, prompt = ids.shape
     if not new_ids:
         return ids.clone()
@@ -101,7 +101,7 @@ def _continue(
     if context is not None:
         inputs = F.pad(ids, (1, 0), value=begin_of_video(decoder.architecture))
     first = inputs.shape[1] - prompt
-    # For a whole clip, whatever is asked for: compiled code is for a cache of one length.
+    # For a complete clip, whatever is asked for: compiled code is for a cache of one length.
     length = first + math.prod(decoder.architecture.latent_shape)
     cached = CachedDecoder(decoder, batch, length, context)
     # Of the id drawn last; on the device, as a captured step counts on by itself.
@@ -119,7 +119,7 @@ def _continue(
 
 
 def _repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
-    """Take a step so many times, on a GPU by way of a CUDA graph.
+    """Take a step ``times`` times, on a GPU by way of a CUDA graph.
 
     Nothing in between waits for the device.
     """
@@ -182,7 +182,7 @@ def sample(logits: Tensor, numbers: Tensor, temperature: Tensor, top_p: Tensor) 
         logits: float32 ``[batch, vocabulary]``.
         numbers: of [0, 1), float32 ``[batch]``.
         temperature: above 0, float32 without dimensions.
-        top_p: likewise; infinite for all ids.
+        top_p: ``[batch]``; infinite for all tokens.
 
     Returns:
         int64 ``[batch, 1]``.

@@ -143,7 +143,8 @@ class TextCrossAttention(Attention):
 class AbsolutePositions:
     """The sine-cosine table of a model, one copy a device and dtype for all layers.
 
-    Not a buffer: it follows from the configuration, and a module's buffers would be copied a layer.
+    Not a buffer: it follows from the configuration, and each layer would get a copy of a
+    buffer.
     """
 
     def __init__(self, model: ModelConfig) -> None:

@@ -1,4 +1,4 @@
-"""Decoders whole on one device, with weights of a file or with random ones."""
+"""Decoders that are complete on one device, with weights of a file or with random ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def load_decoder(
     Args:
         path: as for :func:`cosmos_hpc.models.checkpoints.reader.open_weights`.
         model: the architecture.
-        device: where the weights go; on a GPU they are never whole in the host's memory.
+        device: where the weights go; on a GPU the host's memory never holds all of them.
         dtype: float32 or bfloat16.
 
     Raises:

@@ -3,7 +3,7 @@
 Dao et al., "Flash-Decoding for long-context inference" (2023): with one query a sequence there are
 too few heads to fill a GPU, so that each head's positions are shared by several programs too, and
 their results are merged. How long the prefix is, the kernel reads from the GPU's memory: a captured
-step fits any length, and no row behind the prefix is read.
+step fits any length, and no row after the prefix is read.
 """
 
 # Triton reads the kernel's source: its arguments are no Python objects with types.

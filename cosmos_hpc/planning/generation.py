@@ -114,7 +114,7 @@ def plan_generation(recipe: Recipe, cluster: Cluster, inputs: int | None) -> Gen
 
     Raises:
         RequestError: not even one sample fits on a GPU, or not as many as are asked for; and the
-            recipe sets so many, or is for generating alone.
+            recipe sets that many, or is for generating alone.
     """
     generate, data = recipe.generate, recipe.data
     clips = generate.clips if recipe.trains else inputs or 1

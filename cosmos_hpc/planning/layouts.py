@@ -62,7 +62,7 @@ class Sizing:
 
 
 def trained_of(train: Train, model: ModelConfig) -> Trained:
-    """What of a model a recipe trains."""
+    """Which parts of a model a recipe trains."""
     if train.lora:
         adapters = num_adapter_parameters(model, train.lora.rank, train.lora.targets)
         return Trained(frozen=None, adapters=adapters)
@@ -74,7 +74,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     """Resolve the layout of a recipe's training on a cluster.
 
     What the recipe sets stays; the rest is chosen: the fastest layout that fits. A cluster that
-    others use gives as many GPUs as the recommended layout takes, where it has so many; one that
+    others use gives as many GPUs as the recommended layout takes, if it has that many; one that
     nobody else waits for gives all.
 
     Raises:
@@ -171,7 +171,7 @@ class _Search:
         return found
 
     def _counts(self, max_gpus: int) -> list[int]:
-        """Numbers of GPUs to try: within a node, and of whole nodes."""
+        """Numbers of GPUs to try: within a node, and of complete nodes."""
         doubled = [2**i for i in range(max_gpus.bit_length())]
         within = [n for n in [*doubled, self._max_gpus] if n <= self._node_gpus]
         nodes = [n * self._node_gpus for n in doubled]

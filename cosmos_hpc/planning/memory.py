@@ -69,7 +69,7 @@ class Trained:
     adapters: int = 0
 
     def of(self, parameters: int) -> int:
-        """How many are trained, beside or of so many of a model."""
+        """How many parameters are trained, of a model with this many, or beside them (adapters)."""
         own = 0 if self.frozen is None else parameters - self.frozen
         return own + self.adapters
 
@@ -168,7 +168,7 @@ def _between(model: ModelConfig) -> int:
 
 
 def _attention(model: ModelConfig) -> int:
-    """Numbers a position: inputs of the norms of q and k, q, k and v, and the output."""
+    """Elements saved per token: inputs of the norms of q and k, q, k and v, and the output."""
     query = model.num_attention_heads * model.kv_channels
     key = model.num_query_groups * model.kv_channels
     own = 4 * query + 3 * key
@@ -176,7 +176,7 @@ def _attention(model: ModelConfig) -> int:
 
 
 def _mlp(model: ModelConfig) -> int:
-    """Numbers a position: gate and up projection, and their product after the activation."""
+    """Elements saved per token: gate and up projection, and their product after the activation."""
     return 3 * model.ffn_hidden_size
 
 

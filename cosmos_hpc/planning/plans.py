@@ -56,8 +56,8 @@ class Plan:
         minimum, recommended: layouts of the fewest GPUs that fit at all, and that need no
             recomputation and leave room.
         step_time: seconds of a step, by part; None where the speed of the GPUs is not known.
-        train_seconds: of all steps and validations; None likewise.
-        further: GPUs, seconds a step and layout of larger numbers of GPUs; empty likewise.
+        train_seconds: of all steps and validations; None where the speed is not known.
+        further: GPUs, seconds per step and layout of larger numbers of GPUs; may be empty.
         time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
         generation: what the generate stage does.

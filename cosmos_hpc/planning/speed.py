@@ -32,7 +32,7 @@ class Rates:
     data: float
 
     def scaled(self, compute: float, memory: float, links: float) -> Rates:
-        """Those of a GPU whose data sheet says so many times as much."""
+        """Those of a GPU whose data sheet figures are this many times those here."""
         return Rates(
             self.matrix_products * compute,
             self.attention * compute,
@@ -56,7 +56,7 @@ RATES = {
 NETWORK = 40e9
 #: Part of a rate that matrix products lose with each halving by tensor parallelism.
 _SMALLER_PRODUCTS = 0.025
-#: Forward pass of attention to the whole, which has 2 of 7 products; as profiled.
+#: Share of the forward pass in all of attention; it has 2 of 7 products. As profiled.
 _ATTENTION_FORWARD = 0.25
 #: Float32 products run outside of the tensor cores: 67 of 989 TFLOP/s by the data sheet.
 _FLOAT32 = 67 / 989
@@ -186,7 +186,7 @@ def _tensor_bytes(model: ModelConfig, layout: Layout) -> float:
     """Bytes of a sample's collectives among tensor-parallel ranks, that one rank receives.
 
     A gather before and a scatter after attention, text attention and feed-forward layer in each
-    pass; what is gathered again for the gradients of weights goes on beside products.
+    pass; what is gathered again for the gradients of weights overlaps with matrix products.
     """
     split = layout.tensor_parallel
     width = 2 if layout.precision == "bf16" else 4
@@ -199,7 +199,7 @@ def _tensor_bytes(model: ModelConfig, layout: Layout) -> float:
 
 
 def _data_seconds(layout: Layout, params: int, rates: Rates, node_gpus: int) -> float:
-    """Reduce-scatter of gradients and all-gather of weights, once a step."""
+    """Reduce-scatter of gradients and all-gather of weights, once per step."""
     copies = layout.data_parallel
     width = 2 if layout.precision == "bf16" else 4
     moved = (layout.gradient_bytes + width) * params * (copies - 1) / copies

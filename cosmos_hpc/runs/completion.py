@@ -32,7 +32,7 @@ def finalize_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) ->
     found = files.read_json(marker)
     if found is None:
         return False
-    # A shard that was taken away is prepared anew, and joined with the others then.
+    # A shard that was taken away is prepared again, and joined with the others then.
     if not all(run.tokens.shard(n).is_dir() for n in range(run.data.num_shards())):
         return False
     # A continued run may ask for the shards to be joined after all.

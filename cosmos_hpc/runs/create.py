@@ -20,8 +20,8 @@ from cosmos_hpc.runs.snapshots import git_state, installed_versions, snapshot_co
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import dump_yaml, flatten
 
-#: Settings that may change when a run is continued: they decide how far or how to go on, not what
-#: the finished parts contain.
+#: Settings that may change when a run is continued: they decide how far or how to continue, not
+#: what the finished parts contain.
 CHANGEABLE = {
     "data.max_failed_fraction",
     "data.batch_size",
@@ -53,7 +53,7 @@ CHANGEABLE = {
     "train.gradient_precision",
     "train.overlap_communication",
     "train.micro_batch_size",
-    # Samples and scores of other settings are made anew.
+    # Samples and scores of other settings are made again.
     *(f"generate.{name}" for name in Generate.model_fields if name != "input"),
     *(f"evaluate.{name}" for name in Evaluate.model_fields),
 }

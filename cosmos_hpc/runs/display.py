@@ -50,7 +50,7 @@ class Page:
 
 
 def state_html(state: RunState) -> str:
-    """The state of a run: a row a stage, then what has failed, and what came of it."""
+    """The state of a run: one row per stage, then what has failed, and what came of it."""
     rows = [(s.name, s.state, _tasks(s), _details(s)) for s in state.stages]
     parts = [table(("stage", "state", "tasks", "progress"), rows, f"{state.name}: {state.state}")]
     if state.failed_videos:

@@ -39,7 +39,7 @@ class Tokens:
         self.clips = path / "clips.jsonl"
         self.failed = path / "failed.jsonl"
         self.failed_summary = path / "failed_summary.json"
-        #: Embeddings of prompts, one a different prompt, and a marker a shard.
+        #: Embeddings of prompts, one per distinct prompt, and one marker per shard.
         self.prompts = path / "prompts"
         #: Samples of tasks with text or actions, in the files of NVIDIA's guide.
         self.samples = path / "samples"
@@ -49,7 +49,7 @@ class Tokens:
         return self.path / "shards" / f"{index:05d}"
 
     def journal(self, index: int) -> Path:
-        """Progress of a shard that is not published yet, one line a clip and one a video."""
+        """Progress of a shard that is not published yet, one line per clip and one per video."""
         return self.path / "partial" / f"{index:05d}.jsonl"
 
     def in_flight(self, index: int) -> Path:

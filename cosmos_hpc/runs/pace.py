@@ -19,7 +19,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration
 
-#: A task is quiet after so many times what it usually takes, and not before so many seconds.
+#: A task is quiet after this multiple of what it usually takes, and not before this many seconds.
 _TIMES, _AT_LEAST = 10, 300
 #: Seconds that the start of a container and of Python may take: large images are fetched.
 _START = 900

@@ -32,7 +32,7 @@ class PinnedVideos:
     """The list of videos and the bounds of the shards, below ``data``.
 
     Attributes:
-        videos: the list, a JSON row a video.
+        videos: the list, one JSON row per video.
         shards: how it is cut.
     """
 

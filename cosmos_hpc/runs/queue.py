@@ -48,7 +48,7 @@ class Queue:
         return self.driven or bool(self.stages)
 
     def at_work(self, stage: str, tasks: int) -> dict[int, str]:
-        """Tasks, of so many of a stage, that jobs in the queue have begun and not ended.
+        """Of the ``tasks`` tasks of a stage those that jobs in the queue have begun and not ended.
 
         Returns:
             The id of the job of each.
@@ -56,7 +56,7 @@ class Queue:
         return {}
 
     def replaces(self, stage: str, task: int) -> bool:
-        """Whether a task is queued anew since its last attempt, whose reason is of the past."""
+        """Whether a task is queued again since its last attempt, whose reason is outdated."""
         return False
 
     def deaths(self, stage: str, missing: list[int]) -> dict[int, str]:

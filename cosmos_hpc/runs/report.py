@@ -87,8 +87,8 @@ class Training:
             ``learning_rate`` and ``seconds``; a validation ``step`` and ``validation_loss``.
         max_steps: that are wanted.
         reference: losses to compare with, by name; none before the training is done.
-        clips: in each part of the data; none likewise.
-        checkpoint: the last one, relative to the run folder; empty likewise.
+        clips: in each part of the data; empty before finalize.
+        checkpoint: the last one, relative to the run folder; empty before there is one.
     """
 
     rows: list[dict[str, Any]]
@@ -118,7 +118,7 @@ class Facts:
         logs: ends of the logs of failed tasks, by the task's label.
         stays: every attempt at a task.
         data, training: None where there is nothing of them yet.
-        metrics: what ``evaluation/metrics.json`` says; None likewise.
+        metrics: what ``evaluation/metrics.json`` says; None before there is one.
         samples: generated videos.
         refused: why others were not made.
         problems: sentences about files that could not be read.

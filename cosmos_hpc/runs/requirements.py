@@ -52,7 +52,7 @@ def _bytes_in(folder: Path) -> int:
 
 
 def check_disk(wanted: int, folder: Path) -> None:
-    """Refuse a folder whose file system will not hold a run of so many bytes, all in all.
+    """Refuse a folder whose file system has no room for a run of this many bytes in total.
 
     What is in the folder already counts.
 

@@ -41,7 +41,7 @@ class Sample:
 
 
 class Samples(Sequence[Sample]):
-    """The generated videos of a run, those of one clip behind each other, as a sequence.
+    """The generated videos of a run, those of one clip next to each other, as a sequence.
 
     In a notebook they show themselves side by side.
 
@@ -52,7 +52,7 @@ class Samples(Sequence[Sample]):
 
     def __init__(self, samples: Iterable[Sample], run: Path) -> None:
         self.run = run
-        # The model before training behind what came of it.
+        # The model before training after the trained one.
         self._all = sorted(
             samples, key=lambda s: (s.clip, s.record["weights"] == "initial", s.record["sample"])
         )

@@ -64,7 +64,7 @@ def find_source(text: str, recipe: str | None = None, runs: str = "runs") -> Sou
 
 
 def newest_checkpoint(run: RunFolder) -> Path:
-    """The checkpoint that a run's training ended with, or the last one that it has saved whole.
+    """The checkpoint that a run's training ended with, or the last complete one.
 
     Raises:
         RequestError: there is none yet.

@@ -94,7 +94,7 @@ def _scores(recipe: Recipe) -> bool:
     return _trains(recipe) and _generates(recipe)
 
 
-#: Each behind the ones that it comes after.
+#: Each after the ones that it depends on.
 STAGES = {
     stage.name: stage
     for stage in (

@@ -66,6 +66,6 @@ class Console:
             self._print("\r\x1b[2K", end="")
 
     def _print(self, text: str, end: str = "\n") -> None:
-        # Nobody may be reading any more (`submit | head`, a closed terminal): the work goes on.
+        # Nobody may be reading any more (`submit | head`, a closed terminal): the work continues.
         with contextlib.suppress(BrokenPipeError):
             print(text, end=end, file=self.stream, flush=True)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: atomic writes, append-only journals, locks."""
+"""Files that are complete or absent: atomic writes, append-only journals, locks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def fsync_path(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which becomes ``path`` at the end of the block, whole and on the disk."""
+    """A file to write to; at the end of the block it is flushed to the disk and named ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     try:
@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object a line, atomically."""
+    """Write one JSON object per line, atomically."""
     with replacing(path) as f:
         f.writelines(json.dumps(row).encode() + b"\n" for row in rows)
 
@@ -92,7 +92,7 @@ def append_jsonl(path: Path, row: dict[str, Any]) -> None:
 
 
 def iterate_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """One JSON object a line, up to the first line that is not whole; none where there is no file.
+    """The JSON objects of a file's lines, up to the first incomplete line; none without a file.
 
     A journal whose writer was killed may end in half a line, which counts as not written.
     """
@@ -113,7 +113,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
-    """The whole rows at the end of a file, which may be long."""
+    """The complete rows at the end of a file, which may be long."""
     if not path.exists():
         return []
     with open(path, "rb") as f:
@@ -121,7 +121,7 @@ def last_rows(path: Path, tail: int = 1 << 16) -> list[dict[str, Any]]:
         lines = f.read().splitlines(keepends=True)
     rows = []
     for line in lines:
-        # Cut at the beginning of the tail, or being written: not whole.
+        # Cut at the beginning of the tail, or being written: not complete.
         with contextlib.suppress(ValueError):
             rows.append(json.loads(line))
     return rows
@@ -188,7 +188,7 @@ def lock(
 
     Args:
         on_wait: called once, with who holds the lock, before waiting for it. None: do not wait.
-        note: is written into the file behind who holds the lock, and stays there.
+        note: is written into the file after who holds the lock, and stays there.
 
     Raises:
         BlockingIOError: the lock is held and ``on_wait`` is None; the message says by whom.

@@ -44,7 +44,7 @@ def _run_alone(stage: str, run: RunFolder, recipe: Recipe, task: int) -> None:
 
     A submit that was killed may leave workers behind; those of the next one wait for them. Of
     several ranks the first holds the lock, and the others wait until it does: only then is it
-    decided, and for all alike, whether there is anything left to do and where to go on.
+    decided, and for all alike, whether there is anything left to do and where to resume.
     """
     path = run.task_lock(stage, task)
     attempt = f"{os.environ.get('TORCHELASTIC_RUN_ID')}:{os.environ.get('MASTER_PORT')}"

@@ -106,7 +106,7 @@ def _check_name(target: Path) -> None:
         )
     above = files.nearest_existing(target.parent)
     if not above.is_dir():
-        raise RequestError(f"{target} cannot be: {above} is not a folder")
+        raise RequestError(f"{target} cannot be made: {above} is not a folder")
 
 
 def _check_new(target: Path) -> None:

@@ -231,7 +231,7 @@ def test_what_is_missing_is_said_before_anything_starts(
     assert "docker pull nothing:here" in refused("cluster.image=nothing:here")
     assert "no Docker engine answers at unix:///nowhere" in refused(DOCKER_HOST="unix:///nowhere")
     for far in ("tcp://127.0.0.1:2375", "ssh://me@far"):
-        assert f"at {far} is not behind a socket of this machine" in refused(DOCKER_HOST=far)
+        assert f"at {far} is not at a socket of this machine" in refused(DOCKER_HOST=far)
     assert "mounts /nowhere, which does not exist" in refused("cluster.mounts=[/nowhere:/x]")
     colon = tmp_path / "a:b"
     shutil.copytree(scenes, colon)

@@ -118,9 +118,9 @@ def test_names_that_resolve_to_one_file_are_one_video(tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "it is not JSON .* write one object a line"),
+        ("{", "it is not JSON .* write one object per line"),
         ('{"video": "a.mp4"} {"video": "b.mp4"}', "it is not JSON"),
-        ("[]", "it is not an object; write one a line, with the path under visual_input or video"),
+        ("[]", "it is not an object; .*, with the path under visual_input or video"),
         ('"a.mp4"', "it is not an object"),
         ("{}", "it has no path; give it under visual_input or video"),
         ('{"path": "a.mp4"}', "it has no path"),
@@ -128,7 +128,7 @@ def test_names_that_resolve_to_one_file_are_one_video(tmp_path):
         ('{"video": null}', "video is null"),
         ('{"visual_input": ["a.mp4"]}', "visual_input is a list"),
         ('{"video": "a.mp4", "visual_input": "b.mp4"}', "it has both visual_input and video; keep"),
-        ('{"video": "a.mp4", "video": "b.mp4"}', '"video" stands there twice; keep one'),
+        ('{"video": "a.mp4", "video": "b.mp4"}', '"video" is given twice; keep one'),
         ('{"video": "a.mp4", "prompt": 3}', "prompt is a number; it must be a text or be left out"),
         ('{"video": "a.mp4", "prompt": "\\ud800"}', "prompt is not text in UTF-8"),
         (b'{"video": "a.mp4", "prompt": "\xff"}', "prompt is not text in UTF-8"),
@@ -136,8 +136,8 @@ def test_names_that_resolve_to_one_file_are_one_video(tmp_path):
         ('{"video": "a\\u0000.mp4"}', "holds a character that no file name can hold"),
         ('{"video": ""}', '"" is no video by its name; it must end in one of .mp4, .mov'),
         ('{"video": "a.npy"}', "is no video by its name"),
-        ("[" * 100_000, "it is nested too deeply; write one flat object a line"),
-        ('{"video": "' + "a" * (1 << 20), "it is longer than 1048576 bytes; give one entry a line"),
+        ("[" * 100_000, "it is nested too deeply; write one flat object per line"),
+        ('{"video": "' + "a" * (1 << 20), "it is longer than 1048576 bytes"),
     ],
 )
 def test_a_wrong_line_is_named_with_what_to_do(tmp_path, line, says):

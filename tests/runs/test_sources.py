@@ -102,7 +102,7 @@ LIST = "\n".join(
         ("ar5b_v2w_action", ["input=frame.png"], "has no actions, which the model reads"),
         ("ar5b_v2w_action", ["input=frame.png", "seconds=3"], "does not go with task=action"),
         ("mine", ["input=frame.png", "condition_frames=4"], "possible: 1, 9"),
-        ("mine", ["input=frame.png", "frames=9"], "leaves nothing behind 9 given frames"),
+        ("mine", ["input=frame.png", "frames=9"], "generate.frames=9 .*9 given frames"),
         ("mine", ["input=frame.png", "frames=20", "seconds=3"], "frames and seconds say the same"),
         ("mine", ["input=frame.png", "guard=rules"], "guard"),
         ("ar4b", ["input=frame.png"], "works in bf16 on GPUs, and cluster local has none"),

@@ -30,11 +30,11 @@ def test_a_job_that_died_without_a_word_is_not_said_to_run(login, scenes):
     login.lab.run("scancel", "--signal=KILL", "--batch", job)
     login.until(lambda: job not in login.jobs("silent", "preprocess"), 60)
     state = login.wait("silent", "preprocess", "failed", "done")
-    assert "ended without a word on n1" in state["errors"]["1"], state
+    assert "ended without a reason on n1" in state["errors"]["1"], state
     assert ("Slurm says" in state["errors"]["1"]) == login.lab.accounting
     assert [n["why"] for n in notes(login, "silent", "preprocess", 1)] == [""]
     shown = login.command("status", "silent")
-    assert "task 1: ended without a word" in shown.out
+    assert "task 1: ended without a reason" in shown.out
     assert "cosmos-hpc retry silent" in shown.out
     assert login.command("retry", "silent", "preprocess.1").code == 0
     assert login.wait("silent", "preprocess", "failed", "done")["state"] == "done"

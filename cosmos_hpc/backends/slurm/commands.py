@@ -308,7 +308,7 @@ def cancel(ids: Sequence[str], only_waiting: bool = False) -> None:
     """Cancel jobs; those that have ended meanwhile are no error.
 
     Args:
-        ids: of jobs, or of whole arrays.
+        ids: of jobs, or of arrays.
         only_waiting: leave alone what has begun by the time that Slurm looks.
 
     Raises:

@@ -99,7 +99,7 @@ def _check_mount(cluster: SlurmCluster, mount: Mount) -> None:
                 f"rename it, or put a folder above it into the profile's mounts"
             )
     if mount.target == "/":
-        raise RequestError("mounts: / would hide the whole container; name folders below it")
+        raise RequestError("mounts: / would hide all of the container; name folders below it")
     if not pyxis and mount.options not in ("", "ro", "rw"):
         raise RequestError(f"mounts: {mount}: apptainer knows the options ro and rw only")
 
@@ -255,9 +255,9 @@ def apptainer_exports(cluster: SlurmCluster, environment: Sequence[str] = ()) ->
         environment: names of variables besides the profile's; none but names end up in the lines.
 
     Returns:
-        A line that keeps apptainer from evaluating the values in a shell, and a line a variable,
-        which does nothing where it is not set. None where the profile has no container or another
-        runtime.
+        A line that keeps apptainer from evaluating the values in a shell, and one line per
+        variable, which does nothing where it is not set. None where the profile has no
+        container or another runtime.
     """
     if cluster.container is None or cluster.container_runtime != "apptainer":
         return []
@@ -305,8 +305,8 @@ def notes(cluster: SlurmCluster, facts: Facts) -> list[str]:
         )
     if not is_file(cluster) and not _enroot_reasons(cluster.container):
         told.append(
-            f"every node imports {cluster.container} anew; an image imported once to a .sqsh file "
-            f"starts faster"
+            f"every node imports {cluster.container} for every job; an image imported once to a "
+            f".sqsh file starts faster"
         )
     return told
 

@@ -1,7 +1,7 @@
 """A stage on a Slurm cluster for NeMo-Run: its SlurmExecutor, and a task that fits into its script.
 
 NeMo-Run writes the script. Its ``srun`` line ends with the words of the task, unquoted: here they
-are quoted, what the shell of the job knows, such as its nodes, is asked there, and behind them
+are quoted, what the shell of the job knows, such as its nodes, is read there, and after them
 stands how to wait for the task.
 """
 
@@ -215,7 +215,7 @@ def _torchrun(job: JobSpec) -> list[str]:
 
 
 def _waiting(values: dict[str, str]) -> str:
-    """Shell text behind the task: puts it in the background, and waits for it.
+    """Shell text after the task: puts it in the background, and waits for it.
 
     Args:
         values: of the variables that ``nemo_run.sh`` needs, as words of shell.

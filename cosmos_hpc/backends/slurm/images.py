@@ -25,7 +25,7 @@ _LACKS = (
 _SECONDS = 120
 #: Where a program is searched if the image does not say.
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#: First bytes of a squashfs file; 40 bytes behind them, how many it must have.
+#: First bytes of a squashfs file; 40 bytes after them, how many it must have.
 _SQUASHFS, _SIZE_AT = b"hsqs", 40
 
 

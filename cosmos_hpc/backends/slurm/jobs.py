@@ -183,7 +183,7 @@ def read_array_comment(comment: str) -> tuple[int, int] | None:
 
 
 def turns(first: int, stride: int, index: int, total: int) -> range:
-    """Tasks of its stage, of so many in all, that an array task works on.
+    """Tasks of its stage, of ``total`` in all, that an array task works on.
 
     Args:
         first, stride: of the array, see :class:`Array`.
@@ -194,7 +194,7 @@ def turns(first: int, stride: int, index: int, total: int) -> range:
 
 
 def tasks_of(job: SlurmJob, total: int) -> range:
-    """Tasks of its stage that a job in the queue works on, of so many in all."""
+    """Tasks of its stage that a job in the queue works on, of ``total`` in all."""
     array = read_array_comment(job.comment)
     if array is None:
         return range(job.index, job.index + 1)

@@ -77,7 +77,7 @@ LEAST_JOBS = sum(not stage.looks_back for stage in STAGES.values())
 if TYPE_CHECKING:
     TimeLimits = Section
 else:
-    #: Time limits of the stages' jobs, ``HH:MM:SS`` or ``D-HH:MM:SS``: a setting a stage.
+    #: Time limits of the stages' jobs, ``HH:MM:SS`` or ``D-HH:MM:SS``: one setting per stage.
     TimeLimits = create_model(
         "TimeLimits", __base__=Section, **{s.name: (Walltime, s.time) for s in STAGES.values()}
     )
@@ -142,7 +142,7 @@ class SlurmCluster(Cluster):
         return str(getattr(self.time, stage))
 
     def partition(self, gpus: int) -> str:
-        """Where a job runs that has so many GPUs."""
+        """The partition for a job with this many GPUs."""
         return self.gpu_partition if gpus else self.cpu_partition
 
     @property

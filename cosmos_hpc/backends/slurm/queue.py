@@ -116,7 +116,7 @@ class SlurmQueue(Queue):
                     self._ended = _ended(self.run)
                 state = self._ended.get(attempt.job)
                 verdict = f"; Slurm says {state}" if state else ", perhaps killed"
-                found[task] = f"ended without a word on {attempt.node}{verdict}"
+                found[task] = f"ended without a reason on {attempt.node}{verdict}"
         return found
 
     def advice(self, done: bool, begun: bool, retry: str) -> str:

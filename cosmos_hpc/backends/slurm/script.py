@@ -229,7 +229,7 @@ def _continued(words: Sequence[str]) -> list[str]:
 
 
 def _wrapped(words: Sequence[str], width: int = 88) -> list[str]:
-    """Words on lines of about so many characters."""
+    """Words on lines of at most about ``width`` characters."""
     lines = [""]
     for word in words:
         if lines[-1] and len(lines[-1]) + len(word) >= width:

@@ -70,7 +70,7 @@ class Submission:
         """Value of ``--dependency``; None for a job that may begin at once.
 
         A stage begins when all of the stage before it succeeded; of arrays that were queued by an
-        earlier submit it only waits for the end, since failed tasks of theirs are submitted anew.
+        earlier submit it only waits for the end, since failed tasks of theirs are submitted again.
 
         Args:
             job: one of these.
@@ -85,7 +85,7 @@ class Submission:
     def changed_dependencies(self, ids: Mapping[tuple[str, int], str]) -> dict[str, str]:
         """New values of ``--dependency`` of jobs in the queue, by their ids.
 
-        What waits for a stage has to wait for its new jobs too: of tasks that are submitted anew
+        What waits for a stage has to wait for its new jobs too: of tasks that are submitted again
         the first ones failed, which would cancel it.
 
         Args:
@@ -164,7 +164,7 @@ def prepare(
     for stage in every:
         here = [job for name, job in active if name == stage.name]
         if here:
-            # The ids of whole arrays: one dependency for all tasks.
+            # The ids of arrays: one dependency for all tasks.
             ids = dict.fromkeys(job.array_id for job in here)
             found.queued[stage.name] = list(ids)
             if not stage.kind.array and len(here) == 1 and here[0].waits:
@@ -222,7 +222,7 @@ def _rooms(
     left -= len(stages) - len(arrays)
     rooms = {stage.name: cluster for stage in stages}
     for number, name in enumerate(arrays):
-        # One array task at least: what Slurm then does not take, it refuses whole.
+        # One array task at least: what Slurm then does not take, it refuses completely.
         share = max(min(left // (len(arrays) - number), len(missing[name])), 1)
         left -= share
         limit = {"max_submit": share + MAX_SINGLE_JOBS}
@@ -253,7 +253,7 @@ def folders_outside(run: RunFolder, recipe: Recipe) -> list[str]:
     named = [os.path.abspath(path) for path in wanted if path and Path(path).exists()]
     there = [*named, *map(os.path.realpath, named)]
     folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
-    # The whole file system cannot be mounted; what is of it is up to the profile.
+    # The root folder cannot be mounted; the profile names the folders below it that are needed.
     return [folder for folder in dict.fromkeys(folders) if folder != "/"]
 
 

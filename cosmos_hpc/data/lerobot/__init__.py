@@ -3,7 +3,7 @@
 ::
 
     meta/info.json                              version, rate, features, paths, splits
-    meta/episodes.jsonl                         2: an episode a line, with its tasks and length
+    meta/episodes.jsonl                         2: one episode per line, with its tasks and length
     data/chunk-000/episode_000000.parquet          its frames: actions, states, time stamps
     videos/chunk-000/CAMERA/episode_000000.mp4
     meta/episodes/chunk-000/file-000.parquet    3: the same, and in which files it lies

@@ -187,7 +187,7 @@ def chosen_episodes(text: str | None, there: dict[int, Any]) -> list[int]:
 
 
 def _parts(source: LeRobot) -> list[tuple[str, int, int]]:
-    """Parts of a data set that is divided, each with its first episode and the one behind it."""
+    """Parts of a data set that is divided, each with its first episode and the one after it."""
     splits = source.info.get("splits") or {}
     found = []
     for name, text in splits.items():

@@ -26,7 +26,7 @@ class LeRobot:
     Attributes:
         folder: of the data set.
         version: of the layout, major and minor.
-        rate: frames a second.
+        rate: frames per second.
         features: by name, each with ``dtype``, ``shape`` and ``names``.
         info: all of it.
     """

@@ -38,7 +38,7 @@ class Array(Protocol):
     dtype: torch.dtype
 
     def read(self, index: int | None) -> Tensor:
-        """The whole, or the part at ``index`` of its first axis."""
+        """The complete weight, or the part at ``index`` of its first axis."""
 
 
 class NemoWeights(Weights):
@@ -92,7 +92,7 @@ class NemoWeights(Weights):
         return self.read_key(_key(weight))
 
     def names(self) -> Set[str]:
-        """Names of all that there is, one a layer: ``decoder.layers.3.mlp.linear_fc1.weight``."""
+        """Names of all that there is, one per layer: ``decoder.layers.3.mlp.linear_fc1.weight``."""
         return self._arrays.keys()
 
     def read_key(self, key: str) -> Tensor:

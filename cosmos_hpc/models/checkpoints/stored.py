@@ -74,7 +74,7 @@ class Weights(ABC):
 
     @abstractmethod
     def read(self, weight: Weight) -> Tensor:
-        """A weight in Megatron's form, whole, in the dtype that it is stored in.
+        """A weight in Megatron's form, unsplit, in the dtype that it is stored in.
 
         Raises:
             RequestError: the file is damaged.
@@ -160,7 +160,7 @@ def common_dtype(dtypes: set[torch.dtype], where: str) -> torch.dtype:
 
 
 def layers_in(names: Iterable[str], prefix: str) -> set[int]:
-    """Numbers behind a prefix, such as ``decoder.layers.``, in names."""
+    """Numbers after a prefix, such as ``decoder.layers.``, in names."""
     found = (re.match(rf"{re.escape(prefix)}(\d+)\.", name) for name in names)
     return {int(match[1]) for match in found if match}
 

@@ -60,7 +60,7 @@ class Weight:
         return torch.cat(grouped, 1).flatten(0, 1)
 
     def unpack(self, packed: Tensor, rows: list[int]) -> list[Tensor]:
-        """The parts, of so many rows each, as views or copies of the packed weight."""
+        """The parts, with these numbers of rows, as views or copies of the packed weight."""
         if len(rows) == 1:
             return [packed]
         grouped = packed.unflatten(0, (self.groups, -1))

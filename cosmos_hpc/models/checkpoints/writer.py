@@ -147,7 +147,7 @@ def _extra_states(model: Architecture) -> Iterator[str]:
 def write_nemo_weights(job: WriteJob, folder: Path) -> None:
     """Write the ``weights`` folder of a NeMo checkpoint, in the ``torch_dist`` format.
 
-    It holds whole weights, so that any tensor-parallel size can read it.
+    It holds unsplit weights, so that any tensor-parallel size can read it.
     """
     folder.mkdir(parents=True)
     try:

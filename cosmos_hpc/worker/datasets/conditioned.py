@@ -45,7 +45,7 @@ class TextClips(Epochs):
         ids_per_clip: ids of a clip.
         sequence_length: inputs of a sample.
         length, seed, once: as for :class:`Epochs`.
-        given: so many ids at the beginning of a clip are not to be predicted.
+        given: number of tokens at the beginning of a clip that carry no loss.
 
     Raises:
         WorkError: the folder has no ``metadata.json``; later, a file is not what it should be.

@@ -1,4 +1,4 @@
-"""What a shard has finished so far, so that an interrupted worker goes on where it stopped."""
+"""What a shard has finished so far, so that an interrupted worker resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def in_order(row: dict[str, Any]) -> tuple[int, int]:
 
 
 class Journal:
-    """A line a finished clip with its ids beside it, and a line for the end of each video.
+    """One line per finished clip, its tokens in a second file, and one line per ended video.
 
     A line says which video (``index``) and which of its clips (``clip``), or that there are no more
     (``last``) and why (``error``, ``reason``); the last one may hold clips as well. Videos that are
     worked on at the same time take turns; the lines of each are in order. Ids reach the disk before
     their line does, so a line is a promise: what is read back after any interruption is finished
-    clips, each whole. Open within a lock.
+    clips, each complete. Open within a lock.
 
     Args:
         path: of the lines; the ids lie beside it.
@@ -47,7 +47,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.ids_path.touch()
         self.rows = self._whole_rows()
-        # Drop what a killed writer left behind the last whole line.
+        # Drop what a killed writer left after the last complete line.
         files.write_jsonl(path, self.rows)
         clips = sum(row["clips"] for row in self.rows)
         os.truncate(self.ids_path, clips * ids_per_clip * ID_DTYPE().itemsize)
@@ -65,7 +65,7 @@ class Journal:
         return rows
 
     def append(self, rows: list[tuple[dict[str, Any], np.ndarray]]) -> None:
-        """Add lines: what each says, and the ids that go with it, ``[clips, ids_per_clip]``."""
+        """Add lines: what each says, and its tokens, ``[clips, ids_per_clip]``."""
         lines = []
         for row, ids in rows:
             content = ids.astype(ID_DTYPE).tobytes()

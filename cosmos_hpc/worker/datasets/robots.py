@@ -1,8 +1,8 @@
 """Robot clips as the files that NVIDIA's guide trains action control on.
 
 Every frame of a clip is tokenized on its own. The files of a part hold its clips one after another,
-a row a frame; the action of a clip's last frame is a row of NaN, so that no pair of frames crosses
-from one clip to the next.
+one row per frame; the action of a clip's last frame is a row of NaN, so that no pair of frames
+crosses from one clip to the next.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError
 from cosmos_hpc.worker.video.decoders import DecodeJob
 from cosmos_hpc.worker.video.spans import TOLERANCE, exact
 
-#: Of a part: a row a frame in each. State and gripper are there where the source has them.
+#: Of a part: one row per frame in each. State and gripper are there where the source has them.
 FILES = ("tokenized-frames.pt", "actions.pt", "state.pt", "gripper.pt")
-#: Columns of the table of clips that become the files behind the first.
+#: Columns of the table of clips that become the files after the first.
 _ROBOT = ("action", "state", "gripper")
 
 
@@ -82,7 +82,7 @@ class RobotShard(VideoShard):
         self._clips[index] += 1
         # More than there should be are only counted.
         if self._clips[index] <= self._frames_of(index):
-            # Without its pixels, whose slot is filled anew.
+            # Without its pixels, whose slot is filled again.
             bare = dataclasses.replace(clip, pixels=np.empty(0, np.uint8))
             self._frames.setdefault(index, []).append((bare, ids))
 
@@ -145,7 +145,7 @@ def _notes(clips: Sequence[Clip]) -> dict[str, Any]:
 
 
 def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
-    """Write a run's joined frames and what goes with them as a folder a part.
+    """Write a run's joined frames and what goes with them as one folder per part.
 
     Returns:
         What the stage's marker says of them.
@@ -206,7 +206,7 @@ def _write_part(
 ) -> None:
     total = sum(clip["frames"] for clip in clips if clip["part"] == part)
     frames = torch.empty(total, *recipe.data.latent_shape, dtype=torch.int32)
-    # NaN where nothing is said: behind the last action of a clip, and behind short rows.
+    # NaN where there is no value: after the last action of a clip, and after short rows.
     robot = {
         name: torch.full((total, *([size] if size else [])), math.nan)
         for name, size in sizes.items()

@@ -1,4 +1,4 @@
-"""Clips of ids as training samples: one clip, or two frames of one, a sample."""
+"""Clips of tokens as training samples: a sample is one clip, or two frames of one."""
 
 from __future__ import annotations
 
@@ -106,9 +106,9 @@ class Epochs(SampleDataset):
         return self._order
 
     def unigram_loss(self) -> float:
-        """Loss in nats of the best model that ignores all context: the entropy of the ids.
+        """Loss in nats of the best model that ignores all context: the entropy of the tokens.
 
-        Of more items than two thousand, so many evenly spaced ones are counted.
+        At most two thousand items, evenly spaced, are counted.
         """
         counts = np.zeros(1 << 16, np.int64)
         for item in range(0, self.count, -(-self.count // 2000)):
@@ -128,7 +128,7 @@ class Clips(Epochs):
         documents: which ones.
         length, seed, once: as for :class:`Epochs`.
         sequence_length: ids of every document.
-        given: so many ids at the beginning of a clip are not to be predicted.
+        given: number of tokens at the beginning of a clip that carry no loss.
 
     Raises:
         WorkError: a document has another length.
@@ -178,7 +178,7 @@ def conditioned_sample(ids: Tensor, sequence_length: int, given: int = 0) -> dic
     Args:
         ids: int64 ``[n]`` of a clip, or of two frames.
         sequence_length: inputs, more than ``n``.
-        given: so many ids at the beginning are not to be predicted.
+        given: number of tokens at the beginning that carry no loss.
 
     Returns:
         ``tokens`` and ``labels`` int64 and ``loss_mask`` float32, each ``[sequence_length]``.

@@ -1,4 +1,4 @@
-"""One shard of videos on its way to ids in Megatron's indexed format."""
+"""Prepares one shard of videos: tokens in Megatron's indexed format."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cut_of(data: Data) -> Cut:
 
 
 class VideoShard:
-    """One shard on its way from videos to ids.
+    """Prepares one shard: from videos to tokens.
 
     Attributes:
         documents: what its documents hold, in words.
@@ -269,7 +269,7 @@ class VideoShard:
         }
         publish_shard(temporary, final, marker, marker_path(self.run, "finalize"))
         say(
-            f"shard {self.shard} is whole: {documents} {self.documents}, "
+            f"shard {self.shard} is complete: {documents} {self.documents}, "
             f"{len(failed)} videos failed"
         )
 
@@ -289,7 +289,7 @@ def _decoders(data: Data, device: str) -> int:
 
 
 def _encodings_at_once(data: Data, device: str) -> int:
-    """Clips that are given to the tokenizer before the first one's ids are asked for."""
+    """Clips that are given to the tokenizer before the first one's tokens are read."""
     # More than it has streams: when one has finished, the next clip is there.
     return data.batch_size + _SPARE if device == "cuda" else 1
 

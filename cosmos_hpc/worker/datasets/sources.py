@@ -27,7 +27,7 @@ Make = Callable[..., Epochs]
 
 
 def clips(run: RunFolder, recipe: Recipe) -> tuple[Make, dict[str, int]]:
-    """Clips of ids, from the joined tokens or the shards."""
+    """Clips of tokens, from the joined tokens or the shards."""
     sequence = recipe.model_for_clips().sequence_length
     documents = split_documents(files.iterate_jsonl(run.tokens.clips), recipe.data.split)
     given = recipe.train.given_ids(recipe.data)

@@ -21,7 +21,7 @@ def predict(decoder: CosmosDecoder, samples: Epochs, count: int) -> dict[str, An
     """Loss and accuracy of a decoder over samples, all and per latent frame.
 
     Args:
-        decoder: whole on one device.
+        decoder: complete on one device.
         samples: as training reads them; only what has a loss there counts.
         count: how many of them.
 

@@ -99,7 +99,7 @@ class Clips(Generator):
         return self.tokenizer.encode(clip[None])[0]
 
     def draw(self, decoder: CosmosDecoder, ready: list[Ready]) -> Iterator[list[Part | None]]:
-        """Clip after clip, until the longest sample is whole."""
+        """Clip after clip, until the longest sample is complete."""
         recipe = self.recipe
         shape, clip_ids = recipe.data.latent_shape, recipe.data.ids_per_clip
         overlap = recipe.overlap_frames

@@ -34,7 +34,7 @@ class Ready:
         item: the sample.
         tokens: of the condition, int64 ``[n]`` in the order T, H, W.
         frames: that the sample is to have in all.
-        rate: frames a second.
+        rate: frames per second.
         extra: what the model reads beside them: a text's embedding, or actions.
     """
 
@@ -67,7 +67,7 @@ class Generator(ABC):
     Attributes:
         clips: what there is to generate from.
         device: on which the models run.
-        usual_rate: frames a second where neither the recipe nor a file says.
+        usual_rate: frames per second where neither the recipe nor a file says.
     """
 
     usual_rate = 25.0  # as NVIDIA's own scripts write what the models generate
@@ -100,7 +100,7 @@ class Generator(ABC):
     def draw(self, decoder: CosmosDecoder, ready: list[Ready]) -> Iterator[list[Part | None]]:
         """The parts of some samples, one of each at a time, in the order of ``ready``.
 
-        None stands for a part of a sample that is whole before others are.
+        None stands for a sample that is complete before the others of its batch.
         """
 
     @property
@@ -230,7 +230,7 @@ class _Output:
 
 
 def write_tokens(path: Path, tokens: Tensor) -> None:
-    """Write tokens as one tensor ``tokens`` of a safetensors file, whole or not at all."""
+    """Write tokens as one tensor ``tokens`` of a safetensors file, complete or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     save_file({"tokens": tokens.to(torch.int32).contiguous()}, temporary)
     files.fsync_path(temporary)

@@ -1,4 +1,4 @@
-"""What is to be generated: an item a sample, in groups that a GPU works on at the same time."""
+"""What is to be generated: one item per sample, in groups that a GPU works on at the same time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Clip:
         identity: tells it from others, whatever else is generated: its random numbers follow.
         source: path of the video or picture.
         given: true frames that its samples begin with.
-        rate: frames a second; None where only the file tells.
+        rate: frames per second; None where only the file tells.
         record: what its samples' records say of it beside that.
     """
 
@@ -69,7 +69,7 @@ def derived(seed: int, text: str) -> int:
 
 
 def items_of(clips: list[Clip], recipe: Recipe) -> list[Item]:
-    """The samples of some clips; those of the initial weights last, one a clip."""
+    """The samples of some clips; those of the initial weights last, one per clip."""
     generate = recipe.generate
 
     def item(clip: Clip, sample: int, weights: WeightsName) -> Item:

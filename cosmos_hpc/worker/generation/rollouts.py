@@ -1,4 +1,4 @@
-"""Samples of models with actions: whole episodes, from their first frame and all actions."""
+"""Samples of models with actions: complete episodes, from their first frame and all actions."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _episodes(run: RunFolder, recipe: Recipe) -> list[Clip]:
 
 
 def _rates(run: RunFolder, videos: set[str]) -> dict[str, float | None]:
-    """Frames a second of some videos, from how long their first frames are shown."""
+    """Frames per second of some videos, from how long their first frames are shown."""
     rows = (row for row in files.iterate_jsonl(run.tokens.clips) if row["clip"] == 0)
     return {row["video"]: frame_rate(1, row["seconds"]) for row in rows if row["video"] in videos}
 

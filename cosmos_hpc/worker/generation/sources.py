@@ -83,7 +83,7 @@ def inputs(run: RunFolder, recipe: Recipe) -> list[Clip]:
 
 
 def named_span(row: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of a video that is a part of a file; nothing of a whole file."""
+    """The fields of a record for a video that is a part of a file; empty for a complete file."""
     span = Span.of(row)
     if span == WHOLE:
         return {}
@@ -97,7 +97,7 @@ def _actions(root: Path, row: dict[str, Any]) -> dict[str, str]:
 
 
 def frame_rate(frames: int, seconds: float) -> float | None:
-    """Frames a second of a clip; None where its times say nothing."""
+    """Frames per second of a clip; None where its times say nothing."""
     return round(frames / seconds, 3) if seconds > 0 else None
 
 

@@ -59,7 +59,7 @@ class Lanes:
     """The time line.
 
     Attributes:
-        lanes: one a stage.
+        lanes: one per stage.
         ticks: per cent and label of moments.
         breaks: per cent of pauses, and how long they were.
     """

@@ -35,7 +35,7 @@ class Shown:
         poster: its first frame that is not given, or its first, as a picture.
         width, height: in pixels, as shown.
         frames: that are shown, of ``of`` that there are.
-        rate: frames a second.
+        rate: frames per second.
     """
 
     name: str
@@ -94,7 +94,7 @@ def show(samples: Samples, budget: int, most: int = 12) -> list[Clip]:
 
 
 def evenly_spaced(items: Sequence[int], most: int) -> list[int]:
-    """At most so many of the items, from the first to the last."""
+    """At most ``most`` of the items, from the first to the last."""
     if len(items) <= most:
         return list(items)
     return [items[i * (len(items) - 1) // max(1, most - 1)] for i in range(most)]
@@ -106,7 +106,7 @@ _SAMPLES = {"trained": 3, "initial": 1}
 
 @dataclass(frozen=True)
 class _Opened:
-    """Frames of a file: the first of so many, not larger than they are shown, and their rate.
+    """The first of a file's ``of`` frames, not larger than they are shown, and their rate.
 
     ``is_ready`` says whether the page can take the file as it is.
     """

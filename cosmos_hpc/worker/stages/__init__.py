@@ -1,1 +1,1 @@
-"""What a job does: a file a stage."""
+"""What a job does: one file per stage."""

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class CheckedShard(NamedTuple):
-    """What a checked shard holds beside its ids.
+    """What a checked shard holds besides its tokens.
 
     Attributes:
         folder: where it lies.
@@ -92,7 +92,7 @@ def _task_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
 
 
 def _join(run: RunFolder, shards: list[CheckedShard], join: bool) -> dict[str, Any]:
-    """Check the ids and write what training reads; returns what the marker says of it."""
+    """Check the tokens and write what training reads; returns what the marker says of it."""
     temporary = run.tokens.path / ".joined.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -234,7 +234,7 @@ def _check_failures(
 
 
 def _table(shards: list[CheckedShard]) -> Iterator[dict[str, Any]]:
-    """A row a clip: its document, its number in its video, and what its shard says of it.
+    """One row per clip: its document, its number in its video, and what its shard says of it.
 
     A list that a shard says of a video holds one value for each of its clips.
     """
@@ -248,7 +248,7 @@ def _table(shards: list[CheckedShard]) -> Iterator[dict[str, Any]]:
 
 
 def _copy_ids(shards: list[CheckedShard], target: Path | None) -> None:
-    """Check the ids of all shards, each byte read once; with a target, while they are copied.
+    """Check the tokens of all shards, each byte read once; with a target, while they are copied.
 
     Raises:
         WorkError: the ids of a shard are not those that were written.
@@ -289,7 +289,7 @@ def _write_all(file: int, content: memoryview, place: int) -> None:
 
 
 def _write_index(shards: list[CheckedShard], path: Path) -> None:
-    """Write the index of the joined ids: one document a clip, as in the shards."""
+    """Write the index of the joined tokens: one document per clip, as in the shards."""
     lengths = np.concatenate([shard.lengths for shard in shards]).tolist()
     # The ids are written already. A file of its own, not /dev/null: Megatron may write through a
     # library that replaces what it writes to.

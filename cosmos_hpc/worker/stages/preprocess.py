@@ -1,4 +1,4 @@
-"""The preprocess stage: one shard of videos becomes ids in Megatron's indexed format."""
+"""The preprocess stage: one shard of videos becomes tokens in Megatron's indexed format."""
 
 from __future__ import annotations
 

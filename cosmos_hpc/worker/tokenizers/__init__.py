@@ -1,1 +1,1 @@
-"""Videos to ids, and prompts to embeddings."""
+"""Videos to tokens, and prompts to embeddings."""

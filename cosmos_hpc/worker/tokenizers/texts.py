@@ -28,7 +28,7 @@ class TextEncoder:
     """The encoder of a T5 model: bf16 on a GPU, float32 on a CPU.
 
     Of a file that holds the decoder as well, only the encoder is kept in memory: such files are
-    mapped, not read whole.
+    mapped, not read completely.
 
     Args:
         folder: configuration, tokenizer and weights as transformers saves them.
@@ -74,7 +74,7 @@ class TextEncoder:
         into padding. Masked padding would not change the rows of the prompt's tokens.
 
         Returns:
-            bf16 ``[TEXT_POSITIONS, width]`` on the CPU, zero behind the prompt's tokens; True where
+            bf16 ``[TEXT_POSITIONS, width]`` on the CPU, zero after the prompt's tokens; True where
             the prompt has more tokens than that.
         """
         ids = self._tokenizer(prompt, verbose=False).input_ids

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and which one to go on from."""
+"""When checkpoints are written, and which one to resume from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cosmos_hpc.utils.progress import say
 
 
 class Checkpoints(nl.ModelCheckpoint):
-    """NeMo's checkpoints every so many steps, and always after the last one.
+    """NeMo's checkpoints at regular steps, and always after the last one.
 
     Where a validation falls on the same step it comes first: whoever resumes from the checkpoint
     finds its result in the metrics. NeMo itself saves before validating, and leaves out the last

@@ -168,7 +168,7 @@ class CosmosModel(llm.GPTModel):
 def _want_gradient(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
     """Let what is computed again in the backward pass see an input that wants a gradient.
 
-    PyTorch would leave out the whole piece otherwise, with the weights in it that are trained.
+    PyTorch would leave out the complete piece otherwise, with the weights in it that are trained.
     """
     if torch.is_grad_enabled() and not output.requires_grad:
         output.requires_grad_()
@@ -195,7 +195,7 @@ def write_context(model: ModelConfig, folder: Path) -> None:
 
 
 class ClipData(pl.LightningDataModule):
-    """Training and validation clips behind Megatron's sampler, resumable by consumed samples."""
+    """Training and validation clips for Megatron's sampler, resumable by consumed samples."""
 
     def __init__(
         self, train: SampleDataset, validation: SampleDataset | None, recipe: Recipe
@@ -322,7 +322,7 @@ def fit(
         data: samples.
         callbacks: of Lightning.
         log: where to, and the checkpoints to write; without those none are written.
-        checkpoint: of this training, to go on from.
+        checkpoint: of this training, to resume from.
         initial_weights: to begin with, where there is no checkpoint; with adapters always.
     """
     train = recipe.train
@@ -353,7 +353,7 @@ def fit(
         val_check_interval=train.validate_every,
         # Count steps over the whole run, through resumes, not within an epoch.
         check_val_every_n_epoch=None,
-        # Lightning counts micro batches, and ends a validation without a word where they run out.
+        # Lightning counts micro batches, and ends a validation without a reason where they run out.
         limit_val_batches=train.validation_batches * micro_batches if data.validation else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=1,

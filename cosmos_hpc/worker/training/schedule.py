@@ -20,7 +20,7 @@ class Curve:
         lowest: of the last step, where the shape falls.
         warmup_steps: step ``i`` of these, from 0, has ``(i + 1) / (warmup_steps + 1)`` of the
             highest.
-        max_steps: of the whole training.
+        max_steps: of the training in total.
         shape: ``constant``, half a ``cosine``, or ``linear``.
     """
 
@@ -31,7 +31,7 @@ class Curve:
     shape: Literal["constant", "cosine", "linear"]
 
     def at(self, step: int) -> float:
-        """Learning rate of the step before which so many were done."""
+        """Learning rate of the step that follows ``step`` completed ones."""
         if step < self.warmup_steps:
             return self.highest * (step + 1) / (self.warmup_steps + 1)
         if self.shape == "constant":
@@ -62,7 +62,7 @@ class Schedule(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after so many steps; the state of another schedule will do."""
+        """Resume after this many steps; the state of another schedule is accepted."""
         self.last_epoch = state_dict["last_epoch"]
         for group, rate in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = rate

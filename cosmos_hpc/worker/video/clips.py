@@ -35,9 +35,9 @@ class Cut:
         frames, height, width: of a clip.
         every: all clips of a video instead of one.
         start: seconds at which the first one begins.
-        frame_rate: frames a second; None takes every frame of the video.
+        frame_rate: frames per second; None takes every frame of the video.
         stride: frames between the beginnings of two clips; None: as many as a clip has.
-        pad: a video that holds no whole clip is filled with its last frame.
+        pad: a video that holds no complete clip is filled with its last frame.
     """
 
     frames: int
@@ -72,7 +72,7 @@ class Clip:
         look: what was done to its first frame.
         changed: frames to which something else was done than to the first.
         stream: number of the stream in the file, where it has several with pictures.
-        mark: time stamp of its first frame in the file, from which a later reader can go on.
+        mark: time stamp of its first frame in the file, from which a later reader can resume.
     """
 
     pixels: np.ndarray
@@ -136,7 +136,7 @@ def read_clips(
 
     Frames are turned and mirrored as the file asks, resized, keeping the aspect with which they are
     shown, until both sides cover the clip (bilinear, widened to what is left out), then cropped to
-    its centre. A remainder shorter than a clip is left out, unless the video holds no whole clip.
+    its centre. A remainder shorter than a clip is left out, unless the video has no clip.
 
     Args:
         begin: number of the first clip to give.
@@ -147,7 +147,7 @@ def read_clips(
         span: what of the file is the video.
 
     Raises:
-        VideoError: the video holds no clip, or is damaged behind those already given; the message
+        VideoError: the video holds no clip, or is damaged after those already given; the message
             says why.
         OSError: the machine cannot read now, whatever the file holds.
     """
@@ -208,7 +208,7 @@ def _check_the_end(video: Frames, cut: Cut, maker: _Maker, span: Span) -> None:
     """Refuse a video that ends before its time, or too early for a clip."""
     end = float(video.end)
     if not video.complete:
-        # What lies behind the end of a span is of no account.
+        # What lies after the end of a span does not matter.
         video.look_at_the_end()
     if video.problems and not video.complete:
         clips = f", of which {maker.number} clips are kept" if maker.number else ""
@@ -249,15 +249,15 @@ class _Maker:
         self._cut, self._place, self._clock = cut, place, clock
         self._painter, self._stream = Painter(video.hidden), video.stream
         self._buffer = np.empty(0, np.uint8)
-        #: Of the frames in hand, of a clip that is not whole yet: times, time stamps, and what was
-        #: done to them.
+        #: Of the buffered frames, of an incomplete clip: times, time stamps, and how they were
+        #: prepared.
         self._times: list[tuple[Fraction, Fraction]] = []
         self._marks: list[int | None] = []
         self._looks: list[Look] = []
 
     @property
     def found(self) -> int:
-        """Frames in hand."""
+        """Number of buffered frames."""
         return len(self._times)
 
     def clips(self, samples: Iterator[Shown]) -> Iterator[Clip]:
@@ -297,7 +297,7 @@ class _Maker:
             self._clock.lap("wait")
 
     def padded(self) -> Clip:
-        """The frames in hand and the last one of them again and again."""
+        """The buffered frames, and the last of them repeated."""
         missing = self._cut.frames - self.found
         self._buffer[:, self.found :] = self._buffer[:, self.found - 1, None]
         return self._clip(missing)

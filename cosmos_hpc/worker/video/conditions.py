@@ -24,7 +24,7 @@ class Condition:
 
     Attributes:
         pixels: uint8 ``[3, T, H, W]``, RGB.
-        rate: frames a second; None for a picture where none is set.
+        rate: frames per second; None for a picture where none is set.
     """
 
     pixels: np.ndarray

@@ -30,7 +30,7 @@ class Slots:
     """Clips in memory that processes share: an unnamed file, gone with the last of them.
 
     Attributes:
-        clips: uint8 ``[3, T, H, W]``, one a slot.
+        clips: uint8 ``[3, T, H, W]``, one per slot.
         ticks: int64, a counter for each decoder.
         memory: all of it, uint8.
     """

@@ -1,7 +1,7 @@
 """Decoding in processes of their own, into memory that they share with this one; without torch.
 
 A decoder is a spawned process that has one video in flight at a time, so its death points at that
-video and at no other. Clips come back in slots of shared memory, so many and no more: decoders that
+video and at no other. Clips come back in a fixed number of slots of shared memory: decoders that
 are ahead wait for a free one.
 """
 
@@ -119,7 +119,7 @@ class _Decoder:
 class Decoders:
     """Decodes videos in several processes; use as a context manager.
 
-    A thread of its own hands out videos and slots, so that decoders go on while this process is
+    A thread of its own hands out videos and slots, so that decoders continue while this process is
     busy with something else.
 
     Args:
@@ -181,7 +181,7 @@ class Decoders:
         return event
 
     def release(self, slot: int | None) -> None:
-        """Let a slot be filled anew."""
+        """Let a slot be filled again."""
         if slot is not None:
             self._released.append(slot)
             self._far.send(None)

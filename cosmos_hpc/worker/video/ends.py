@@ -112,7 +112,7 @@ def _element(f: BinaryIO, place: int) -> tuple[int, int, int | None] | None:
 
 
 def _avi_is_cut(f: BinaryIO, size: int) -> bool:
-    """Whether a list of packets (``movi``) ends behind the end of the file."""
+    """Whether a list of packets (``movi``) ends beyond the end of the file."""
     place = 0
     for _ in range(_MAX_PARTS):
         f.seek(place)

@@ -196,7 +196,7 @@ class Video:
         return None
 
     def restart(self) -> None:
-        """Open the file anew: frames come from the beginning again."""
+        """Open the file again: frames come from the beginning again."""
         self._container.close()
         self.problems.clear()
         self._open()
@@ -214,7 +214,7 @@ class Video:
             before = shown
 
     def _follows(self, shown: Shown, before: Shown) -> bool:
-        """Whether a frame, which a decoder held back when its data was cut, is whole and next."""
+        """Whether a frame that a decoder held back when its data was cut is complete and next."""
         is_part = shown.pts is not None and shown.pts == self._cut
         return not is_part and shown.time <= before.end + TOLERANCE
 
@@ -270,7 +270,7 @@ class Video:
         self._packet = packet.pts, packet.is_corrupt
         if packet.dts is not None:
             self._decoding = packet.dts
-        # An edit list may hide what is behind its end; it is decoded nevertheless.
+        # An edit list may hide what follows its end; it is decoded nevertheless.
         if packet.pts is not None and not packet.is_discard and packet.size > _STAYS:
             self._due = packet.pts if self._due is None else max(packet.pts, self._due)
 

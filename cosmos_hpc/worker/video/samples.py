@@ -21,7 +21,7 @@ class SampleVideos(Section):
 
     Attributes:
         count: videos.
-        frames, rate: of each, and frames a second.
+        frames, rate: of each, and frames per second.
         height, width: in pixels, even and at least 16.
         seed: of the scenes.
     """

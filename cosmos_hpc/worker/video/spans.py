@@ -25,8 +25,8 @@ class Span:
 
     Attributes:
         start, end: seconds of the file; the frames that begin between them are the video.
-        rate: frames a second, where they are known to be steady: frames then belong to the span in
-            which the greater part of them lies, however their times were rounded.
+        rate: frames per second, where they are known to be constant: frames then belong to the span
+            in which the greater part of them lies, however their times were rounded.
         frames: that the video has at that rate, as its source says; None: it does not.
         offset, size: bytes of the file, such as those of a member of a tar.
         column, episode: the file is Parquet, with a picture in this column of each row of this

@@ -55,7 +55,7 @@ class StoredPictures:
         """Every row has been read."""
 
     def restart(self) -> None:
-        """Every call of :meth:`frames_from` reads anew."""
+        """Every call of :meth:`frames_from` reads again."""
 
     def time_of(self, pts: int) -> Fraction:
         """When a picture is shown, by its number."""

@@ -75,7 +75,7 @@ def open_video(
         container.close()
         raise
     codec.options = {"max_pixels": str(MAX_PIXELS)}
-    # One thread: a file a core is faster than a file on all cores, and nothing is decoded
+    # One thread: one file per core is faster than a file on all cores, and nothing is decoded
     # beyond the last frame that is wanted.
     codec.thread_count = 1
     return container, stream

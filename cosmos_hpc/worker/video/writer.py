@@ -18,11 +18,11 @@ _CRF = "12"
 
 
 class VideoWriter:
-    """An mp4 that is whole at the end of the ``with`` block, or not there after an error.
+    """An mp4 that is complete at the end of the ``with`` block, or not there after an error.
 
     Args:
         path: of the file.
-        rate: frames a second.
+        rate: frames per second.
         height, width: in pixels; an odd one is made even by repeating the last row or column, as
             players ask for.
     """

@@ -152,7 +152,7 @@ def test_two_workers_on_one_shard_wait_for_each_other(tmp_path, reference, scene
     ]
     said = [worker.communicate(timeout=280)[0] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
-    assert sum("shard 0 is whole: 8 clips" in text for text in said) == 1
+    assert sum("shard 0 is complete: 8 clips" in text for text in said) == 1
     finalize(run, recipe)
     assert content(run) == content(reference)
 
