@@ -1,4 +1,4 @@
-"""NeMo-Run's own objects for the stages of a run, for people who have experiments of their own.
+"""NeMo-Run's own objects for the stages of a run, for people with their own experiments.
 
 >>> import nemo_run as run
 >>> from cosmos_hpc import nemo_run as cosmos
@@ -126,7 +126,7 @@ def _refuse_busy(run: RunFolder) -> None:
 
 
 def _begin(folder: RunFolder, stage: str, number: int) -> nemo_run.Script:
-    """Make a task, and forget what an earlier attempt has left."""
+    """Make a task, and delete what an earlier attempt has left."""
     made = _backend(folder).task(folder, _stage(folder, stage, number), number)
     folder.error(stage, number).unlink(missing_ok=True)
     folder.stop_request.unlink(missing_ok=True)
@@ -249,7 +249,7 @@ def _partial(section: Section) -> nemo_run.Partial:
 
 
 def _plain(value: Any) -> Any:
-    """What NeMo-Run builds of :func:`_partial`, as plain data; a Section is taken as well."""
+    """What NeMo-Run builds from :func:`_partial`, as plain data; a Section is accepted as well."""
     if isinstance(value, Section):
         return value.model_dump()
     if isinstance(value, partial):

@@ -32,7 +32,7 @@ P = TypeVar("P")
 
 @dataclass(frozen=True)
 class Request:
-    """A run, and what of it to start.
+    """A run, and the stages of it to start.
 
     Attributes:
         folder: of the run, which need not exist yet.
@@ -59,7 +59,7 @@ def head_of_dry_run(plan: Plan, run: RunFolder) -> list[str]:
 
 
 class Backend(ABC, Generic[C, Q, P]):
-    """A kind of place to run, opened with a profile.
+    """Executes stages on one kind of cluster; opened with a profile.
 
     Attributes:
         schema: what profiles of this kind say.
@@ -74,14 +74,14 @@ class Backend(ABC, Generic[C, Q, P]):
 
     @abstractmethod
     def check(self) -> list[Finding]:
-        """What works and what does not of the profile, before anything is started.
+        """Report what works in the profile and what does not, before anything is started.
 
         Raises:
             RequestError: the place cannot be asked from here.
         """
 
     def take_note(self, run: RunFolder) -> None:
-        """Note in a run what was begun of it without this package, such as pasted text."""
+        """Record in a run what was started without this package, such as pasted text."""
 
     @abstractmethod
     def check_request(self, request: Request) -> None:
@@ -93,7 +93,7 @@ class Backend(ABC, Generic[C, Q, P]):
 
     @abstractmethod
     def queue(self, run: RunFolder) -> Q:
-        """What is queued or working of a run; asked once a command and handed on."""
+        """Jobs of a run in the queue or running; asked once per command and passed on."""
 
     @abstractmethod
     def prepare(self, request: Request, queue: Q, console: Console) -> P:
@@ -131,7 +131,7 @@ class Backend(ABC, Generic[C, Q, P]):
 
     @abstractmethod
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
-        """Stop what works on a run at a safe point, and wait until nothing does.
+        """Stop the tasks of a run at a safe point, and wait until they have ended.
 
         Args:
             run: its folder.
@@ -176,5 +176,5 @@ class Backend(ABC, Generic[C, Q, P]):
         return dict(logs_of(run, stage, task))
 
     def is_working(self, run: RunFolder) -> bool:
-        """Whether somebody works on a run now; called often, by who follows its logs."""
+        """Whether a process works on a run now; called often while its logs are followed."""
         return self.queue(run).working

@@ -136,7 +136,7 @@ class DockerBackend(MachineBackend[DockerCluster]):
     def executor(
         self, stage: RunStage, run: RunFolder | None, number: int
     ) -> nemo_run.DockerExecutor:
-        """Containers of the profile's image; those of no certain run see the folder of all runs."""
+        """Containers of the profile's image; without a run they see the folder of all runs."""
         from cosmos_hpc.backends.experiments import docker_executor, gpus_of
 
         if run is None:

@@ -1,4 +1,4 @@
-"""Docker's engine on this machine, and what it is told of a container."""
+"""Docker's engine on this machine, and the settings of containers."""
 
 from __future__ import annotations
 

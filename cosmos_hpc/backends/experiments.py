@@ -97,7 +97,7 @@ def _import_nemo_run(folder: Path) -> None:
 
 
 def _experiment(run: RunFolder, stage: RunStage, name: str | None = None) -> nemo_run.Experiment:
-    """An experiment that is kept in the run folder and says nothing."""
+    """An experiment that is kept in the run folder and prints nothing."""
     _import_nemo_run(run.path.parent)
     import nemo_run
 
@@ -269,7 +269,7 @@ def docker_task(
 
 
 def _quoted(argument: str) -> str:
-    """An argument for a shell inside double quotes: so NeMo-Run writes a container's command."""
+    """An argument for a shell inside the double quotes of NeMo-Run's container command."""
     return shlex.quote(argument).replace("\\", "\\\\").replace('"', '\\"')
 
 

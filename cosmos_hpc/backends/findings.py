@@ -1,4 +1,4 @@
-"""What a look at a profile has found, and the looks that all kinds have in common."""
+"""Findings of a check of a profile, and the checks that all kinds share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cosmos_hpc.utils import files
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
         level: ``ok``, ``problem``, or ``note`` for what may be meant so.
@@ -30,14 +30,14 @@ class Finding:
 
 
 def libraries() -> dict[str, str]:
-    """What the stages import, each with the extra of this package that brings it."""
+    """Libraries that the stages import, each with the extra of this package that installs it."""
     return {name: extra for stage in STAGES.values() for name, extra in stage.libraries.items()}
 
 
 def python_finding(
     python: str, missing: list[str], otherwise: str = "", level: str = "problem"
 ) -> Finding:
-    """What a Python lacks of the libraries of the stages."""
+    """Which libraries of the stages a Python lacks."""
     wanted = libraries()
     if not missing:
         return Finding("ok", f"python: {python} has {', '.join(wanted)}")

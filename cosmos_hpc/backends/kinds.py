@@ -1,4 +1,4 @@
-"""Opens cluster profiles: the one place that knows which backend is for which kind."""
+"""Opens cluster profiles: the one place that maps kinds to backends."""
 
 from __future__ import annotations
 

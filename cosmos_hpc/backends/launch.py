@@ -53,7 +53,7 @@ def make_request(
     stages: Sequence[str],
     dry_run: bool = False,
 ) -> Request:
-    """What a person asks for, as :func:`start` takes it.
+    """The request of a user, as :func:`start` takes it.
 
     Args:
         recipe: resolved, without a layout.
@@ -154,7 +154,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
 
 
 def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:
-    """The recipe with what it leaves to its data, and the same with its input on this machine.
+    """The recipe with the settings that follow from its data, and the same with a local input.
 
     A run that has begun keeps what it found then, and does without its input.
     """
@@ -207,7 +207,7 @@ def costs_of(
 
 
 def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: Queue) -> None:
-    """Refuse to change under jobs in the queue what they are going to read.
+    """Refuse changes of what jobs in the queue are going to read.
 
     Raises:
         RequestError: jobs of the run are in the queue, and the request is for another kind of

@@ -60,7 +60,7 @@ class LocalBackend(MachineBackend[LocalCluster]):
     def executor(
         self, stage: RunStage, run: RunFolder | None, number: int
     ) -> nemo_run.LocalExecutor:
-        """Processes that see the GPUs of the task; all else is inherited."""
+        """Processes that see the GPUs of the task; everything else is inherited."""
         from cosmos_hpc.backends.experiments import gpus_of, local_executor
 
         gpus = gpus_of(self.cluster, stage, number)

@@ -69,7 +69,7 @@ class MachineCluster(Cluster):
 
     @property
     def node_gpus(self) -> int:
-        """Those of this machine, or of the usual node: what would do is sought beyond it."""
+        """GPUs of this machine, or of the usual node; planning also looks beyond it."""
         return max(self.gpus, NODE_GPUS)
 
     @model_validator(mode="after")
@@ -97,7 +97,7 @@ def gpus_here(cluster: MachineCluster) -> list[str]:
 
 
 def threads_of(cluster: MachineCluster) -> int:
-    """Threads of an array task, of which several share the cores."""
+    """Threads per array task; several tasks share the cores."""
     return max(1, len(os.sched_getaffinity(0)) // cluster.parallel)
 
 
@@ -115,7 +115,7 @@ class Array(ABC):
 
     @abstractmethod
     def _begin(self, task: int, gpus: list[str]) -> tuple[Any, Path]:
-        """Start a task; returns what it is known by, and its log file."""
+        """Start a task; returns its handle and its log file."""
 
     @abstractmethod
     def _has_ended(self, job: Any) -> bool:
@@ -142,7 +142,7 @@ class Array(ABC):
         return list(self._jobs)
 
     def forget_ended(self) -> None:
-        """Take tasks that have ended off the list, and their GPUs back."""
+        """Remove tasks that have ended from the list, and free their GPUs."""
         for task, (job, gpus) in list(self._jobs.items()):
             if self._has_ended(job):
                 del self._jobs[task]
@@ -179,7 +179,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
 
     @abstractmethod
     def open(self, request: Request) -> Any:
-        """What tasks of a run are given, whatever the stage.
+        """What all tasks of a run are given.
 
         Raises:
             RequestError: it cannot be had.
@@ -356,7 +356,7 @@ def _workers(run: RunFolder) -> list[str]:
 
 
 def _mention_others(run: RunFolder, stage: RunStage, tasks: list[int], console: Console) -> None:
-    """Say who still works on tasks: workers that a killed submit left behind."""
+    """Say which processes still work on tasks: workers that a killed submit left behind."""
     for task in tasks:
         holder = files.lock_holder(run.task_lock(stage.name, task))
         if holder:
@@ -370,7 +370,7 @@ def _latest_logs(run: RunFolder, stage: RunStage) -> dict[int, Path]:
 
 
 def _note_silent_deaths(run: RunFolder, stage: RunStage, tasks: list[int]) -> None:
-    """Leave a reason for tasks that could not: they were killed."""
+    """Write a reason for tasks that were killed and left none."""
     logs = _latest_logs(run, stage)
     for task in tasks:
         if not run.error(stage.name, task).exists():

@@ -1,4 +1,4 @@
-"""Fetches published files from the Hub into its cache, after all that can be checked before.
+"""Fetches published files from the Hub into its cache, after checking everything possible.
 
 Only this package knows huggingface_hub, which is imported when it is needed: it takes a second.
 Files go into the Hub's own cache, below HF_HOME, where its other tools find them as well.
@@ -34,7 +34,7 @@ def check_home(wanted: Sequence[HubFiles]) -> None:
 
 
 def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
-    """Fetch what the cache does not hold yet, after everything that can be checked before.
+    """Fetch what the cache does not hold yet, after checking everything possible.
 
     Complete files are left alone, partial files are resumed. Where the Hub cannot
     be asked, what the cache holds is taken if nothing of it is evidently missing.

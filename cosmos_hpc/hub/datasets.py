@@ -54,7 +54,7 @@ def located(recipe: Recipe) -> Recipe:
 
 
 def files_of_rows(recipe: Recipe, root: Path, rows: Iterable[Row]) -> list[HubFiles]:
-    """What the rows of a recipe name, of a data set on the Hub; nothing of another input.
+    """The files that a recipe's rows name in a data set on the Hub; none for another input.
 
     Files that the data set lacks are no error here: the workers list their videos as failed.
 
@@ -72,7 +72,7 @@ def files_of_rows(recipe: Recipe, root: Path, rows: Iterable[Row]) -> list[HubFi
 
 
 def recipe_files(recipe: Recipe) -> list[HubFiles]:
-    """All that a recipe reads of a data set on the Hub, before there is a run of it."""
+    """All files that a recipe reads from a data set on the Hub, before it has a run."""
     there = located(recipe)
     if there is recipe:
         return []

@@ -1,4 +1,4 @@
-"""What the Hub's refusals mean, in words."""
+"""What the Hub's errors mean, in words."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def explain(repository: str, error: OSError) -> str:
-    """Why the Hub gave nothing. Of the error's own text nothing: it may hold signed addresses."""
+    """Why a request failed, without the error's own text, which may hold signed addresses."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,

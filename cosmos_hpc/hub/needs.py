@@ -1,4 +1,4 @@
-"""What a recipe takes from the Hub, and what of it is on this machine already."""
+"""What a recipe needs from the Hub, and which part of it is on this machine already."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Source:
     otherwise: str
 
     def value(self, recipe: Recipe) -> str | None:
-        """What a recipe says; None for nothing, and for what is built in."""
+        """The value in a recipe; None if it is not set or names something built in."""
         value = setting(recipe, self.setting)
         return None if value == self.built_in else value
 
@@ -150,7 +150,7 @@ def folders(recipe: Recipe) -> dict[str, str]:
 
 
 def needs(recipe: Recipe) -> list[HubFiles]:
-    """What a recipe takes from the Hub: tokenizer, text encoder, and weights to start from.
+    """What a recipe needs from the Hub: tokenizer, text encoder, and weights to start from.
 
     Empty for a recipe of local files.
     """

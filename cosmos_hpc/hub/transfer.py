@@ -47,7 +47,7 @@ class Snapshot:
 
     @property
     def name(self) -> str:
-        """Tells a data set from a model of the same name."""
+        """Distinguishes a data set from a model of the same name."""
         return ("datasets/" if self.need.kind == "dataset" else "") + self.repository
 
     @property
@@ -60,11 +60,11 @@ class Snapshot:
         return [file for file in self.files if not (self.folder / file.path).exists()]
 
     def half(self, file: HubFile) -> Path:
-        """Where the beginning of a file waits for the rest."""
+        """Path of a partly fetched file."""
         return self.storage / "blobs" / f"{file.blob}.incomplete"
 
     def bytes_here(self, file: HubFile) -> int:
-        """Bytes of a file that are there, also of half a file."""
+        """Bytes of a file that are there, complete or not."""
         # In this order: a half file that is renamed meanwhile is found under its next name.
         for path in (
             self.half(file),
@@ -94,7 +94,7 @@ class Snapshot:
 
 
 def transfer(found: Sequence[Snapshot]) -> None:
-    """Fetch what is missing, one file after the other, with lines about how far it is."""
+    """Fetch missing files one after the other, with lines of progress."""
     work = [(snapshot, file) for snapshot in found for file in snapshot.missing()]
     for snapshot in found:
         if missing := snapshot.missing():

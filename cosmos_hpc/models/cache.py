@@ -312,7 +312,7 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled, once in a process: layers differ in their weights alone."""
+    """The function compiled, once in a process: layers differ only in their weights."""
     return torch.compile(function, dynamic=False, options=dict(INDUCTOR_OPTIONS))
 
 

@@ -58,7 +58,7 @@ def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:
 
 
 def apply_rotary(t: Tensor, freqs: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Rotate all channels of queries or keys, in the convention of the two halves.
+    """Rotate all channels of queries or keys, by the "rotate half" convention.
 
     In place of Megatron's function of these arguments, for models without its other variants.
 

@@ -36,7 +36,7 @@ def generate(
     top_p: float = 0.8,
     seed: int | Sequence[int] = 0,
 ) -> Tensor:
-    """Continue clips by sampling from a model, one id after the other.
+    """Continue clips by sampling from a model, one token after the other.
 
     Neither ``ids`` nor the result hold special ids. For models with text or actions,
     begin-of-video is put in front here, and is no part of the result. There is no end-of-video:
@@ -143,7 +143,7 @@ def _repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
 
 
 class _Draw:
-    """Draws an id for each item of a batch, on the device of the logits."""
+    """Samples a token for each item of a batch, on the device of the logits."""
 
     def __init__(
         self, seeds: Sequence[int], temperature: float, top_p: float, device: torch.device
@@ -172,7 +172,7 @@ class _Draw:
 
 
 def sample(logits: Tensor, numbers: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
-    """Draw from the nucleus of each row, by inverting its cumulative distribution.
+    """Sample from the nucleus of each row, by inverting its cumulative distribution.
 
     An id is in the nucleus if those that are likelier have at most ``top_p`` together; so the
     likeliest always is, and so is the one that crosses the bound. Of equally likely ids the
@@ -243,7 +243,7 @@ def _seeds(seed: int | Sequence[int], batch: int) -> list[int]:
 
 
 def begin_of_video(model: ModelConfig) -> int:
-    """The id before a clip, in models that have one: the first that is not predicted."""
+    """The token before a clip, in models that have one: the first id that is not predicted."""
     return model.output_vocab_size
 
 

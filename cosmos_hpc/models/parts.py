@@ -1,4 +1,4 @@
-"""Parts of a decoder that a training may leave as they are. Needs no torch."""
+"""Parts of a decoder that a training may freeze. Needs no torch."""
 
 from __future__ import annotations
 

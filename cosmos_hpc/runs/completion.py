@@ -1,4 +1,4 @@
-"""When a task of a stage is done: what its marker has to say for this recipe."""
+"""When a task of a stage is done: what its marker must hold for this recipe."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cosmos_hpc.utils import files
 
 
 def marked(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
-    """Whether there is a marker, whatever it says."""
+    """Whether there is a marker, whatever it holds."""
     return files.read_json(marker) is not None
 
 
@@ -40,7 +40,7 @@ def finalize_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) ->
 
 
 def train_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
-    """Whether as many steps were done as are wanted now: a continued run may ask for more."""
+    """Whether the wanted number of steps was trained: a continued run may ask for more."""
     found = files.read_json(marker)
     return found is not None and bool(found["steps"] >= recipe.train.max_steps)
 
@@ -66,7 +66,7 @@ def subject_of(run: RunFolder, recipe: Recipe) -> str | None:
 
 
 def made_of_this(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
-    """Whether what there is was made from the weights and settings that there are now."""
+    """Whether existing results were made from the current weights and settings."""
     found = files.read_json(marker)
     return found is not None and found["of"] == (subject_of(run, recipe) or "")
 
@@ -95,11 +95,11 @@ def report_inputs(run: RunFolder) -> dict[str, str]:
 
 
 def report_is_current(run: RunFolder, marker: Path) -> bool:
-    """Whether there is a page, and what it tells is still so."""
+    """Whether there is a page that is still up to date."""
     found = files.read_json(marker)
     return found is not None and bool(found["inputs"] == report_inputs(run))
 
 
 def report_is_done(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
-    """Whether there is a page of a run whose training is done as far as is wanted now."""
+    """Whether there is a page, and the training has the wanted number of steps."""
     return subject_of(run, recipe) is not None and report_is_current(run, marker)

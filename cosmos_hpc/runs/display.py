@@ -1,4 +1,4 @@
-"""What runs show of themselves in a notebook, as HTML in which all texts stay texts."""
+"""How runs show themselves in a notebook, as HTML in which all text is escaped."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Page:
 
 
 def state_html(state: RunState) -> str:
-    """The state of a run: one row per stage, then what has failed, and what came of it."""
+    """The state of a run: one row per stage, then what has failed, and the results."""
     rows = [(s.name, s.state, _tasks(s), _details(s)) for s in state.stages]
     parts = [table(("stage", "state", "tasks", "progress"), rows, f"{state.name}: {state.state}")]
     if state.failed_videos:

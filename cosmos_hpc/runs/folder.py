@@ -89,7 +89,7 @@ class Generated:
         return self.path / f"{key}.json"
 
     def refusal(self, key: str) -> Path:
-        """Why there is no such sample."""
+        """Why this sample could not be generated."""
         return self.refused / f"{key}.json"
 
     def markers(self) -> list[Path]:
@@ -120,7 +120,7 @@ class Evaluation:
 
 
 class RunFolder:
-    """Where everything of a run lies, and what was asked for.
+    """The paths of a run's files, and its settings.
 
     Attributes:
         data: the pinned videos.
@@ -176,7 +176,7 @@ class RunFolder:
         return self._stages / "locks" / f"{stage}.{task}"
 
     def stop_requested(self) -> bool:
-        """Whether this process is to stop: the run is cancelled, or its job nears its end."""
+        """Whether this process must stop: the run is cancelled, or its job is about to end."""
         own = os.environ.get(STOP_VARIABLE)
         return self.stop_request.exists() or bool(own and Path(own).exists())
 
@@ -185,7 +185,7 @@ class RunFolder:
         return self.path / "code" / str(files.read_json(self.info)["code"])
 
     def id(self) -> str:
-        """Tells this run from others of the same name."""
+        """Distinguishes this run from others of the same name."""
         return str(files.read_json(self.info)["id"])
 
     def begun(self) -> bool:

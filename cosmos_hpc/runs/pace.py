@@ -1,4 +1,4 @@
-"""When a task last got on, and whether it has been quiet for longer than its own pace explains.
+"""When a task last made progress, and whether it has been quiet for unusually long.
 
 Each function of the table of stages takes the run, the name of the stage and the number of a task
 that is worked on.
@@ -27,7 +27,7 @@ _START = 900
 
 @dataclass(frozen=True)
 class Pace:
-    """How a task gets on.
+    """The progress of a task over time.
 
     Attributes:
         last: when it last did, seconds since the epoch.
@@ -39,7 +39,7 @@ class Pace:
 
 
 def of_log(run: RunFolder, stage: str, task: int) -> Pace | None:
-    """Of a task that only its log tells of."""
+    """From the log, for a task that has no other signs of progress."""
     began = _began(run, stage, task)
     return Pace(max(began.at, _modified(began.log))) if began else None
 
@@ -66,7 +66,7 @@ def of_training(run: RunFolder, stage: str, task: int) -> Pace | None:
 
 
 def quiet(run: RunFolder, stage: str, task: int, pace: Pace) -> str:
-    """Says that a task has been quiet for too long; nothing where its pace explains it."""
+    """Says that a task has been quiet for too long; empty where its pace explains it."""
     age, attempt = time.time() - pace.last, read_attempt(run, stage, task)
     begun = Path(f"{run.task_stop(stage, task)}.begun").exists()
     if attempt and not begun and pace.usual is None and age > _START:

@@ -1,4 +1,4 @@
-"""The pinned list of a run's videos: which there are, and which shard each belongs to."""
+"""The pinned list of a run's videos, and the shard that each belongs to."""
 
 from __future__ import annotations
 

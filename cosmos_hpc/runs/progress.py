@@ -17,12 +17,12 @@ from cosmos_hpc.utils.progress import duration
 
 
 def nothing(run: RunFolder, markers: Sequence[Path]) -> str:
-    """For stages that are done or not."""
+    """For stages that are either done or not."""
     return ""
 
 
 def no_results(run: RunFolder, marker: Path) -> dict[str, Path]:
-    """For stages that make nothing for people."""
+    """For stages without results that people look at."""
     return {}
 
 
@@ -33,7 +33,7 @@ def train_results(run: RunFolder, marker: Path) -> dict[str, Path]:
 
 
 def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
-    """Videos of all shards, and what became of some."""
+    """Videos of all shards that are finished, and those that failed."""
     videos = failed = padded = 0
     published = {path.parent.name: read_marker(path.parent) for path in markers}
     for marker in filter(None, published.values()):
@@ -82,7 +82,7 @@ def train(run: RunFolder, markers: Sequence[Path]) -> str:
 
 
 def generate(run: RunFolder, markers: Sequence[Path]) -> str:
-    """Samples so far, and those that there will not be."""
+    """Samples so far, and those that were refused."""
     made = len(list(run.generated.path.glob("*-s*.mp4")))
     refused = [files.read_json(path) for path in sorted(run.generated.refused.glob("*.json"))]
     first = f", {len(refused)} refused: {refused[0]['reason']}" if refused else ""
@@ -95,7 +95,7 @@ def generate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
 
 
 def evaluate(run: RunFolder, markers: Sequence[Path]) -> str:
-    """How near generated frames come to the true ones, beside the references."""
+    """Scores of the generated frames, beside the references."""
     metrics = files.read_json(run.evaluation.metrics)
     if not metrics or not metrics["generated"]:
         return ""

@@ -1,4 +1,4 @@
-"""What a backend's queue says of a run, at one moment."""
+"""The jobs of a run in a backend's queue, at one moment."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Queue:
 
     @property
     def working(self) -> bool:
-        """Whether somebody works on the run, or is going to, for all that is known."""
+        """Whether the run is being worked on, or will be, as far as is known."""
         return self.driven or bool(self.stages)
 
     def at_work(self, stage: str, tasks: int) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""What the report of a run tells, gathered from its folder: facts, no pictures."""
+"""The facts in a run's report, gathered from its folder, without pictures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Failures:
 
 @dataclass
 class Data:
-    """What became of the videos.
+    """How many videos and clips there are, and which failed.
 
     Attributes:
         videos, shards: that are pinned.
@@ -104,7 +104,7 @@ class Training:
 
 @dataclass
 class Facts:
-    """All that the page tells.
+    """All facts on the page.
 
     Attributes:
         name, path: of the run.
@@ -151,7 +151,7 @@ class Facts:
 
 
 def gather(run: RunFolder, recipe: Recipe) -> Facts:
-    """Read what the report of a run tells, whatever there is of it by now.
+    """Read the facts for a run's report, as far as they exist by now.
 
     Files that are damaged are named in :attr:`Facts.problems`, and what they hold is left out.
     """

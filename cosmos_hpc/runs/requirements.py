@@ -1,4 +1,4 @@
-"""What has to be there before a run starts: libraries of its stages, and space on the disk."""
+"""What a run needs before it starts: libraries of its stages, and space on the disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cosmos_hpc.utils.progress import gigabytes
 
 
 def install_command(extra: str) -> str:
-    """How to install what an extra of this package brings."""
+    """How to install an extra of this package."""
     return f"pip install -c constraints.txt '.[{extra}]'"
 
 

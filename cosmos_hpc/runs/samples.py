@@ -1,4 +1,4 @@
-"""The videos that the generate stage of a run has made, and what it says of them."""
+"""The videos that a run has generated, with their records."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Samples(Sequence[Sample]):
         return self.run / "evaluation" / "videos" / f"{clip:04d}-truth.mp4"
 
     def tokenizer(self, clip: int) -> Path:
-        """Where the evaluation puts what the tokenizer makes of the true frames of a clip."""
+        """Where the evaluation puts the tokenizer's reconstruction of a clip's true frames."""
         return self.run / "evaluation" / "videos" / f"{clip:04d}-tokenizer.mp4"
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""The code that a run uses and where it came from: a copy of the package, versions, git state."""
+"""The code that a run uses and its origin: a copy of the package, versions, git state."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of the packages that a run stands on, without importing them."""
+    """Versions of the packages that a run depends on, without importing them."""
     versions = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:

@@ -31,7 +31,7 @@ class Source:
 
 
 def find_source(text: str, recipe: str | None = None, runs: str = "runs") -> Source:
-    """What a person calls a source.
+    """Find the source that a user names.
 
     Args:
         text: name or path of a run, path of a checkpoint in any form, name or path of a recipe, or

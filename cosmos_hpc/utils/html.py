@@ -1,4 +1,4 @@
-"""Small pieces of HTML, in which whatever is shown stays text."""
+"""Small pieces of HTML, in which all text is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports of large libraries, and ends of processes that have them, without useless work."""
+"""Imports large libraries, and ends processes that use them, without needless work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def large_imports(freeze: bool = False) -> Iterator[None]:
 
 
 def end_quickly() -> None:
-    """Have this process end without looking once more through all objects of large libraries.
+    """Make this process end without a last garbage collection over large libraries.
 
     With NeMo imported that takes three seconds. To be called first: what others register for the
     end is done before.

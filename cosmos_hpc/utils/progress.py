@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def say(message: str) -> None:
-    """Print a line with the time, at once."""
+    """Print a line with the time, without buffering."""
     print(f"{time.strftime('%H:%M:%S')} {message}", flush=True)
 
 
@@ -91,5 +91,5 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as GB with two digits that count."""
+    """Bytes as GB with two significant digits."""
     return f"{size / 1e9:.2g} GB" if size < 100e9 else f"{size / 1e9:,.0f} GB"

@@ -1,4 +1,4 @@
-"""The processes that libraries start inside a rank, and what becomes of the rank without them."""
+"""The processes that libraries start inside a rank, and what happens to the rank when they die."""
 
 from __future__ import annotations
 

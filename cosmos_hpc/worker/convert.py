@@ -1,4 +1,4 @@
-"""Turns checkpoints into each other: published PyTorch weights and NeMo checkpoints."""
+"""Converts checkpoints: published PyTorch weights and NeMo checkpoints."""
 
 from __future__ import annotations
 

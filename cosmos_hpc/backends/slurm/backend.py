@@ -45,7 +45,7 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         return check(self.cluster)
 
     def take_note(self, run: RunFolder) -> None:
-        """Note jobs that came from the pasted text of a dry run."""
+        """Record jobs that came from the pasted text of a dry run."""
         if run.info.exists() and not run.begun():
             from cosmos_hpc.backends.slurm.submit import record_pasted
 
@@ -115,7 +115,7 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         return task(self.cluster, run, stage, number)
 
     def is_working(self, run: RunFolder) -> bool:
-        """As the queue says, which is not asked more often than it should be."""
+        """According to the queue, which is asked only from time to time."""
         if self._asked is None or time.monotonic() - self._asked[0] > _ASK_EVERY:
             found = read_queue(run)
             # It may answer again.

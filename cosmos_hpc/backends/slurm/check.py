@@ -44,7 +44,7 @@ def check(cluster: SlurmCluster) -> list[Finding]:
 
 
 def _secrets(cluster: SlurmCluster) -> Iterator[Finding]:
-    """Where jobs get values from that are to stay private."""
+    """Where jobs get secret values from."""
     try:
         found = find_secrets(cluster)
     except RequestError as e:
@@ -57,7 +57,7 @@ def _secrets(cluster: SlurmCluster) -> Iterator[Finding]:
 
 
 def problems(cluster: SlurmCluster) -> list[str]:
-    """What of a profile the cluster cannot do, without asking Slurm about any job.
+    """What in a profile the cluster cannot do, without asking Slurm about any job.
 
     Raises:
         RequestError: there is no Slurm here, or it does not answer.
@@ -142,7 +142,7 @@ def _charged_to(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
 
 
 def _accepted(cluster: SlurmCluster) -> Iterator[Finding]:
-    """What Slurm itself says to a job of each stage."""
+    """Whether Slurm itself would accept a job of each stage."""
     for stage, row in STAGES.items():
         count = (cluster.gpus_per_node if row.ranks else 1) if row.gpus else 0
         nodes = cluster.nodes if row.ranks else 1

@@ -131,7 +131,7 @@ def output(*words: str) -> str:
 
 
 def reason(text: str) -> str:
-    """All that a command says of why it failed, on one line.
+    """The complete reason that a command gives for its failure, on one line.
 
     Slurm gives its own reason last; what a site's plug-in tells the user stands before it.
     """
@@ -245,7 +245,7 @@ def _newest(name: str, known: Collection[str]) -> list[str]:
 
 
 def with_remedy(why: str) -> str:
-    """A refusal, and what helps where Slurm counts jobs."""
+    """A refusal, and a remedy where it is about a limit on the number of jobs."""
     if not re.search("(Max|Grp)SubmitJob", why):
         return why
     return f"{why}; max_submit in the profile keeps to a limit of jobs in the queue"

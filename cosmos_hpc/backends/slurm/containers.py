@@ -54,7 +54,7 @@ class Mount:
 
 
 def mounts(cluster: SlurmCluster, folders: Sequence[str]) -> list[Mount]:
-    """What a container of the profile sees of the host, parents first.
+    """Folders of the host that a container of the profile sees, parents first.
 
     Those are the profile's mounts, the folders at their own paths, and with pyxis a sign by which
     :func:`only_inside` tells that it is in a container. A folder that a mount of the
@@ -292,7 +292,7 @@ def container_problems(cluster: SlurmCluster, facts: Facts) -> list[str]:
 
 
 def notes(cluster: SlurmCluster, facts: Facts) -> list[str]:
-    """What may or may not be meant so in the profile's container; sentences for a person."""
+    """Settings of the profile's container that may be mistakes; sentences for a person."""
     if cluster.container is None:
         return []
     if cluster.container_runtime == "apptainer":

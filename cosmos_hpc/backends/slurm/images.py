@@ -1,4 +1,4 @@
-"""What is in the image of a profile, as far as the machine that asks can look."""
+"""What is in the image of a profile, as far as this machine can see."""
 
 from __future__ import annotations
 

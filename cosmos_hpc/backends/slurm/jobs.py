@@ -1,4 +1,4 @@
-"""What a stage becomes on a Slurm cluster: jobs of a size and name, arrays."""
+"""How a stage is divided into Slurm jobs and arrays, their sizes and names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Slurm and the notes of jobs say of a run's stages."""
+"""The state of a run's stages, from Slurm and the notes of jobs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _check_cluster(run: RunFolder) -> None:
 
 @dataclass
 class SlurmQueue(Queue):
-    """What Slurm says of a run now.
+    """The jobs of a run that Slurm knows now.
 
     Attributes:
         run: its folder.

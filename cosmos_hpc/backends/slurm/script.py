@@ -123,7 +123,7 @@ def render(
 
 
 def lines_of(name: str) -> list[str]:
-    """Lines of a shell file beside this one, but for the first ones: they are for its readers."""
+    """Lines of a shell file in this folder, without its first ones, which are for its readers."""
     return Path(__file__).with_name(name).read_text().partition("\n\n")[2].splitlines()
 
 
@@ -239,7 +239,7 @@ def _wrapped(words: Sequence[str], width: int = 88) -> list[str]:
 
 
 def container_lines(cluster: SlurmCluster) -> list[str]:
-    """What a container must not take from the host, and needs where it has no home folder."""
+    """Variables that a container must not take from the host, or needs without a home folder."""
     if cluster.container is None:
         return [""]
     return [

@@ -1,4 +1,4 @@
-"""Values that jobs read by themselves, so that Slurm is not given them.
+"""Secret values that jobs read from files, so that they are not passed to Slurm.
 
 Slurm keeps the environment that a job is submitted with: in its state on the controller while the
 job is known, and in the accounting database where ``AccountingStoreFlags`` has ``job_env``.
@@ -33,7 +33,7 @@ _OF_NETRC = (
 
 @dataclass(frozen=True)
 class Secrets:
-    """How jobs come by values that are to stay private.
+    """How jobs get secret values.
 
     Attributes:
         read: names of the variables that the jobs read by themselves.
@@ -46,7 +46,7 @@ class Secrets:
     given: tuple[str, ...] = ()
 
     def note(self) -> str:
-        """Says which values Slurm is given, and how not to; empty where there are none."""
+        """Which values are passed to Slurm, and how to avoid it; empty where there are none."""
         if not self.given:
             return ""
         logins = ", ".join(dict.fromkeys(_SECRETS[name] for name in self.given))
@@ -58,7 +58,7 @@ class Secrets:
 
 
 def find_secrets(cluster: SlurmCluster) -> Secrets:
-    """What jobs of a profile can read by themselves of what is set here.
+    """Which of the variables set here the jobs of a profile can read from files.
 
     That is what the profile's file of variables holds, and a value that is set here where it is
     that of the Hub's or wandb's own login: the job reads the same file.
@@ -90,7 +90,7 @@ def find_secrets(cluster: SlurmCluster) -> Secrets:
 
 
 def exported(cluster: SlurmCluster, secrets: Secrets) -> list[str]:
-    """Names of the profile whose values Slurm is given."""
+    """Names in the profile whose values are passed to Slurm."""
     return [name for name in cluster.environment if name not in secrets.read]
 
 

@@ -114,7 +114,7 @@ class Submission:
 
 
 def record_pasted(run: RunFolder, queue: SlurmQueue) -> None:
-    """Note jobs in the queue that came from the text of a dry run: the run has begun."""
+    """Record jobs in the queue that came from the text of a dry run: the run has begun."""
     cluster = commands.cluster_name() if queue.jobs else ""
     for stage, job_id in dict.fromkeys((stage, job.array_id) for stage, job in queue.jobs):
         _record(run, stage, job_id, cluster)

@@ -1,4 +1,4 @@
-"""Checkpoints of low-rank adapters, read as the weights that they make of those they belong to."""
+"""Checkpoints of low-rank adapters, read as their base weights with the adapters merged in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DESCRIPTION = "adapter_metadata.json"
 
 
 def adapter_description(path: Path) -> Path | None:
-    """The file that tells a folder of adapters from one of weights; None for the latter."""
+    """The file that marks a folder of adapters; None for a folder of weights."""
     found = (path / "weights" / _DESCRIPTION, path / _DESCRIPTION)
     return next((file for file in found if file.is_file()), None)
 
@@ -30,7 +30,7 @@ def adapter_description(path: Path) -> Path | None:
 def open_adapted(
     path: Path, description: Path, base: Path | None, open_base: Callable[[Path], Weights]
 ) -> AdaptedWeights:
-    """Open adapters and the weights that they were trained beside.
+    """Open adapters and their base weights.
 
     Args:
         path: folder of the checkpoint.

@@ -21,7 +21,7 @@ from cosmos_hpc.models.megatron import megatron_config
 
 
 def load_weights(decoder: CosmosDecoder, model: ModelConfig, weights: Weights) -> list[str]:
-    """Copy weights into a decoder, of each the part that this tensor-parallel rank holds.
+    """Copy weights into a decoder: of each weight the part of this tensor-parallel rank.
 
     Where the parts lie is what the decoder says for Megatron's distributed checkpoints.
 

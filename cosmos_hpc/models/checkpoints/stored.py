@@ -98,7 +98,7 @@ class Weights(ABC):
 
     @abstractmethod
     def _layers(self) -> set[int]:
-        """Numbers of the layers that there is anything of."""
+        """Numbers of the layers that have any weight."""
 
     def sizes(self) -> Architecture:
         """The architecture as far as shapes tell: without YaRN, rotary base and padding.

@@ -1,1 +1,1 @@
-"""Ids on the disk, and the training samples that are made of them."""
+"""Tokens on the disk, and the training samples that are made from them."""

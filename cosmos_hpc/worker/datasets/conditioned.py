@@ -78,7 +78,7 @@ class TextClips(Epochs):
         return sequence[1 : self._ids_per_clip + 1].long()
 
     def predicted(self, item: int) -> np.ndarray:
-        """Ids of a clip, but for those that are given."""
+        """Tokens of a clip without those that are given."""
         ids: np.ndarray = self._ids(item).numpy()[self._given :]
         return ids
 
@@ -139,7 +139,7 @@ class FramePairs(Epochs):
         super().__init__(len(self._starts), length, seed, once)
 
     def predicted(self, item: int) -> np.ndarray:
-        """Ids of the second frame."""
+        """Tokens of the second frame."""
         ids: np.ndarray = self._frames[self._starts[item] + 1].flatten().numpy()
         return ids
 

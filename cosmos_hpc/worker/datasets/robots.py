@@ -1,4 +1,4 @@
-"""Robot clips as the files that NVIDIA's guide trains action control on.
+"""Robot clips as the files with which NVIDIA's guide trains action control.
 
 Every frame of a clip is tokenized on its own. The files of a part hold its clips one after another,
 one row per frame; the action of a clip's last frame is a row of NaN, so that no pair of frames

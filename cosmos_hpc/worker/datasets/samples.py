@@ -84,7 +84,7 @@ class Epochs(SampleDataset):
         raise NotImplementedError
 
     def predicted(self, item: int) -> np.ndarray:
-        """Ids of an item that are to be predicted, ``[n]``."""
+        """Tokens of an item that carry loss, ``[n]``."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class Clips(Epochs):
             )
 
     def predicted(self, item: int) -> np.ndarray:
-        """Ids of a clip, but for those that are given."""
+        """Tokens of a clip without those that are given."""
         ids: np.ndarray = self._ids[self.documents[item]][self._given :]
         return ids
 
@@ -192,7 +192,7 @@ def conditioned_sample(ids: Tensor, sequence_length: int, given: int = 0) -> dic
 
 
 def padded_sequence(ids: Tensor, sequence_length: int) -> Tensor:
-    """Begin-of-video, the ids, and padding: int64 ``[sequence_length + 1]``."""
+    """Begin-of-video, the tokens, and padding: int64 ``[sequence_length + 1]``."""
     sequence = torch.full((sequence_length + 1,), PADDING)
     sequence[0] = BEGIN_OF_VIDEO
     sequence[1 : len(ids) + 1] = ids

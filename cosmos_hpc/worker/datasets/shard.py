@@ -240,7 +240,7 @@ class VideoShard:
             say(f"{what} limits: the tokenizer waited {share:.0%} of the time for clips")
 
     def publish(self) -> None:
-        """Write the shard beside its place, then rename it."""
+        """Write the shard under a temporary name, then rename it."""
         # Imported late: it takes seconds, in which the tokenizer could work already.
         import megatron.core.datasets.indexed_dataset  # noqa: F401
 
@@ -302,7 +302,7 @@ def _published(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_documents(prefix: Path, clips: Iterable[np.ndarray]) -> None:
-    """Write ``PREFIX.bin`` and ``PREFIX.idx``, one document a row of ``clips``."""
+    """Write ``PREFIX.bin`` and ``PREFIX.idx``, one document per row of ``clips``."""
     from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=ID_DTYPE)

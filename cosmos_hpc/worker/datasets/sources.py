@@ -1,4 +1,4 @@
-"""The training samples of a run, for each task: who makes those of a part, and how many there are.
+"""The training samples of a run, for each task: what makes those of a part, and their number.
 
 Each function returns a maker, called with a part and the arguments of
 :class:`~cosmos_hpc.worker.datasets.samples.Epochs`, and the number of samples of each part.

@@ -1,4 +1,4 @@
-"""How near frames come to the true ones: PSNR, SSIM and, where its weights are found, LPIPS."""
+"""Similarity of frames to the true ones: PSNR, SSIM and, where its weights are found, LPIPS."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class FrameScores:
 
     @torch.inference_mode()
     def of(self, frames: np.ndarray, truth: np.ndarray) -> Scores:
-        """Scores of frames uint8 ``[3, T, H, W]``, RGB, beside as many true ones.
+        """Scores of frames uint8 ``[3, T, H, W]``, RGB, against as many true ones.
 
         Returns:
             ``psnr`` in dB, at most :data:`MAX_PSNR`, over all pixels and colours of a frame;

@@ -1,1 +1,1 @@
-"""Samples: what they continue, how they are drawn, and how they are written."""
+"""Samples: what they continue, how they are generated, and how they are written."""

@@ -48,7 +48,7 @@ class Clips(Generator):
         return inputs(self.run, self.recipe)
 
     def prepare(self, items: Sequence[Item]) -> None:
-        """Encode the prompts; the text encoder is gone from memory then."""
+        """Encode the prompts; the text encoder is freed afterwards."""
         prompts = dict.fromkeys(item.clip.record.get("prompt") for item in items)
         encode_missing(self.run, self.recipe, [prompt for prompt in prompts if prompt])
 

@@ -1,4 +1,4 @@
-"""The interface of what makes samples of a task, and what they are written with."""
+"""The interface of the classes that generate samples of a task, and the writing of samples."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Generator(ABC):
         """What there is to generate from."""
 
     def prepare(self, items: Sequence[Item]) -> None:  # noqa: B027 - most need nothing
-        """Do what must be done, and gone from memory again, before a decoder is loaded."""
+        """Do what must be done, and freed again, before a decoder is loaded."""
 
     @abstractmethod
     def ready(self, item: Item) -> Ready:
@@ -152,7 +152,7 @@ class Generator(ABC):
             self.refuse(item, e, facts)
 
     def refuse(self, item: Item, why: VideoError | RefusedError, facts: dict[str, Any]) -> None:
-        """Note why there is no such sample."""
+        """Record why this sample could not be generated."""
         reason = f"{item.clip.source}: {why}"
         row = {"key": item.key, "kind": why.kind, "reason": reason, "of": facts["of"]}
         files.write_json(self.run.generated.refusal(item.key), row)
@@ -194,7 +194,7 @@ class _Output:
         self._tokens.append(part.tokens)
 
     def finish(self) -> None:
-        """Close the video and write the tokens, then the record that says that all is there."""
+        """Close the video and write the tokens, then the record, which completes the sample."""
         if self._refused:
             return
         self._stack.close()

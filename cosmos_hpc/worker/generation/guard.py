@@ -1,4 +1,4 @@
-"""A function of the user's that sees prompts and frames, and may refuse them."""
+"""A user's function that sees prompts and frames, and may refuse them."""
 
 from __future__ import annotations
 

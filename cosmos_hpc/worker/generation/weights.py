@@ -1,4 +1,4 @@
-"""The weights that samples and scores of a run are of: trained ones, and those it began from."""
+"""The weights of a run's samples and scores: those after the training and before it."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Bar:
 
 @dataclass
 class Lane:
-    """What is drawn of a stage.
+    """The bars of one stage.
 
     Attributes:
         stage: its name.
@@ -128,7 +128,7 @@ def utc(moment: float) -> datetime.datetime:
 
 
 def draw(stays: Sequence[Stay]) -> Lanes:
-    """Where everything stands; nothing for no attempts."""
+    """Positions of everything; empty without attempts."""
     if not stays:
         return Lanes()
     axis = _Axis(stays)

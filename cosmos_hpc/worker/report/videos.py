@@ -1,4 +1,4 @@
-"""Videos and pictures for the report: small enough, and inside of the page."""
+"""Videos and pictures for the report: small enough, and embedded in the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The download stage: what the workers read, brought to where they can."""
+"""The download stage: fetches or writes what later stages read."""
 
 from __future__ import annotations
 

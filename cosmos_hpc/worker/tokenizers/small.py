@@ -70,7 +70,7 @@ class _Blocks(nn.Module):
 
 
 class SmallEncoder(_Blocks):
-    """Pixels to ids."""
+    """Pixels to tokens."""
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Encode ``video``, ``[B, 3, T, H, W]`` in [-1, 1], any float dtype.
@@ -136,7 +136,7 @@ class SmallEncoder(_Blocks):
 
 
 class SmallDecoder(_Blocks):
-    """Ids to pixels."""
+    """Tokens to pixels."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Decode integer ``ids``, ``[B, T', H', W']``, to bf16 ``[B, 3, T, H, W]`` in [-1, 1]."""

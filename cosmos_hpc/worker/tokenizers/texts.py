@@ -217,7 +217,7 @@ def _encode(
 
 
 def free_memory() -> None:
-    """Give memory of objects that nobody refers to back to the GPU, for what comes next."""
+    """Return the memory of unused objects to the GPU."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The loss of a step, and beside it the share of ids that the model would have chosen itself."""
+"""The loss of a step, and the fraction of tokens that the model ranked most likely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LossAndAccuracy(MaskedTokenLossReduction):
-    """NeMo's mean of losses over the ids of a global batch, with the token accuracy beside it.
+    """NeMo's mean loss over the tokens of a global batch, and the token accuracy.
 
     The model gives a pair: losses float32 and whether each label was the likeliest id bool, both
     ``[batch, sequence]``.
@@ -28,7 +28,7 @@ class LossAndAccuracy(MaskedTokenLossReduction):
     def forward(
         self, batch: dict[str, Tensor], forward_out: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sums over a micro batch: of losses, of ids, and of ids that were the likeliest."""
+        """Sums over a micro batch: losses, tokens, and tokens that were ranked most likely."""
         losses, likeliest = forward_out
         loss, count, sums = super().forward(batch, losses)
         right = (likeliest * batch["loss_mask"]).sum().view(1)

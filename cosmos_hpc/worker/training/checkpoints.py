@@ -52,7 +52,7 @@ class Checkpoints(nl.ModelCheckpoint):
         self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Nothing: epochs play no part."""
+        """Nothing: epochs have no meaning here."""
 
     def on_train_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Save the last step where nothing else has."""

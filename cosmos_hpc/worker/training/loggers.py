@@ -1,4 +1,4 @@
-"""Where a training is shown: checkpoints in the run folder, Weights & Biases, TensorBoard."""
+"""Where a training is logged: checkpoints in the run folder, Weights & Biases, TensorBoard."""
 
 from __future__ import annotations
 

@@ -226,7 +226,7 @@ class ClipData(pl.LightningDataModule):
         return {"consumed_samples": self.trainer.global_step * self.global_batch_size}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on with the sample after those consumed."""
+        """Continue with the sample after those consumed."""
         consumed = state_dict["consumed_samples"]
         self.data_sampler.init_consumed_samples = consumed
         self.data_sampler.prev_consumed_samples = consumed
@@ -281,7 +281,7 @@ def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
 
 
 class _SeedOfStep(pl.Callback):
-    """Lets what a step draws follow from its number, so that a resumed training draws the same."""
+    """Derives random numbers of a step from its number, so that a resumed training has the same."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed

@@ -61,7 +61,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Clip:
-    """Frames of a clip and how they came about.
+    """Frames of a clip and how they were prepared.
 
     Attributes:
         pixels: uint8 ``[3, T, H, W]``, RGB.
@@ -92,7 +92,7 @@ class Clip:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a table says of the clip beside its times: only what is not as usual."""
+        """Fields of the clip in a table besides its times; only unusual values."""
         notes = dict(self.look.notes)
         if self.changed:
             notes["changed"] = self.changed
@@ -261,7 +261,7 @@ class _Maker:
         return len(self._times)
 
     def clips(self, samples: Iterator[Shown]) -> Iterator[Clip]:
-        """Whole clips; of overlapping ones the common frames are copied."""
+        """Complete clips; common frames of overlapping ones are copied."""
         cut, kept, last = self._cut, None, None
         samples = iter(samples)
         self._clock.lap("wait")

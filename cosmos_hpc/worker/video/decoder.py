@@ -112,7 +112,7 @@ def _portable(error: Exception | None) -> Exception | None:
 
 
 def prepare_process() -> None:
-    """Have this process end with its parent, and be ended first where memory runs out."""
+    """Make this process end with its parent, and be killed first when memory runs out."""
     # The one that started this one decides when it ends, and takes it along when it dies.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

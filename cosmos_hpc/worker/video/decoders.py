@@ -1,4 +1,4 @@
-"""Decoding in processes of their own, into memory that they share with this one; without torch.
+"""Decoding in separate processes, into memory shared with this one; without torch.
 
 A decoder is a spawned process that has one video in flight at a time, so its death points at that
 video and at no other. Clips come back in a fixed number of slots of shared memory: decoders that

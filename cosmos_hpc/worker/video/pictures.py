@@ -24,7 +24,7 @@ _HDR = {int(ColorTrc.SMPTE2084): "pq", int(ColorTrc.ARIB_STD_B67): "hlg"}
 
 @dataclass(frozen=True)
 class Look:
-    """What is done to a frame.
+    """How a frame is prepared.
 
     Attributes:
         width, height: of the frame as it is stored, in pixels, without what the container hides.
@@ -47,7 +47,7 @@ class Look:
 
     @property
     def notes(self) -> dict[str, Any]:
-        """What a table says beside ``rotated``: only what is not as usual."""
+        """Fields of a table besides ``rotated``; only unusual values."""
         notes: dict[str, Any] = {}
         if self.mirrored:
             notes["mirrored"] = True

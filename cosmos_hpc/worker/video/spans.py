@@ -1,4 +1,4 @@
-"""What of a file a video is: all of it, some seconds, some bytes, or the pictures of some rows."""
+"""The part of a file that is a video: all of it, some seconds, some bytes, or some rows."""
 
 from __future__ import annotations
 
