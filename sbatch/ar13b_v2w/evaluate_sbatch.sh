@@ -29,7 +29,7 @@ unset PYTHONPATH
 export TRITON_CACHE_DIR="/tmp/triton-${USER:-}" MPLCONFIGDIR="/tmp/matplotlib-${USER:-}"
 
 work() {
-    # What a lost step has left behind has the name that the next container is to have.
+    # A container left behind by a lost step has the name of the next one.
     [ "${SLURM_RESTART_COUNT:-0}" = 0 ] ||
         srun --nodes=1 --ntasks-per-node=1 --input=none sh \
             /shared/runs/ar13b_v2w/code/0123456789ab/cosmos_hpc/backends/slurm/leftovers.sh
@@ -53,8 +53,8 @@ note() {
 }
 
 # Slurm warns before the time limit (USR1) and some preemptions (TERM). The worker finds the file,
-# stops at the next safe point, and this job queues itself again. Slurm warns once: a task that was
-# done all the same must not be followed by another.
+# stops at the next safe point, and this job requeues itself. Slurm warns once: after a warning no
+# further task may begin, even if the current one was still finished.
 warned=
 trap 'interrupted=yes; warned=yes; : >"${COSMOS_HPC_STOP:-/dev/null}"' USR1 TERM
 
@@ -64,7 +64,8 @@ give_up() {
     return 1
 }
 
-# How Slurm sees this job; it may be too busy to say so at once, and some sites greet first.
+# The state of this job in Slurm, which may be too busy to answer at once; some sites print a
+# greeting first.
 state_in_queue() {
     local said
     for _ in 1 2 3 4; do
@@ -74,20 +75,20 @@ state_in_queue() {
     echo UNKNOWN
 }
 
-# Runs a command that the end of the job, which begins with TERM to all of it, does not break off.
+# Runs a command that is not interrupted when the job ends, which begins with TERM to all processes.
 to_the_end() (
     trap '' TERM
     exec "$@"
 )
 
-# Queues the job again: how the task ended, why in words, and the node at fault, if one is.
+# Requeues the job. Arguments: how the task ended, why in words, and the node at fault, if any.
 requeue() {
     case "$(state_in_queue)" in
-        COMPLETING | CANCELLED) # by scancel: not to come back
+        COMPLETING | CANCELLED) # by scancel: must not run again
             note end cancelled
             return 75
             ;;
-        PENDING) # Slurm has queued it again already
+        PENDING) # Slurm has requeued it already
             note end "$1" "${3:-}"
             return 75
             ;;
@@ -115,7 +116,7 @@ requeue() {
     return 75
 }
 
-# The nodes that the job avoids already, and one more; nothing where no others could take it.
+# The nodes that the job avoids already, and one more; nothing if no other node could take it.
 avoidable() {
     local all
     all=$(scontrol show --oneliner job "$job" | sed -nE 's/.* ExcNodeList=([^ (]+) .*/\1/p')
@@ -127,7 +128,7 @@ avoidable() {
     fi
 }
 
-# Slurm changes the nodes of jobs that wait, as this one does once it is queued again.
+# Slurm changes the nodes of waiting jobs only, so this comes after the requeue.
 keep_off() {
     if to_the_end scontrol update JobId="$job" ExcNodeList="$1"; then
         echo "the job is kept off $1"
@@ -144,7 +145,7 @@ since_begun() {
     tail -c "+$((${size:-0} + 1))" "$run/$log" 2>/dev/null
 }
 
-# Why a worker did not start, by what Slurm, the container or Python wrote since then.
+# Why a worker did not start, from what Slurm, the container or Python have written since then.
 cause() {
     since_begun |
         grep -iE 'error|not found|no such|cannot|denied|unrecognized' |
@@ -152,7 +153,7 @@ cause() {
         tail -n 3 | cut -c 1-300 | paste -sd ';' | sed 's/;/; /g'
 }
 
-# Where it did not start: the node that srun names first, the others end because of it.
+# Where it did not start: the node that srun names first; the others ended because of it.
 node_at_fault() {
     local named
     named=$(since_begun | sed -nE 's/.*error: ([^ ]+): tasks? [0-9,-]+: Exited with .*/\1/p
@@ -160,8 +161,8 @@ node_at_fault() {
     echo "${named:-${SLURMD_NODENAME:-}}"
 }
 
-# The worker ended without a reason. Why one did not start is in the log; killed while it did
-# (137), or lost with its node (0), it is none of those.
+# The worker ended without a reason. If it did not start, the log says why; a worker that was
+# killed while starting (137) or lost with its node (0) is not counted as such.
 try_again() {
     local ended=killed said="the worker was killed without a reason" why node=
     local tries="ended $((retries + 1)) times without a reason, perhaps out of memory"
@@ -181,12 +182,12 @@ try_again() {
     requeue "$ended" "$said" "$node"
 }
 
-# The notes of how a worker ended so at this task in this job.
+# Notes of workers of this job that ended like this at this task.
 failures() {
     grep -E "\"job\": \"$job\".*\"why\": \"(killed|unstarted)\"" "$attempts"
 }
 
-# Other nodes that it did not start on, each with a comma behind it.
+# Other nodes that it did not start on, each followed by a comma.
 nodes_before() {
     failures | sed -nE 's/.*"node": "([^"]+)".*"unstarted".*/\1/p' | grep -vxF "$node" | uniq |
         sed 's/$/, /' | tr -d '\n'
@@ -210,7 +211,7 @@ do_task() {
         wait $!
         code=$?
     done
-    # srun says 0 as well when it has lost its node: the worker itself must have said so.
+    # srun also returns 0 when it has lost its node: the worker itself must have noted its success.
     if [ "$code" = 0 ] && [ -e "$COSMOS_HPC_STOP.done" ]; then
         note end "done"
     elif [ -s "$reason" ]; then

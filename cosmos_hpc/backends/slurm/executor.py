@@ -99,11 +99,11 @@ def _setup(cluster: SlurmCluster, secrets: Secrets) -> list[str]:
         RequestError: NeMo-Run would change them.
     """
     lines = [
-        "# NeMo-Run traces its script: values of variables would stand in the log.",
+        "# NeMo-Run traces its script: values of variables would appear in the log.",
         "{ set +vx; } 2>/dev/null",
         "# srun passes on what is set here, not only what sbatch was given.",
         "unset SLURM_EXPORT_ENV",
-        "# Of the warning before the time limit the script would die.",
+        "# The warning before the time limit would kill the script.",
         "trap warned=yes USR1 TERM",
         # NeMo-Run's shell is none of a login, which knows the commands of module systems.
         *(["[ ! -r /etc/profile ] || . /etc/profile"] if cluster.setup else []),

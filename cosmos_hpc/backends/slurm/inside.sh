@@ -7,8 +7,8 @@
 sign=$1
 shift
 if [ ! -e "$sign" ]; then
-    echo "error: ${SLURMD_NODENAME:-this node} runs this outside of the container, as a node does" \
-        "that has no pyxis" >&2
+    echo "error: ${SLURMD_NODENAME:-this node} runs this outside of the container; pyxis seems" \
+        "not to be set up there" >&2
     exit 1
 fi
 exec "$@"

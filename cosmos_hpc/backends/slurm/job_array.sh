@@ -1,6 +1,6 @@
 # shellcheck shell=bash disable=SC2154
-# The turns of an array task, behind job.sh. Before that stand also the variables first, stride,
-# tasks and marker.
+# The tasks of an array task, one after another; follows job.sh. The lines before that also define
+# the variables first, stride, tasks and marker.
 
 result=0
 index=${SLURM_ARRAY_TASK_ID:-0} # 0 in a job of its own, where there are no arrays

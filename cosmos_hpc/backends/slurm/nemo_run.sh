@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154,SC2034
 # How a job whose script is NeMo-Run's waits for its task, which runs in the background: only then
-# does bash heed a signal at once. Before this stand the variables stop, the file that asks the
-# worker to stop, reason, where a failing one leaves its reason, cancelled, and retries.
+# does bash handle a signal at once. The lines before this define the variables stop (the file that
+# asks the worker to stop), reason (where a failing one leaves its reason), cancelled and retries.
 
 work=$!
 trap 'interrupted=yes; : >"$stop"' USR1 TERM
@@ -12,13 +12,14 @@ while [ -n "$interrupted" ]; do
     wait "$work"
     code=$?
 done
-# NeMo-Run queues the job again after every failure. Not where the worker left a reason, the run is
-# being cancelled, or scancel or the time limit has ended the job; without a word not for ever.
+# NeMo-Run requeues the job after every failure. This prevents it if the worker left a reason, the
+# run is being cancelled, or scancel or the time limit has ended the job, and limits the number of
+# restarts without a reason.
 again() {
     [ ! -s "$reason" ] && [ ! -e "$cancelled" ] || return
     [ -e "$stop" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$retries" ] || return
     said=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-    [ "${said##*$'\n'}" = RUNNING ] # some sites greet first
+    [ "${said##*$'\n'}" = RUNNING ] # some sites print a greeting first
 }
 [ "$code" = 0 ] || again || TORCHX_MAX_RETRIES=0
 (exit "$code")

@@ -217,7 +217,7 @@ def _without_leftovers(cluster: SlurmCluster, code: Path, nodes: int) -> list[st
         return []
     srun = ["srun", f"--nodes={nodes}", "--ntasks-per-node=1", "--input=none", *command]
     return [
-        "# What a lost step has left behind has the name that the next container is to have.",
+        "# A container left behind by a lost step has the name of the next one.",
         '[ "${SLURM_RESTART_COUNT:-0}" = 0 ] ||',
         *(f"    {line}" for line in _continued(list(map(shlex.quote, srun)))),
     ]
