@@ -41,7 +41,7 @@ from cosmos_hpc.models.shapes import action_shapes
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
-#: Draws so many ids for ``[batch, prompt]``.
+#: Samples this many tokens for ``[batch, prompt]``.
 Generate = Callable[[Tensor, int], Tensor]
 
 
@@ -101,7 +101,7 @@ def copy_bandwidth(gigabytes: float) -> float:
 
 
 def bytes_of_step(model: ModelConfig, batch: int, positions: float) -> float:
-    """What a step reads at least, at so many positions of each sequence."""
+    """Bytes that a step reads at least, at this many positions of each sequence."""
     key_value = 2 * model.num_layers * model.num_query_groups * model.kv_channels
     # Of the input embedding a step reads a row a sequence; a head for actions is read once.
     unread = model.vocab_size * model.hidden_size
@@ -205,8 +205,8 @@ def print_table(rows: list[Row], bandwidth: float) -> None:
     """As Markdown."""
     print(f"copy: {bandwidth / 1e12:.3f} TB/s read and written\n")
     print(
-        "| | batch | first call s | call s | ids/s, whole call | ids/s, steps | bound ids/s "
-        "| steps to bound | peak GB |"
+        "| | batch | first call s | call s | tokens/s, complete call | tokens/s, steps "
+        "| bound tokens/s | steps to bound | peak GB |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for r in rows:
