@@ -61,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     recipes.add_argument("settings", nargs="*", metavar="key=value", help="overrides to apply")
     recipes.add_argument("--json", action="store_true", help="as JSON")
 
+    known = command("settings", "what settings there are: list those below a prefix, or show one")
+    known.add_argument("prefix", nargs="?", default="", help="such as train, or train.gpus")
+    form = known.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="as JSON")
+    form.add_argument("--markdown", action="store_true", help="all of them, as docs/settings.md")
+
     download = command("download", "fetch what recipes need from the Hub, below HF_HOME")
     download.add_argument(
         "settings",
@@ -235,6 +241,19 @@ def _recipes(arguments: argparse.Namespace) -> None:
     width = max(map(len, described))
     lines = [f"{name:<{width}}  {text}" for name, text in described.items()]
     _print(described if arguments.json else "\n".join(lines))
+
+
+def _settings(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.backends.kinds import schemas
+    from cosmos_hpc.runs.reference import reference
+    from cosmos_hpc.runs.reference_text import markdown, render
+
+    known = reference(schemas())
+    if arguments.markdown:
+        _print(markdown(known))
+        return
+    found = known.below(arguments.prefix)
+    _print([setting.as_dict() for setting in found] if arguments.json else render(found))
 
 
 def _download(arguments: argparse.Namespace) -> None:
@@ -431,6 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "submit": _submit,
         "plan": _plan,
         "recipes": _recipes,
+        "settings": _settings,
         "download": _download,
         "cluster": _cluster,
         "status": _status,

@@ -51,6 +51,10 @@ def test_plan(tmp_path, scenes):
         ),
         (["submit", "recipe=ar_tiny", "data.imput=x"], "did you mean data.input?"),
         (["submit", "recipe=ar_tiny", "cluster.paralel=3"], "did you mean parallel?"),
+        (["submit", "recipe=ar_tiny", "partition=a"], "cluster.gpu_partition, of profiles of kind"),
+        (["submit", "recipe=ar_tiny", "cluster.nodes=2"], "it is a setting of profiles of kind"),
+        (["generate", "ar4b", "num_samples=2"], "did you mean generate.samples?"),
+        (["settings", "lr"], "no setting begins with 'lr'; did you mean train.learning_rate?"),
         (["submit", "recipe=ar_tiny", "cluster=lokal"], "did you mean local?"),
         (["submit", "recipe=ar_tiny", "data.input=.", "--name", "a/b"], "run name 'a/b' may hold"),
         (["submit", "recipe=ar_tiny", "--stages", "trian"], "did you mean train?"),
@@ -97,6 +101,7 @@ assert not heavy, heavy
     for arguments in (
         ["--help"],
         ["recipes", "ar4b"],
+        ["settings", "cluster"],
         ["plan", "recipe=ar_tiny", f"data.input={scenes}"],
         ["status", "nothing"],
         ["logs", "nothing"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,7 +14,7 @@ from cosmos_hpc.backends.docker_engine import Containers, docker_command, engine
 from cosmos_hpc.backends.findings import Finding, environment_findings
 from cosmos_hpc.backends.local import torchrun_flags
 from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
-from cosmos_hpc.config.clusters import PASSED_ON, Line, MountText, Variable
+from cosmos_hpc.config.clusters import MACHINE_DEFAULTS, PASSED_ON, Line, MountText, Variable
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.videos import source_folder
 from cosmos_hpc.errors import RequestError
@@ -31,12 +32,14 @@ class DockerCluster(MachineCluster):
     Attributes:
         image: name or id of an image that the engine has; it needs bash and a Python with the
             libraries of the worker.
-        python: that Python.
+        python: the image's Python that runs the workers.
         mounts: folders beside the run's own and what its recipe names, ``/from:/to`` or
             ``/from:/to:ro``.
         shm_size: limit of the memory that processes of a container share, such as ``8g``.
         environment: names of variables to pass on; never values.
     """
+
+    default_words: ClassVar[Mapping[str, str]] = MACHINE_DEFAULTS
 
     kind: Literal["docker"]
     image: Line

@@ -29,6 +29,11 @@ def _backend(kind: Any, where: str) -> type[AnyBackend]:
     return backend
 
 
+def schemas() -> dict[str, type[Cluster]]:
+    """What profiles say, by their kind."""
+    return {kind: _backend(kind, "KINDS").schema for kind in KINDS}
+
+
 def load_cluster(name: str = BUILT_IN, overrides: Iterable[str] = ()) -> Cluster:
     """A cluster profile by name, or by path when it ends in ``.yaml``.
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.findings import Finding, missing_here, python_finding
 from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
+from cosmos_hpc.config.clusters import MACHINE_DEFAULTS
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.requirements import check_installed
 from cosmos_hpc.runs.stages import RunStage, task_command
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 
 class LocalCluster(MachineCluster):
     """This machine, in processes."""
+
+    default_words: ClassVar[Mapping[str, str]] = {
+        **MACHINE_DEFAULTS,
+        "kind": "of a profile that names none",
+    }
 
     kind: Literal["local"]
 

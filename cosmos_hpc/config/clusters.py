@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, PositiveInt
 
 from cosmos_hpc.config.gpus import NODE_GPUS, UNKNOWN_GPU, Gpu, gpu_bytes
+from cosmos_hpc.config.synonyms import CLUSTER_SYNONYMS
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.utils.settings import PathText, Section, load_mapping, nearest
+from cosmos_hpc.utils.settings import (
+    InWords,
+    PathText,
+    Section,
+    Synonym,
+    load_mapping,
+    nearest,
+)
 
 #: Overrides that begin with this are for the cluster, the others for the recipe.
 OVERRIDE_PREFIX = "cluster."
@@ -30,7 +39,11 @@ class Cluster(Section):
             file system says of free space does not hold, as with quotas or data that moves away.
         gpu: type of the GPUs, one of :data:`~cosmos_hpc.config.gpus.GPU_GIGABYTES`, or their memory
             in GB. Named on a machine without GPUs, it stands for a node of eight, to plan for.
+        kind: what runs the stages, which decides what else a profile says.
     """
+
+    synonyms: ClassVar[Mapping[str, Synonym]] = CLUSTER_SYNONYMS
+    default_words: ClassVar[Mapping[str, str]] = {"name": "follows from the file"}
 
     name: str
     runs: PathText = "runs"
@@ -96,13 +109,21 @@ def _line(text: str) -> str:
 
 
 #: A line of text.
-Line = Annotated[str, Field(min_length=1), AfterValidator(_line)]
+Line = Annotated[str, Field(min_length=1), AfterValidator(_line), InWords("line of text")]
 #: A line that may be empty.
-AnyLine = Annotated[str, AfterValidator(_line)]
+AnyLine = Annotated[str, AfterValidator(_line), InWords("line of text")]
 #: The name of an environment variable.
-Variable = Annotated[str, AfterValidator(_variable)]
+Variable = Annotated[str, AfterValidator(_variable), InWords("name of an environment variable")]
 #: ``/from:/to`` or ``/from:/to:ro``.
-MountText = Annotated[str, AfterValidator(_mount)]
+MountText = Annotated[str, AfterValidator(_mount), InWords("``/from:/to`` or ``/from:/to:ro``")]
+
+#: Defaults of profiles that are for one machine, in words: they follow from it.
+MACHINE_DEFAULTS = {
+    **Cluster.default_words,
+    "gpus": "all of this machine",
+    "parallel": "as many as GPUs; without any, as cores, and at least 2",
+    "gpu": f"that of this machine; without any, {UNKNOWN_GPU}",
+}
 
 #: Variables that the stages read.
 PASSED_ON = ["HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_TOKEN", "WANDB_API_KEY", "WANDB_MODE"]

@@ -13,13 +13,17 @@ from pydantic import (
     model_validator,
 )
 
-from cosmos_hpc.utils.settings import PathText, Section
+from cosmos_hpc.utils.settings import InWords, PathText, Section
 
 #: Frames that a sample is conditioned on where nothing is said: what NVIDIA tests its models with.
 USUAL_CONDITION_FRAMES = 9
 
 #: A function: ``module:function``, or ``path/to/file.py:function``.
-FunctionName = Annotated[str, Field(pattern=r"^[^:\s]+:[A-Za-z_][A-Za-z0-9_]*$")]
+FunctionName = Annotated[
+    str,
+    Field(pattern=r"^[^:\s]+:[A-Za-z_][A-Za-z0-9_]*$"),
+    InWords("``module:function`` or ``path/to/file.py:function``"),
+]
 
 
 class Generate(Section):
@@ -41,7 +45,7 @@ class Generate(Section):
             of the frames in one latent frame; None: 9, or as many as leave one to generate.
         frames: of a sample, condition included; None: those of a clip. Beyond a clip, the last
             frames are the condition of a next one.
-        seconds: the same as time, at the frame rate of the video.
+        seconds: the length of a sample instead of ``frames``, at the frame rate of the video.
         temperature: at least 0; 0 takes the likeliest token.
         top_p: from 0, the likeliest token alone, to 1, all tokens.
         seed: of all samples; each has random numbers of its own, which follow from it.

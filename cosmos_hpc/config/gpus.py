@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
-from cosmos_hpc.utils.settings import nearest
+from cosmos_hpc.utils.settings import InWords, nearest
 
 #: Types of GPU by their usual names, and their memory in GB as sold; what is usable differs by a
 #: few per cent, most have more.
@@ -41,7 +41,11 @@ def _known_gpu(gpu: str | float | None) -> str | float:
 
 
 #: A type of GPU or its memory in GB.
-Gpu = Annotated[str | float, BeforeValidator(_known_gpu)]
+Gpu = Annotated[
+    str | float,
+    BeforeValidator(_known_gpu),
+    InWords(f"{', '.join(f'``{name}``' for name in GPU_GIGABYTES)}, or a number of GB"),
+]
 
 
 def gpu_bytes(gpu: str | float) -> float:

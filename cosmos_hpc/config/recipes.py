@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import model_validator
 
 from cosmos_hpc.config.generation import Evaluate, Generate
 from cosmos_hpc.config.sections import Data, Train
+from cosmos_hpc.config.synonyms import SYNONYMS
 from cosmos_hpc.config.tasks import TASKS, Task, TaskName, set_wrongly, wanted
 from cosmos_hpc.data.inputs import list_inputs
 from cosmos_hpc.data.sources import with_actions
@@ -20,7 +21,9 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.utils.settings import (
     Section,
+    Synonym,
     apply_overrides,
+    flatten,
     load_mapping,
     merge,
     nearest,
@@ -36,7 +39,15 @@ class Recipe(Section):
         name: of the recipe; follows from the file.
         description: one line for the list of recipes.
         task: what the model is asked to do, one of :data:`cosmos_hpc.config.tasks.TASKS`.
+        model: the architecture; published weights fit only that of their recipe.
+        data: videos and how they become clips.
+        train: the post-training.
+        generate: samples, after the training or from an input of its own.
+        evaluate: scores, after the training.
     """
+
+    synonyms: ClassVar[Mapping[str, Synonym]] = SYNONYMS
+    default_words: ClassVar[Mapping[str, str]] = {"name": "follows from the file"}
 
     name: str
     description: str = ""
@@ -203,6 +214,11 @@ def _read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     base = data.pop("base", None)
     data["name"] = path.stem
     return merge(_read(str(base), (*above, name)), data) if base else data
+
+
+def settings_in(name: str) -> dict[str, Any]:
+    """What the file of a recipe sets, by dotted name and as written, its bases included."""
+    return flatten(_read(name))
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:

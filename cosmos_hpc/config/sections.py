@@ -28,7 +28,12 @@ SMALL_TOKENIZER = SMALL_TEXT_ENCODER = "small"
 
 
 class Split(Section):
-    """Weights of the parts of a data set; each video is in one part only."""
+    """Weights of the parts of a data set; each video is in one part only.
+
+    Attributes:
+        train, validation, test: how much of the videos each part gets, in proportion to the others.
+        seed: of the draw.
+    """
 
     train: PositiveFloat = 8.0
     validation: NonNegativeFloat = 1.0
@@ -54,7 +59,8 @@ class Data(Section):
             which loads the text encoder for them.
         tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
         compression: (time, height, width) factors of the tokenizer.
-        frames, height, width: size of a clip, in frames and pixels.
+        frames: length of a clip.
+        height, width: size of its frames, in pixels.
         batch_size: clips that are written to the disk at a time, and that a GPU encodes at the same
             time; fewer need less of its memory.
         clips: ``first`` takes one clip of a video, ``all`` as many complete ones as it holds.
@@ -133,7 +139,7 @@ class Lora(Section):
     Attributes:
         rank: inner width of an adapter.
         alpha: an adapter's output counts ``alpha / rank`` times.
-        targets: linear layers that get one, by Megatron's names; None: all of the model's layers.
+        targets: linear layers that get an adapter, by Megatron's names; None: all of the model.
         dropout: share of an adapter's inputs that is dropped in a training step.
     """
 
@@ -149,7 +155,7 @@ class Wandb(Section):
     Attributes:
         project: made where there is none.
         entity: user or team; None: the account's own.
-        tags: of the run.
+        tags: that the run gets there.
     """
 
     project: Annotated[str, Field(min_length=1)] = "cosmos-hpc"
@@ -161,15 +167,19 @@ class Train(Section):
     """Post-training.
 
     Attributes:
-        max_steps: optimizer steps of the run in total.
-        global_batch_size, micro_batch_size: clips per step, and a forward pass on one rank.
-        gpus: ranks in all (processes where there is no GPU). None, here and in the next three: the
-            plan chooses, from the memory that a step takes.
-        tensor_parallel: ranks that share one copy of the model.
-        sequence_parallel: they also share what lies between linear layers.
+        max_steps: optimizer steps of the whole run.
+        global_batch_size: clips of an optimizer step, on all ranks.
+        micro_batch_size: clips of a forward pass on one rank.
+        gpus: ranks in all (processes where there is no GPU). None: the plan chooses, from the
+            memory that a step takes.
+        tensor_parallel: ranks that share one copy of the model; None: the plan chooses.
+        sequence_parallel: the ranks that share a copy also share what lies between linear layers;
+            None: the plan chooses.
         recompute: what is computed again in the backward pass instead of kept: ``none``,
-            ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer).
-        recompute_layers: of how many layers, with ``full``; None: of all, or as the plan chooses.
+            ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer);
+            None: the plan chooses.
+        recompute_layers: layers to which ``recompute=full`` applies; None: all, or as the plan
+            chooses.
         transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
             where it is installed and there is a GPU.
         fusions: fused kernels on a GPU, of ``rotary``, ``norms`` and ``gradient_accumulation``;
@@ -178,16 +188,18 @@ class Train(Section):
             half of the memory and of the traffic, and rounds each addition.
         overlap_communication: reduce gradients during the backward pass, and gather weights during
             the forward pass, where there are copies of the model.
-        learning_rate: the highest.
-        warmup_steps: steps in which it rises to that; None: a tenth of ``max_steps``, at most 100,
-            where ``init_from`` is set, else none.
-        schedule: from there to ``max_steps``: ``constant``, or along a ``cosine`` or a ``linear``
-            line down to ``min_learning_rate``.
-        min_learning_rate: where those end.
-        weight_decay, clip_grad: AdamW's decay; largest norm of the gradient.
-        save_every, keep_checkpoints: steps between checkpoints; how many of the best stay beside
-            the last.
-        validate_every, validation_batches: steps between validations; global batches of each.
+        learning_rate: AdamW's learning rate, after the warm-up and before ``schedule`` lowers it.
+        warmup_steps: steps in which the learning rate rises to ``learning_rate``; None: a tenth of
+            ``max_steps``, at most 100, where ``init_from`` is set, else none.
+        schedule: the learning rate after the warm-up: ``constant``, or along a ``cosine`` or a
+            ``linear`` line down to ``min_learning_rate``.
+        min_learning_rate: learning rate with which ``cosine`` and ``linear`` end.
+        weight_decay: AdamW's weight decay.
+        clip_grad: largest norm of the gradient; longer ones are scaled down to it.
+        save_every: steps between checkpoints.
+        keep_checkpoints: how many of the best checkpoints stay beside the last.
+        validate_every: steps between validations.
+        validation_batches: global batches of a validation.
         validate_first: validate before the first step as well.
         condition_frames: frames at the beginning of a clip that are given, not predicted: their ids
             carry no loss.

@@ -12,6 +12,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from cosmos_hpc.utils.settings import InWords
+
 #: Levels of the finite scalar quantiser of Cosmos' discrete tokenizers. The first level is the
 #: least significant digit of an id.
 FSQ_LEVELS = (8, 8, 8, 5, 5, 5)
@@ -33,7 +35,12 @@ def _published(value: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 #: (time, height, width) factors of a published tokenizer, as a setting.
-Compression = Annotated[tuple[int, int, int], Field(strict=False), AfterValidator(_published)]
+Compression = Annotated[
+    tuple[int, int, int],
+    Field(strict=False),
+    AfterValidator(_published),
+    InWords(" or ".join(f"``{list(factors)}``" for factors in COMPRESSIONS)),
+]
 
 #: Hub repository of the tokenizer for each compression.
 TOKENIZERS = {

@@ -9,10 +9,14 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from cosmos_hpc.data.tokens import NUM_IDS, TEXT_POSITIONS
 from cosmos_hpc.models.shapes import action_shapes, published_shapes
-from cosmos_hpc.utils.settings import Section
+from cosmos_hpc.utils.settings import InWords, Section
 
 #: ``(T, H, W)`` in latent frames, rows and columns; a list (YAML) will do.
-LatentShape = Annotated[tuple[PositiveInt, PositiveInt, PositiveInt], Field(strict=False)]
+LatentShape = Annotated[
+    tuple[PositiveInt, PositiveInt, PositiveInt],
+    Field(strict=False),
+    InWords("list of 3 whole numbers above 0"),
+]
 #: Fused kernels of training, see :mod:`cosmos_hpc.models.fusions`.
 Fusion = Literal["rotary", "norms", "gradient_accumulation"]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)

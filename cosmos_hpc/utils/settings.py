@@ -8,8 +8,9 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -19,8 +20,36 @@ from cosmos_hpc.errors import RequestError
 S = TypeVar("S", bound="Section")
 
 
+@dataclass(frozen=True)
+class Synonym:
+    """What a word that is no setting usually stands for elsewhere.
+
+    Attributes:
+        settings: what it is called here.
+        but: how that differs from what the word says, as the end of a sentence.
+    """
+
+    settings: tuple[str, ...]
+    but: str = ""
+
+
+@dataclass(frozen=True)
+class InWords:
+    """Metadata of a type: what its values are, for the reference of settings."""
+
+    text: str
+
+
 class Section(BaseModel):
-    """A group of settings: strict types, no unknown keys, no changes after loading."""
+    """A group of settings: strict types, no unknown keys, no changes after loading.
+
+    Attributes:
+        synonyms: words from elsewhere, in lower case, that people try as names of its settings.
+        default_words: what the default of a setting is where it depends on more than the schema.
+    """
+
+    synonyms: ClassVar[Mapping[str, Synonym]] = {}
+    default_words: ClassVar[Mapping[str, str]] = {}
 
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False
@@ -29,7 +58,9 @@ class Section(BaseModel):
 
 #: A path, or a name that stands for one; ``~`` is the home folder, which no shell has replaced
 #: behind a ``=``.
-PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
+PathText = Annotated[
+    str, Field(min_length=1), AfterValidator(os.path.expanduser), InWords("path or name")
+]
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,7 +153,7 @@ def setting(section: Section, key: str) -> Any:
     return value
 
 
-def _section_of(annotation: Any) -> type[Section] | None:
+def section_of(annotation: Any) -> type[Section] | None:
     """The Section in an annotation, also inside ``X | None``."""
     for candidate in (annotation, *typing.get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, Section):
@@ -134,7 +165,7 @@ def leaf_keys(schema: type[Section], prefix: str = "") -> dict[str, Any]:
     """Dotted name and annotation of every setting of a schema."""
     leaves: dict[str, Any] = {}
     for name, field in schema.model_fields.items():
-        inner = _section_of(field.annotation)
+        inner = section_of(field.annotation)
         if inner:
             leaves.update(leaf_keys(inner, f"{prefix}{name}."))
         else:
@@ -142,15 +173,41 @@ def leaf_keys(schema: type[Section], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for the closest of ``words``, or nothing."""
+def nearest(word: str, words: Iterable[str], synonyms: Mapping[str, Synonym] | None = None) -> str:
+    """``"; did you mean X?"`` for what a word most likely stands for, or nothing.
+
+    Args:
+        word: what was written, with the section that it was written in, if any.
+        words: what there is.
+        synonyms: see :class:`Section`.
+    """
     names = list(words)
+    last = word.rpartition(".")[2]
+    synonym = _synonym(word, names, synonyms or {})
+    if synonym and synonym.settings == (word,):
+        return f"; it is a setting {synonym.but}"
+    if synonym:
+        but = f", {synonym.but}" if synonym.but else ""
+        return f"; did you mean {' and '.join(synonym.settings)}{but}?"
+    same = [name for name in names if "." in name and name.rpartition(".")[2] == last]
+    if same:
+        return f"; did you mean {' or '.join(same)}?"
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not close:
-        last = word.rpartition(".")[2]
         ends = {name.rpartition(".")[2]: name for name in names}
         close = [ends[e] for e in difflib.get_close_matches(last, list(ends), n=1, cutoff=0.6)]
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _synonym(key: str, names: list[str], synonyms: Mapping[str, Synonym]) -> Synonym | None:
+    """The synonym for a key, unless its section is another and other sections have such a key."""
+    section, _, word = key.lower().replace("-", "_").rpartition(".")
+    found = synonyms.get(word)
+    if found is None or not section or found.settings[0].startswith(f"{section}."):
+        return found
+    is_section = any(name.startswith(f"{section}.") for name in names)
+    is_used = any(name.rpartition(".")[2] == word for name in names)
+    return None if is_section and is_used else found
 
 
 def _takes_text(annotation: Any) -> bool:
@@ -182,7 +239,7 @@ def apply_overrides(
         if not sep:
             raise RequestError(f"{override!r} is not key=value")
         if key not in leaves:
-            raise RequestError(f"unknown setting {key!r}{nearest(key, leaves)}")
+            raise RequestError(f"unknown setting {key!r}{nearest(key, leaves, schema.synonyms)}")
         value: Any = text
         if not _takes_text(leaves[key]) or text == "null":
             value = parse_yaml(text, f"the value of {key}")
@@ -207,7 +264,8 @@ def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:
     key = ".".join(parts)
     leaves = leaf_keys(schema)
     if first["type"] == "extra_forbidden":
-        message = f"unknown setting {key!r}{nearest(key, leaves)}"
+        key = _first_key(key, first["input"])
+        message = f"unknown setting {key!r}{nearest(key, leaves, schema.synonyms)}"
     elif first["type"] == "missing" and len(parts) < len(first["loc"]):
         message = f"{key} has too few values"
     elif first["type"] == "missing":
@@ -223,6 +281,14 @@ def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:
         if first["type"] == "literal_error":
             message += nearest(str(first["input"]), _literals(leaves[".".join(parts)]))
     raise RequestError(f"{where}: {message}") from None
+
+
+def _first_key(key: str, value: Any) -> str:
+    """A key, or the first one in it where it holds others: ``optim.lr``, not ``optim``."""
+    while isinstance(value, Mapping) and value:
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    return key
 
 
 def _literals(annotation: Any) -> list[str]:

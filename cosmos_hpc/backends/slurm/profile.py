@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +26,7 @@ from cosmos_hpc.config.clusters import (
 )
 from cosmos_hpc.config.gpus import NODE_GPUS
 from cosmos_hpc.runs.stages import STAGES
-from cosmos_hpc.utils.settings import Section
+from cosmos_hpc.utils.settings import InWords, Section
 
 
 def minutes(walltime: str) -> int:
@@ -66,7 +67,9 @@ def _flag(text: str) -> str:
     return text
 
 
-Walltime = Annotated[str, AfterValidator(_walltime)]
+Walltime = Annotated[
+    str, AfterValidator(_walltime), InWords("time limit, ``HH:MM:SS`` or ``D-HH:MM:SS``")
+]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
 
 #: Jobs of a run beside those of arrays.
@@ -79,7 +82,12 @@ if TYPE_CHECKING:
 else:
     #: Time limits of the stages' jobs, ``HH:MM:SS`` or ``D-HH:MM:SS``: one setting per stage.
     TimeLimits = create_model(
-        "TimeLimits", __base__=Section, **{s.name: (Walltime, s.time) for s in STAGES.values()}
+        "TimeLimits",
+        __base__=Section,
+        **{
+            s.name: (Walltime, Field(s.time, description=f"of jobs of stage ``{s.name}``."))
+            for s in STAGES.values()
+        },
     )
 
 
@@ -87,8 +95,10 @@ class SlurmCluster(Cluster):
     """A cluster with Slurm.
 
     Attributes:
-        account, qos: what jobs are charged to, and their quality of service; None: the defaults.
-        gpu_partition, cpu_partition: for stages with GPUs, and those without.
+        account: what jobs are charged to; None: your default one.
+        qos: quality of service of jobs; None: the default.
+        gpu_partition: partition for stages with GPUs.
+        cpu_partition: partition for stages without GPUs.
         gpus_per_node: GPUs of a node; 0 where there are none.
         cpus_per_gpu: CPUs that a job gets with each GPU; None: Slurm's default.
         gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
@@ -103,15 +113,21 @@ class SlurmCluster(Cluster):
         max_submit: jobs that you may have in the queue, array tasks counted one by one; where
             fewer are left than there are shards, an array task prepares several. None: no limit.
         container: image, a local file or a registry's name; None: the host's Python.
-        container_runtime: what runs it, ``pyxis`` or ``apptainer``.
+        container_runtime: what runs the container, ``pyxis`` or ``apptainer``.
         mounts: folders inside the container, ``/from:/to``.
-        python: runs the workers; ``python3`` in a container, else the one that submits.
+        python: the Python that runs the workers; ``python3`` in a container, else the one that
+            submits.
         setup: shell lines before the work, for module systems.
         environment: names of variables to pass on; never values.
         secrets: a file of variables that only you may read, NAME=VALUE a line, which the jobs read
             by themselves; None: none.
-        sbatch: further flags.
+        sbatch: further flags of sbatch, such as ``--mem=0``.
     """
+
+    default_words: ClassVar[Mapping[str, str]] = {
+        **Cluster.default_words,
+        "python": "python3 in a container, else the Python that submits",
+    }
 
     kind: Literal["slurm"]
     account: Name | None = None
