@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, read_cluster
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
+from cosmos_hpc.config.overrides import Overrides, as_list
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.completion import report_is_current
 from cosmos_hpc.runs.display import Page
 from cosmos_hpc.runs.folder import RunFolder, find_run
+from cosmos_hpc.runs.listing import find_runs
 from cosmos_hpc.runs.logs import follow
 from cosmos_hpc.runs.samples import Samples, read_samples
+from cosmos_hpc.runs.sources import newest_checkpoint
 from cosmos_hpc.runs.stages import (
     STAGES,
     asked_for,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from cosmos_hpc.backends.findings import Finding
     from cosmos_hpc.planning.plans import Plan
+    from cosmos_hpc.runs.comparison import Comparison
 
 
 class Run:
@@ -71,6 +75,15 @@ class Run:
 
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that the training ended with, or the last one that it has saved whole.
+
+        Raises:
+            RequestError: there is none yet.
+        """
+        return newest_checkpoint(self.folder)
 
     def _backend(self) -> AnyBackend:
         return open_backend(read_cluster(self.folder.cluster_file))
@@ -267,16 +280,51 @@ def _check_task(folder: RunFolder, stage: str, task: int) -> None:
         )
 
 
-def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, or by the path of a YAML file, with ``key=value`` overrides.
+def runs(place: str | Path = "runs", cluster: str | None = None) -> list[Run]:
+    """The runs of a folder, by name.
+
+    Args:
+        place: the folder that holds them.
+        cluster: name of a profile, or path of a YAML file, whose folder of runs is meant instead.
+
+    Raises:
+        RequestError: there is no such folder or profile.
+    """
+    folder = Path(load_cluster(cluster).runs if cluster else place)
+    return [Run(found.path) for found in find_runs(folder)]
+
+
+def compare(runs: Sequence[Run | str | Path]) -> Comparison:
+    """Losses and scores of runs beside each other, and the settings in which they differ.
+
+    Args:
+        runs: names or paths of runs, or :class:`Run`.
+
+    Returns:
+        A table, which shows itself as text and in a notebook; its numbers are in ``scores``.
+
+    Raises:
+        RequestError: there is no such run, or none was given.
+    """
+    from cosmos_hpc.runs.comparison import compare_runs
+
+    given = [runs] if isinstance(runs, str | Path | Run) else runs
+    folders = [(one if isinstance(one, Run) else Run(one)).folder for one in given]
+    if not folders:
+        raise RequestError("compare needs runs; cosmos_hpc.runs() lists those of a folder")
+    return compare_runs(folders)
+
+
+def recipe(name: str, overrides: Overrides = ()) -> Recipe:
+    """A recipe by name, or by the path of a YAML file, with a list of ``key=value`` or a dict.
 
     Raises:
         RequestError: see :func:`cosmos_hpc.config.recipes.load_recipe`.
     """
-    return load_recipe(name, overrides)
+    return load_recipe(name, as_list(overrides))
 
 
-def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Path]:
+def download(names: Sequence[str], overrides: Overrides = ()) -> dict[str, Path]:
     """Fetch what recipes need from the Hub into its cache below HF_HOME, each repository once.
 
     Complete files are not fetched again, partial ones are resumed; without a network a filled cache
@@ -284,7 +332,7 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
 
     Args:
         names: of recipes, or paths of YAML files.
-        overrides: ``key=value``, for each of the recipes.
+        overrides: ``key=value`` in a list, or a dict, for each of the recipes.
 
     Returns:
         The folder of each repository.
@@ -297,7 +345,9 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
     from cosmos_hpc.hub import datasets, needs
     from cosmos_hpc.hub.cache import fetch_all
 
-    recipes = [load_recipe(name, overrides) for name in names]
+    changes = as_list(overrides)
+    named = [names] if isinstance(names, str) else names
+    recipes = [load_recipe(name, changes) for name in named]
     for resolved in recipes:
         needs.check_sources(resolved)
     wanted = [need for resolved in recipes for need in needs.needs(resolved)]
@@ -315,29 +365,35 @@ def init_cluster(name: str | None = None) -> Path:
     return init(name)
 
 
-def check_cluster(name: str, overrides: Sequence[str] = ()) -> list[Finding]:
+def check_cluster(name: str, overrides: Overrides = ()) -> list[Finding]:
     """What works and what does not of a cluster's profile, before anything is started.
 
     Args:
         name: of the profile, or path of a YAML file.
-        overrides: ``key=value``.
+        overrides: ``key=value`` in a list, or a dict.
 
     Raises:
         RequestError: no such profile, or the cluster cannot be asked from here.
     """
-    profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in overrides])
+    profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in as_list(overrides)])
     return open_backend(profile).check()
 
 
-def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
+def _split(overrides: Overrides) -> tuple[list[str], list[str]]:
+    """Overrides of the recipe, and of the cluster, without the word that says so."""
+    changes = as_list(overrides)
+    to_cluster = [o for o in changes if o.startswith(OVERRIDE_PREFIX)]
+    to_recipe = [o for o in changes if not o.startswith(OVERRIDE_PREFIX)]
+    return to_recipe, [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
+
+
+def _resolve(name: str, cluster: str, overrides: Overrides) -> tuple[Recipe, Cluster]:
     """Split overrides between recipe and cluster and load both."""
-    to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
-    to_recipe = [o for o in overrides if not o.startswith(OVERRIDE_PREFIX)]
-    stripped = [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
-    return load_recipe(name, to_recipe), load_cluster(cluster, stripped)
+    to_recipe, to_cluster = _split(overrides)
+    return load_recipe(name, to_recipe), load_cluster(cluster, to_cluster)
 
 
-def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) -> Plan:
+def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Plan:
     """What would run: shards, ranks and sizes.
 
     Raises:
@@ -355,7 +411,7 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) ->
 
 def generate(
     source: str,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     cluster: str | None = None,
     recipe: str | None = None,
     name: str | None = None,
@@ -387,10 +443,9 @@ def generate(
     from cosmos_hpc.backends.launch import make_request, start
     from cosmos_hpc.runs.sources import find_source, generation_recipe
 
-    to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
+    to_recipe, stripped = _split(overrides)
     found = find_source(source, recipe)
-    resolved = generation_recipe(found, [o for o in overrides if o not in to_cluster])
-    stripped = [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
+    resolved = generation_recipe(found, to_recipe)
     if cluster is None and found.run:
         profile = _cluster_beside(found.run, stripped)
     else:
@@ -410,7 +465,7 @@ def _cluster_beside(run: RunFolder, overrides: Sequence[str]) -> Cluster:
 def submit(
     recipe: str,
     cluster: str = BUILT_IN,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     name: str | None = None,
     stages: Sequence[str] | None = None,
     console: Console | None = None,
@@ -424,7 +479,8 @@ def submit(
     Args:
         recipe: name of a recipe, or path of a YAML file.
         cluster: name of a profile, or path of a YAML file.
-        overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster.
+        overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster: a list of
+            them, or a dict, ``{"train.max_steps": 10}`` or ``{"train": {"max_steps": 10}}``.
         name: of the run. None: one that follows from the request, so that repeating it continues.
         stages: which stages to run, of those that are not done. None: all but optional ones.
         console: where to show progress.

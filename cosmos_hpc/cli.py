@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 # Everything else is imported by the command that needs it: --help stays quick.
+from cosmos_hpc import cli_runs
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
 from cosmos_hpc.utils.imports import end_quickly
 
@@ -70,13 +71,20 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     cluster = command("cluster", "write a profile of this Slurm cluster, or check one before use")
-    cluster.add_argument("action", choices=("init", "check"))
-    cluster.add_argument("name", nargs="?", help="of the profile; init: the cluster's own")
-    cluster.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
+    actions = cluster.add_subparsers(dest="action", metavar="ACTION", required=True)
+    text = "write a profile of the Slurm cluster that this machine belongs to"
+    init = actions.add_parser("init", help=text, description=text, allow_abbrev=False)
+    init.add_argument("name", nargs="?", help="of the profile; by default the cluster's own")
+    text = "what works and what does not of a profile, before anything is started"
+    check = actions.add_parser("check", help=text, description=text, allow_abbrev=False)
+    check.add_argument("name", help="of the profile, or path of a YAML file")
+    check.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
 
     status = command("status", "how far a run is")
     status.add_argument("run", help="name or path of the run")
     status.add_argument("--json", action="store_true", help="as JSON")
+
+    cli_runs.add_runs(command)
 
     logs = command("logs", "print the logs of a run")
     logs.add_argument("run", help="name or path of the run")
@@ -262,8 +270,6 @@ def _cluster(arguments: argparse.Namespace) -> None:
         print(path.read_text(), end="")
         print(f"wrote {path}", file=sys.stderr)
         return
-    if not arguments.name:
-        raise RequestError("cluster check needs the name of a profile")
     findings = api.check_cluster(arguments.name, arguments.settings)
     for finding in findings:
         print(f"  {finding.level:<8} {finding.text}")
@@ -413,7 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Of the libraries, about each other: nothing that the person at the terminal can act on.
         warnings.simplefilter("ignore")
     parser = _parser()
-    chosen, rest = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen, rest = parser.parse_known_args(cli_runs.with_action(words))
     # argparse stops taking settings at the first flag; they may stand behind it as well.
     if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -434,6 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "download": _download,
         "cluster": _cluster,
         "status": _status,
+        "runs": cli_runs.runs,
         "logs": _logs,
         "cancel": _cancel,
         "retry": _retry,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
@@ -57,6 +58,28 @@ def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
     """Clips, once they are counted."""
     marker = files.read_json(markers[0])
     return f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
+
+
+class Numbers(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        step: steps so far.
+        loss: of the last step, in nats per token.
+        validation_loss: of the last validation, likewise; None before the first.
+    """
+
+    step: int | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+
+
+def numbers(run: RunFolder) -> Numbers:
+    """The last step of the training, and its last validation; None where there is none yet."""
+    last: dict[str, Any] = {}
+    for row in files.last_rows(run.train.metrics):
+        last |= row if "loss" in row else {"validation_loss": row.get("validation_loss")}
+    return Numbers(last.get("step"), last.get("loss"), last.get("validation_loss"))
 
 
 def train(run: RunFolder, markers: Sequence[Path]) -> str:
