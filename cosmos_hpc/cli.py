@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 # Everything else is imported by the command that needs it: --help stays quick.
-from cosmos_hpc import cli_runs
+from cosmos_hpc import cli_completion, cli_runs
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
 from cosmos_hpc.utils.imports import end_quickly
 
@@ -152,6 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument(
         "settings", nargs="*", metavar="key=value", help="compression=[8,16,16] or [4,8,8]"
     )
+
+    completion = command("completion", "print a script with which a shell completes these commands")
+    completion.add_argument("shell", choices=cli_completion.SHELLS)
     return parser
 
 
@@ -403,6 +406,10 @@ def _small_tokenizer(arguments: argparse.Namespace) -> None:
     print(f"wrote encoder.jit and decoder.jit into {arguments.folder}")
 
 
+def _completion(arguments: argparse.Namespace) -> None:
+    print(cli_completion.completion_script(arguments.shell, _parser()), end="")
+
+
 def _section(schema: Any, settings: Sequence[str]) -> Any:
     from cosmos_hpc.utils.settings import apply_overrides, validate
 
@@ -451,6 +458,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,
+        "completion": _completion,
     }
     end_quickly()
     try:

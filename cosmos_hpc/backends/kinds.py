@@ -31,6 +31,11 @@ def _backend(kind: Any, where: str) -> type[AnyBackend]:
     return backend
 
 
+def schemas() -> list[type[Cluster]]:
+    """What profiles say, of each kind."""
+    return [_backend(kind, "").schema for kind in KINDS]
+
+
 def load_cluster(name: str = BUILT_IN, overrides: Iterable[str] = ()) -> Cluster:
     """A cluster profile by name, or by path when it ends in ``.yaml``.
 
