@@ -92,6 +92,11 @@ class Run:
         """State of the run and its stages, from what is on the disk and in the queue."""
         return read_state(self.folder, self._backend().queue(self.folder))
 
+    @property
+    def look_seconds(self) -> float:
+        """Seconds between looks at a run that works: a queue is not asked more often."""
+        return 2.0 if self._backend().returns_when == "done" else 10.0
+
     def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.
 
@@ -187,7 +192,7 @@ class Run:
             WorkError: a stage failed.
         """
         self._check_trained("evaluate")
-        self._bring_about(["generate", "evaluate"], console)
+        self.carry_out(["generate", "evaluate"], console)
         scores: dict[str, Any] | None = files.read_json(self.folder.evaluation.metrics)
         return scores if self._is_done("evaluate") else None
 
@@ -206,8 +211,13 @@ class Run:
         sizes = {found.name: found.tasks for found in stages_of(self.folder, recipe)}
         return all(is_done(self.folder, recipe, stage, task) for task in range(sizes[stage]))
 
-    def _bring_about(self, stages: list[str], console: Console | None) -> None:
-        """Start those of some stages that are neither done nor queued."""
+    def carry_out(self, stages: Sequence[str], console: Console | None = None) -> None:
+        """Start those of some stages of this run that are neither done nor queued.
+
+        Raises:
+            RequestError: the cluster does not take it.
+            WorkError: a stage failed.
+        """
         from cosmos_hpc.backends.base import Request
         from cosmos_hpc.backends.launch import start
 
@@ -264,7 +274,7 @@ class Run:
         folder = self.folder
         marker = marker_path(folder, "report")
         if not report_is_current(folder, marker):
-            self._bring_about(["report"], console)
+            self.carry_out(["report"], console)
         if not report_is_current(folder, marker):
             raise RequestError(f"the report of run {folder.name} is queued; ask again later")
         return Page(folder.path / files.read_json(marker)["page"])
@@ -471,6 +481,7 @@ def submit(
     console: Console | None = None,
     dry_run: bool = False,
     output: str | Path | None = None,
+    wait: bool = True,
 ) -> Run:
     """Run a recipe on a cluster, or continue the run of that name: completed work is skipped.
 
@@ -486,6 +497,9 @@ def submit(
         console: where to show progress.
         dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
         output: folder for the scripts of a dry run.
+        wait: False: return as soon as the work has begun, also on this machine, where a process of
+            its own goes on with it when this one ends. :meth:`Run.status` and :meth:`Run.follow`
+            show how far it is, :meth:`Run.cancel` stops it.
 
     Raises:
         RequestError: the request is wrong; nothing was started.
@@ -495,6 +509,14 @@ def submit(
 
     resolved, profile = _resolve(recipe, cluster, overrides)
     chosen = default_stages() if stages is None else stages
-    request = make_request(resolved, profile, name, chosen, dry_run)
+    detached = not wait and not dry_run and open_backend(profile).returns_when == "done"
+    request = make_request(resolved, profile, name, chosen, dry_run or detached)
+    if detached:
+        from cosmos_hpc.backends.detached import carry_out
+
+        # All that can be wrong with the request is said here, before anything begins.
+        start(request, profile, console or Console())
+        carry_out(request.folder, request.stages)
+        return Run(request.folder.path)
     text = start(request, profile, console or Console(), Path(output) if output else None)
     return Run(request.folder.path, dry_run=text)

@@ -84,6 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("run", help="name or path of the run")
     status.add_argument("--json", action="store_true", help="as JSON")
 
+    status.add_argument(
+        "-w", "--watch", action="store_true", help="show it anew until nothing works on the run"
+    )
+
     cli_runs.add_runs(command)
 
     logs = command("logs", "print the logs of a run")
@@ -283,13 +287,6 @@ def _cluster(arguments: argparse.Namespace) -> None:
         )
 
 
-def _status(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run
-
-    state = Run(arguments.run).status()
-    _print(state.as_dict() if arguments.json else state.render())
-
-
 def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
 
@@ -447,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "recipes": _recipes,
         "download": _download,
         "cluster": _cluster,
-        "status": _status,
+        "status": cli_runs.status,
         "runs": cli_runs.runs,
         "logs": _logs,
         "cancel": _cancel,

@@ -158,3 +158,23 @@ def _ask(question: str, yes: bool) -> None:
         raise RequestError(f"nothing was deleted: {question} Nobody can be asked here; add --yes")
     if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
         raise RequestError("nothing was deleted")
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Carry out ``status``.
+
+    Raises:
+        RequestError: there is no such run.
+    """
+    from cosmos_hpc.api import Run
+
+    run = Run(arguments.run)
+    if arguments.watch and arguments.json:
+        raise RequestError("--watch shows a run to people and --json to programs; choose one")
+    if arguments.watch:
+        from cosmos_hpc.runs.watch import watch
+
+        watch(run.status, sys.stdout, every=run.look_seconds)
+        return
+    state = run.status()
+    print(json.dumps(state.as_dict(), indent=2) if arguments.json else state.render())

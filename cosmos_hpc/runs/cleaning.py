@@ -14,17 +14,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.errors import CosmosError, RequestError, WorkError
 from cosmos_hpc.runs.completion import train_is_done
 from cosmos_hpc.runs.disk_use import bytes_of, entries_below, size
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.sources import newest_checkpoint
-from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 
 #: Temporary names of writers: of files that are renamed when they are whole, and of shards.
-_TEMPORARY = re.compile(r"\..+\.tmp|\d+\.in_hand\.tmp|.+\.unused")
+_TEMPORARY = re.compile(r"\..+\.tmp|\d+\.in_hand\.tmp")
 #: Files of a shard that is being prepared, which a published one needs no more.
 _OF_SHARD = (".jsonl", ".ids", ".in_hand.json")
 
@@ -138,7 +138,7 @@ def _journals(run: RunFolder) -> Iterator[Removal]:
     for path in sorted(run.tokens.journal(0).parent.glob("*")):
         shard, dot, ending = path.name.partition(".")
         of_shard = shard.isdigit() and dot + ending in _OF_SHARD
-        if of_shard and marker_path(run, "preprocess", int(shard)).is_file():
+        if of_shard and read_marker(run.tokens.shard(int(shard))):
             yield from _removal(run, path, "journal of a published shard")
 
 

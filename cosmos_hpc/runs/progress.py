@@ -60,6 +60,10 @@ def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
     return f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
 
 
+#: Bytes at the end of the metrics that are looked at, the more where they hold no validation.
+_TAILS = (1 << 16, 1 << 22)
+
+
 class Numbers(NamedTuple):
     """How far a training is.
 
@@ -76,9 +80,13 @@ class Numbers(NamedTuple):
 
 def numbers(run: RunFolder) -> Numbers:
     """The last step of the training, and its last validation; None where there is none yet."""
+    path = run.train.metrics
     last: dict[str, Any] = {}
-    for row in files.last_rows(run.train.metrics):
-        last |= row if "loss" in row else {"validation_loss": row.get("validation_loss")}
+    for tail in _TAILS if path.exists() else ():
+        for row in files.last_rows(path, tail):
+            last |= row if "loss" in row else {"validation_loss": row.get("validation_loss")}
+        if "validation_loss" in last or path.stat().st_size <= tail:
+            break  # else it may stand further up
     return Numbers(last.get("step"), last.get("loss"), last.get("validation_loss"))
 
 

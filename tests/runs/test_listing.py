@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import cosmos_hpc as ch
-from cosmos_hpc.backends.kinds import queues_of
+from cosmos_hpc.backends.kinds import open_backend, queues_of, read_cluster
 from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc
 from tests.runs.written import checkpoint, worked_on, write_run
@@ -64,10 +64,12 @@ def test_places_of_runs(home):
         ch.runs(cluster="mien")
 
 
+#: As Slurm answers: of the names that it is asked for.
 SQUEUE = """#!/bin/sh
 echo "$0 $*" >> "$CALLS"
-printf '7\\037train.b.id-b\\037\\037RUNNING\\037None\\037N/A\\n'
-printf '8\\037other\\037\\037RUNNING\\037None\\037N/A\\n'
+case "$*" in
+*train.b.id-b*) printf '7\\037train.b.id-b\\037\\037RUNNING\\037None\\037N/A\\n' ;;
+esac
 """
 SCONTROL = """#!/bin/sh
 echo "$0 $*" >> "$CALLS"
@@ -93,6 +95,9 @@ def test_slurm_is_asked_once_for_all_runs_of_a_cluster(home, monkeypatch):
     assert (a.stages, a.problem) == ({}, "")
     assert b.stages["train"].counts == {"RUNNING": 1}
     assert "was submitted to cluster beta" in c.problem
+    for run in runs:  # as when it is asked for alone
+        alone = open_backend(read_cluster(run.cluster_file)).queue(run)
+        assert (alone.stages, alone.problem) == (queues[run.path].stages, queues[run.path].problem)
     monkeypatch.setenv("PATH", "/nowhere")
     unknown = queues_of(runs).values()
     assert all("squeue is not on the PATH" in queue.problem for queue in unknown)
@@ -106,6 +111,10 @@ def test_status_in_numbers(home):
     assert state.checkpoint == str(ch.Run("mine").checkpoint) == str(checkpoint(run, 3))
     shown = json.loads(cosmos_hpc("status", "mine", "--json", cwd=home).out)
     assert (shown["step"], shown["checkpoint"]) == (3, str(checkpoint(run, 3)))
+    # However long ago the last validation was.
+    rows = [{"step": n, "loss": 1.0, "seconds": 1.0, "time": 1.7e9} for n in range(4, 2000)]
+    files.write_jsonl(run.train.metrics, [*files.read_jsonl(run.train.metrics), *rows])
+    assert ch.Run("mine").status().validation_loss == 4.5
     write_run(home / "runs/fresh")
     state = ch.Run("fresh").status()
     assert (state.step, state.loss, state.checkpoint) == (None, None, None)
