@@ -99,6 +99,8 @@ assert not heavy, heavy
         ["recipes", "ar4b"],
         ["plan", "recipe=ar_tiny", f"data.input={scenes}"],
         ["status", "nothing"],
+        ["runs"],
+        ["completion", "zsh"],
         ["logs", "nothing"],
         ["submit", "recipe=ar_tiny"],
         ["download", "ar_tiny"],

@@ -32,7 +32,11 @@ class Section(BaseModel):
 PathText = Annotated[str, Field(min_length=1), AfterValidator(os.path.expanduser)]
 
 
-class _Loader(yaml.SafeLoader):
+#: In C where PyYAML was built with that, many times as fast.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Loader(_SafeLoader):
     """PyYAML's safe loader, which reads ``5e-5`` and ``24:00:00`` as YAML 1.2 does."""
 
 
@@ -68,7 +72,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as e:
+    except (yaml.YAMLError, UnicodeEncodeError) as e:  # the latter of bytes that are not UTF-8
         raise RequestError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
 
 
