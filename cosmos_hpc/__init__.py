@@ -3,6 +3,19 @@
 >>> import cosmos_hpc as ch
 >>> run = ch.submit("ar_tiny", overrides=["data.input=videos"])   # doctest: +SKIP
 >>> run.status(); run.losses()                                    # doctest: +SKIP
+
+What there is:
+
+- ``submit`` runs a recipe, or goes on with its run; ``plan`` says what that would do, ``recipe``
+  what it is made of, ``download`` fetches what it needs of the Hub;
+- ``Run`` is a run, to look at and to go on with; ``runs`` lists those of a folder, ``compare``
+  puts their losses and scores beside each other;
+- ``generate`` continues pictures and videos with the weights of a run or a model;
+- ``init_cluster`` writes a profile of a Slurm cluster, ``check_cluster`` checks one;
+- ``CosmosError`` is what they raise: ``RequestError``, the request was wrong and nothing was
+  started, or ``WorkError``, the work failed.
+
+``help(cosmos_hpc.submit)`` says more of each.
 """
 
 from __future__ import annotations
@@ -13,11 +26,13 @@ if TYPE_CHECKING:
     from cosmos_hpc.api import (
         Run,
         check_cluster,
+        compare,
         download,
         generate,
         init_cluster,
         plan,
         recipe,
+        runs,
         submit,
     )
     from cosmos_hpc.errors import CosmosError, RequestError, WorkError
@@ -29,11 +44,13 @@ __all__ = [
     "Run",
     "WorkError",
     "check_cluster",
+    "compare",
     "download",
     "generate",
     "init_cluster",
     "plan",
     "recipe",
+    "runs",
     "submit",
 ]
 
@@ -44,5 +61,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    if name == "runs":
+        # The package of that name, which can be called: importing it sets this attribute.
+        return importlib.import_module(f"{__name__}.runs")
     module = "errors" if name.endswith("Error") else "api"
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

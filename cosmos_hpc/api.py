@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, read_cluster
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
+from cosmos_hpc.config.overrides import Overrides, as_list
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.completion import report_is_current
 from cosmos_hpc.runs.display import Page
 from cosmos_hpc.runs.folder import RunFolder, find_run
+from cosmos_hpc.runs.listing import find_runs
 from cosmos_hpc.runs.logs import follow
 from cosmos_hpc.runs.samples import Samples, read_samples
+from cosmos_hpc.runs.sources import newest_checkpoint
 from cosmos_hpc.runs.stages import (
     STAGES,
     asked_for,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
     from cosmos_hpc.backends.findings import Finding
     from cosmos_hpc.planning.plans import Plan
+    from cosmos_hpc.runs.comparison import Comparison
 
 
 class Run:
@@ -72,12 +76,26 @@ class Run:
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
 
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint that the training ended with, or the last one that it has saved whole.
+
+        Raises:
+            RequestError: there is none yet.
+        """
+        return newest_checkpoint(self.folder)
+
     def _backend(self) -> AnyBackend:
         return open_backend(read_cluster(self.folder.cluster_file))
 
     def status(self) -> RunState:
         """State of the run and its stages, from what is on the disk and in the queue."""
         return read_state(self.folder, self._backend().queue(self.folder))
+
+    @property
+    def look_seconds(self) -> float:
+        """Seconds between looks at a run that works: a queue is not asked more often."""
+        return 2.0 if self._backend().returns_when == "done" else 10.0
 
     def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.
@@ -174,7 +192,7 @@ class Run:
             WorkError: a stage failed.
         """
         self._check_trained("evaluate")
-        self._bring_about(["generate", "evaluate"], console)
+        self.carry_out(["generate", "evaluate"], console)
         scores: dict[str, Any] | None = files.read_json(self.folder.evaluation.metrics)
         return scores if self._is_done("evaluate") else None
 
@@ -193,8 +211,13 @@ class Run:
         sizes = {found.name: found.tasks for found in stages_of(self.folder, recipe)}
         return all(is_done(self.folder, recipe, stage, task) for task in range(sizes[stage]))
 
-    def _bring_about(self, stages: list[str], console: Console | None) -> None:
-        """Start those of some stages that are neither done nor queued."""
+    def carry_out(self, stages: Sequence[str], console: Console | None = None) -> None:
+        """Start those of some stages of this run that are neither done nor queued.
+
+        Raises:
+            RequestError: the cluster does not take it.
+            WorkError: a stage failed.
+        """
         from cosmos_hpc.backends.base import Request
         from cosmos_hpc.backends.launch import start
 
@@ -251,7 +274,7 @@ class Run:
         folder = self.folder
         marker = marker_path(folder, "report")
         if not report_is_current(folder, marker):
-            self._bring_about(["report"], console)
+            self.carry_out(["report"], console)
         if not report_is_current(folder, marker):
             raise RequestError(f"the report of run {folder.name} is queued; ask again later")
         return Page(folder.path / files.read_json(marker)["page"])
@@ -267,16 +290,51 @@ def _check_task(folder: RunFolder, stage: str, task: int) -> None:
         )
 
 
-def recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe by name, or by the path of a YAML file, with ``key=value`` overrides.
+def runs(place: str | Path = "runs", cluster: str | None = None) -> list[Run]:
+    """The runs of a folder, by name.
+
+    Args:
+        place: the folder that holds them.
+        cluster: name of a profile, or path of a YAML file, whose folder of runs is meant instead.
+
+    Raises:
+        RequestError: there is no such folder or profile.
+    """
+    folder = Path(load_cluster(cluster).runs if cluster else place)
+    return [Run(found.path) for found in find_runs(folder)]
+
+
+def compare(runs: Sequence[Run | str | Path]) -> Comparison:
+    """Losses and scores of runs beside each other, and the settings in which they differ.
+
+    Args:
+        runs: names or paths of runs, or :class:`Run`.
+
+    Returns:
+        A table, which shows itself as text and in a notebook; its numbers are in ``scores``.
+
+    Raises:
+        RequestError: there is no such run, or none was given.
+    """
+    from cosmos_hpc.runs.comparison import compare_runs
+
+    given = [runs] if isinstance(runs, str | Path | Run) else runs
+    folders = [(one if isinstance(one, Run) else Run(one)).folder for one in given]
+    if not folders:
+        raise RequestError("compare needs runs; cosmos_hpc.runs() lists those of a folder")
+    return compare_runs(folders)
+
+
+def recipe(name: str, overrides: Overrides = ()) -> Recipe:
+    """A recipe by name, or by the path of a YAML file, with a list of ``key=value`` or a dict.
 
     Raises:
         RequestError: see :func:`cosmos_hpc.config.recipes.load_recipe`.
     """
-    return load_recipe(name, overrides)
+    return load_recipe(name, as_list(overrides))
 
 
-def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, Path]:
+def download(names: Sequence[str], overrides: Overrides = ()) -> dict[str, Path]:
     """Fetch what recipes need from the Hub into its cache below HF_HOME, each repository once.
 
     Complete files are not fetched again, partial ones are resumed; without a network a filled cache
@@ -284,7 +342,7 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
 
     Args:
         names: of recipes, or paths of YAML files.
-        overrides: ``key=value``, for each of the recipes.
+        overrides: ``key=value`` in a list, or a dict, for each of the recipes.
 
     Returns:
         The folder of each repository.
@@ -297,7 +355,9 @@ def download(names: Sequence[str], overrides: Sequence[str] = ()) -> dict[str, P
     from cosmos_hpc.hub import datasets, needs
     from cosmos_hpc.hub.cache import fetch_all
 
-    recipes = [load_recipe(name, overrides) for name in names]
+    changes = as_list(overrides)
+    named = [names] if isinstance(names, str) else names
+    recipes = [load_recipe(name, changes) for name in named]
     for resolved in recipes:
         needs.check_sources(resolved)
     wanted = [need for resolved in recipes for need in needs.needs(resolved)]
@@ -315,29 +375,35 @@ def init_cluster(name: str | None = None) -> Path:
     return init(name)
 
 
-def check_cluster(name: str, overrides: Sequence[str] = ()) -> list[Finding]:
+def check_cluster(name: str, overrides: Overrides = ()) -> list[Finding]:
     """What works and what does not of a cluster's profile, before anything is started.
 
     Args:
         name: of the profile, or path of a YAML file.
-        overrides: ``key=value``.
+        overrides: ``key=value`` in a list, or a dict.
 
     Raises:
         RequestError: no such profile, or the cluster cannot be asked from here.
     """
-    profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in overrides])
+    profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in as_list(overrides)])
     return open_backend(profile).check()
 
 
-def _resolve(name: str, cluster: str, overrides: Sequence[str]) -> tuple[Recipe, Cluster]:
+def _split(overrides: Overrides) -> tuple[list[str], list[str]]:
+    """Overrides of the recipe, and of the cluster, without the word that says so."""
+    changes = as_list(overrides)
+    to_cluster = [o for o in changes if o.startswith(OVERRIDE_PREFIX)]
+    to_recipe = [o for o in changes if not o.startswith(OVERRIDE_PREFIX)]
+    return to_recipe, [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
+
+
+def _resolve(name: str, cluster: str, overrides: Overrides) -> tuple[Recipe, Cluster]:
     """Split overrides between recipe and cluster and load both."""
-    to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
-    to_recipe = [o for o in overrides if not o.startswith(OVERRIDE_PREFIX)]
-    stripped = [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
-    return load_recipe(name, to_recipe), load_cluster(cluster, stripped)
+    to_recipe, to_cluster = _split(overrides)
+    return load_recipe(name, to_recipe), load_cluster(cluster, to_cluster)
 
 
-def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) -> Plan:
+def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Plan:
     """What would run: shards, ranks and sizes.
 
     Raises:
@@ -355,7 +421,7 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Sequence[str] = ()) ->
 
 def generate(
     source: str,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     cluster: str | None = None,
     recipe: str | None = None,
     name: str | None = None,
@@ -387,10 +453,9 @@ def generate(
     from cosmos_hpc.backends.launch import make_request, start
     from cosmos_hpc.runs.sources import find_source, generation_recipe
 
-    to_cluster = [o for o in overrides if o.startswith(OVERRIDE_PREFIX)]
+    to_recipe, stripped = _split(overrides)
     found = find_source(source, recipe)
-    resolved = generation_recipe(found, [o for o in overrides if o not in to_cluster])
-    stripped = [o.removeprefix(OVERRIDE_PREFIX) for o in to_cluster]
+    resolved = generation_recipe(found, to_recipe)
     if cluster is None and found.run:
         profile = _cluster_beside(found.run, stripped)
     else:
@@ -410,12 +475,13 @@ def _cluster_beside(run: RunFolder, overrides: Sequence[str]) -> Cluster:
 def submit(
     recipe: str,
     cluster: str = BUILT_IN,
-    overrides: Sequence[str] = (),
+    overrides: Overrides = (),
     name: str | None = None,
     stages: Sequence[str] | None = None,
     console: Console | None = None,
     dry_run: bool = False,
     output: str | Path | None = None,
+    wait: bool = True,
 ) -> Run:
     """Run a recipe on a cluster, or continue the run of that name: completed work is skipped.
 
@@ -424,12 +490,16 @@ def submit(
     Args:
         recipe: name of a recipe, or path of a YAML file.
         cluster: name of a profile, or path of a YAML file.
-        overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster.
+        overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster: a list of
+            them, or a dict, ``{"train.max_steps": 10}`` or ``{"train": {"max_steps": 10}}``.
         name: of the run. None: one that follows from the request, so that repeating it continues.
         stages: which stages to run, of those that are not done. None: all but optional ones.
         console: where to show progress.
         dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
         output: folder for the scripts of a dry run.
+        wait: False: return as soon as the work has begun, also on this machine, where a process of
+            its own goes on with it when this one ends. :meth:`Run.status` and :meth:`Run.follow`
+            show how far it is, :meth:`Run.cancel` stops it.
 
     Raises:
         RequestError: the request is wrong; nothing was started.
@@ -439,6 +509,14 @@ def submit(
 
     resolved, profile = _resolve(recipe, cluster, overrides)
     chosen = default_stages() if stages is None else stages
-    request = make_request(resolved, profile, name, chosen, dry_run)
+    detached = not wait and not dry_run and open_backend(profile).returns_when == "done"
+    request = make_request(resolved, profile, name, chosen, dry_run or detached)
+    if detached:
+        from cosmos_hpc.backends.detached import carry_out
+
+        # All that can be wrong with the request is said here, before anything begins.
+        start(request, profile, console or Console())
+        carry_out(request.folder, request.stages)
+        return Run(request.folder.path)
     text = start(request, profile, console or Console(), Path(output) if output else None)
     return Run(request.folder.path, dry_run=text)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 # Everything else is imported by the command that needs it: --help stays quick.
+from cosmos_hpc import cli_completion, cli_runs
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
 from cosmos_hpc.utils.imports import end_quickly
 
@@ -76,13 +77,24 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     cluster = command("cluster", "write a profile of this Slurm cluster, or check one before use")
-    cluster.add_argument("action", choices=("init", "check"))
-    cluster.add_argument("name", nargs="?", help="of the profile; init: the cluster's own")
-    cluster.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
+    actions = cluster.add_subparsers(dest="action", metavar="ACTION", required=True)
+    text = "write a profile of the Slurm cluster that this machine belongs to"
+    init = actions.add_parser("init", help=text, description=text, allow_abbrev=False)
+    init.add_argument("name", nargs="?", help="of the profile; by default the cluster's own")
+    text = "what works and what does not of a profile, before anything is started"
+    check = actions.add_parser("check", help=text, description=text, allow_abbrev=False)
+    check.add_argument("name", help="of the profile, or path of a YAML file")
+    check.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
 
     status = command("status", "show how far a run is")
     status.add_argument("run", help="name or path of the run")
     status.add_argument("--json", action="store_true", help="as JSON")
+
+    status.add_argument(
+        "-w", "--watch", action="store_true", help="show it anew until nothing works on the run"
+    )
+
+    cli_runs.add_runs(command)
 
     logs = command("logs", "print the logs of a run")
     logs.add_argument("run", help="name or path of the run")
@@ -150,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer.add_argument(
         "settings", nargs="*", metavar="key=value", help="compression=[8,16,16] or [4,8,8]"
     )
+
+    completion = command("completion", "print a script with which a shell completes these commands")
+    completion.add_argument("shell", choices=cli_completion.SHELLS)
     return parser
 
 
@@ -281,8 +296,6 @@ def _cluster(arguments: argparse.Namespace) -> None:
         print(path.read_text(), end="")
         print(f"wrote {path}", file=sys.stderr)
         return
-    if not arguments.name:
-        raise RequestError("cluster check needs the name of a profile")
     findings = api.check_cluster(arguments.name, arguments.settings)
     for finding in findings:
         print(f"  {finding.level:<8} {finding.text}")
@@ -291,13 +304,6 @@ def _cluster(arguments: argparse.Namespace) -> None:
         raise RequestError(
             f"{problems} problem{'s' * (problems > 1)} with cluster {arguments.name}"
         )
-
-
-def _status(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run
-
-    state = Run(arguments.run).status()
-    _print(state.as_dict() if arguments.json else state.render())
 
 
 def _logs(arguments: argparse.Namespace) -> None:
@@ -416,6 +422,10 @@ def _small_tokenizer(arguments: argparse.Namespace) -> None:
     print(f"wrote encoder.jit and decoder.jit into {arguments.folder}")
 
 
+def _completion(arguments: argparse.Namespace) -> None:
+    print(cli_completion.completion_script(arguments.shell, _parser()), end="")
+
+
 def _section(schema: Any, settings: Sequence[str]) -> Any:
     from cosmos_hpc.utils.settings import apply_overrides, validate
 
@@ -432,7 +442,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Of the libraries, about each other: nothing that the person at the terminal can act on.
         warnings.simplefilter("ignore")
     parser = _parser()
-    chosen, rest = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    chosen, rest = parser.parse_known_args(cli_runs.with_action(words))
     # argparse stops taking settings at the first flag; they may stand after it as well.
     if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -453,7 +464,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": _settings,
         "download": _download,
         "cluster": _cluster,
-        "status": _status,
+        "status": cli_runs.status,
+        "runs": cli_runs.runs,
         "logs": _logs,
         "cancel": _cancel,
         "retry": _retry,
@@ -463,6 +475,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "convert": _convert,
         "sample-videos": _sample_videos,
         "small-tokenizer": _small_tokenizer,
+        "completion": _completion,
     }
     end_quickly()
     try:

@@ -104,6 +104,8 @@ assert not heavy, heavy
         ["settings", "cluster"],
         ["plan", "recipe=ar_tiny", f"data.input={scenes}"],
         ["status", "nothing"],
+        ["runs"],
+        ["completion", "zsh"],
         ["logs", "nothing"],
         ["submit", "recipe=ar_tiny"],
         ["download", "ar_tiny"],

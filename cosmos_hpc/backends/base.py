@@ -95,6 +95,10 @@ class Backend(ABC, Generic[C, Q, P]):
     def queue(self, run: RunFolder) -> Q:
         """Jobs of a run in the queue or running; asked once per command and passed on."""
 
+    def queues(self, runs: Sequence[RunFolder]) -> list[Queue]:
+        """What :meth:`queue` says of each of many runs, as far as it takes to tell their states."""
+        return [self.queue(run) for run in runs]
+
     @abstractmethod
     def prepare(self, request: Request, queue: Q, console: Console) -> P:
         """What is to be started for the stages that are neither done nor queued.

@@ -8,7 +8,9 @@ from typing import Any
 
 from cosmos_hpc.backends.base import Backend
 from cosmos_hpc.config.clusters import BUILT_IN, Cluster, find_profile
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import CosmosError, RequestError
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.settings import apply_overrides, load_mapping, validate
 
@@ -58,3 +60,21 @@ def read_cluster(path: Path) -> Cluster:
 def open_backend(cluster: Cluster) -> AnyBackend:
     """The backend of a profile."""
     return _backend(cluster.kind, f"cluster {cluster.name}")(cluster)
+
+
+def queues_of(runs: Iterable[RunFolder]) -> dict[Path, Queue]:
+    """What is queued or working of many runs, by their paths: each cluster is asked once."""
+    found: dict[Path, Queue] = {}
+    places: dict[tuple[str, str], tuple[AnyBackend, list[RunFolder]]] = {}
+    for run in runs:
+        try:
+            profile = read_cluster(run.cluster_file)
+            run.id()  # by which its jobs are found
+        except (CosmosError, KeyError, TypeError) as e:
+            found[run.path] = Queue(problem=str(e))
+            continue
+        place = places.setdefault((profile.kind, profile.name), (open_backend(profile), []))
+        place[1].append(run)
+    for backend, own in places.values():
+        found.update(zip((run.path for run in own), backend.queues(own), strict=True))
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
@@ -57,6 +58,36 @@ def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
     """Clips, once they are counted."""
     marker = files.read_json(markers[0])
     return f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
+
+
+#: Bytes at the end of the metrics that are looked at, the more where they hold no validation.
+_TAILS = (1 << 16, 1 << 22)
+
+
+class Numbers(NamedTuple):
+    """How far a training is.
+
+    Attributes:
+        step: steps so far.
+        loss: of the last step, in nats per token.
+        validation_loss: of the last validation, likewise; None before the first.
+    """
+
+    step: int | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+
+
+def numbers(run: RunFolder) -> Numbers:
+    """The last step of the training, and its last validation; None where there is none yet."""
+    path = run.train.metrics
+    last: dict[str, Any] = {}
+    for tail in _TAILS if path.exists() else ():
+        for row in files.last_rows(path, tail):
+            last |= row if "loss" in row else {"validation_loss": row.get("validation_loss")}
+        if "validation_loss" in last or path.stat().st_size <= tail:
+            break  # else it may stand further up
+    return Numbers(last.get("step"), last.get("loss"), last.get("validation_loss"))
 
 
 def train(run: RunFolder, markers: Sequence[Path]) -> str:

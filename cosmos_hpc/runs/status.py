@@ -12,12 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cosmos_hpc.errors import WorkError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs import stages
 from cosmos_hpc.runs.attempts import attempted_tasks
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.pace import hangs, quiet
+from cosmos_hpc.runs.progress import numbers
 from cosmos_hpc.runs.queue import Queue
+from cosmos_hpc.runs.sources import newest_checkpoint
 from cosmos_hpc.runs.stages import RunStage
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration
@@ -61,6 +63,10 @@ class RunState:
         note: what a person may want to do next.
         results: paths of what stages that are done have made, by what it is.
         failed_list: where the failed videos are listed.
+        step: training steps so far; None before the first.
+        loss: of the last step, in nats per token.
+        validation_loss: of the last validation, in nats per token.
+        checkpoint: path of the newest whole checkpoint of the training; None before the first.
     """
 
     name: str
@@ -71,6 +77,10 @@ class RunState:
     note: str = ""
     results: dict[str, str] = field(default_factory=dict)
     failed_list: str = ""
+    step: int | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+    checkpoint: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -174,7 +184,15 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         note=_note(run, queue, overall, found),
         results=_results(run, [stage.name for stage in found if stage.state == "done"]),
         failed_list=str(run.tokens.failed),
+        checkpoint=_checkpoint(run),
+        **numbers(run)._asdict(),
     )
+
+
+def _checkpoint(run: RunFolder) -> str | None:
+    with contextlib.suppress(RequestError):
+        return str(newest_checkpoint(run))
+    return None
 
 
 def _pace(

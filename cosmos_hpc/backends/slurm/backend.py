@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_hpc.backends.base import Backend, Request
 from cosmos_hpc.backends.findings import Finding
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
-from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue
+from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue, read_queues
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.utils.console import Console
 
 if TYPE_CHECKING:
@@ -69,6 +71,10 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
     def queue(self, run: RunFolder) -> SlurmQueue:
         """Ask Slurm about the jobs of a run."""
         return read_queue(run)
+
+    def queues(self, runs: Sequence[RunFolder]) -> list[Queue]:
+        """Ask Slurm once about the jobs of many runs."""
+        return [*read_queues(runs)]
 
     def prepare(self, request: Request, queue: SlurmQueue, console: Console) -> Submission:
         """The jobs that are to be submitted, each with its script."""

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,8 @@ class SlurmJob:
 
 
 _SECONDS = 60
+#: Characters of the names that are given to squeue: Linux takes 131071 bytes in one argument.
+_LONGEST_NAMES = 100_000
 #: Seconds before a command is tried again that Slurm was too busy for.
 _PAUSES = (1.0, 3.0, 10.0)
 #: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
@@ -155,16 +157,17 @@ def cluster_name() -> str:
     Raises:
         RequestError: Slurm does not answer.
     """
-    return config().get("ClusterName", "slurm")
+    return name_in(config())
 
 
-def hides_jobs_of_others() -> bool:
-    """Whether users of this cluster see nothing but their own jobs in the queue.
+def name_in(said: Mapping[str, str]) -> str:
+    """Name of the cluster whose settings these are."""
+    return said.get("ClusterName", "slurm")
 
-    Raises:
-        RequestError: Slurm does not answer.
-    """
-    return re.search(r"\bjobs\b", config().get("PrivateData", "")) is not None
+
+def hides_jobs_of_others(said: Mapping[str, str]) -> bool:
+    """Whether users of the cluster with these settings see only their own jobs in the queue."""
+    return re.search(r"\bjobs\b", said.get("PrivateData", "")) is not None
 
 
 def job_refusal(*flags: str) -> str | None:
@@ -251,14 +254,17 @@ def with_remedy(why: str) -> str:
     return f"{why}; max_submit in the profile keeps to a limit of jobs in the queue"
 
 
-def queued(names: Sequence[str]) -> list[SlurmJob]:
+def queued(names: Sequence[str] | None) -> list[SlurmJob]:
     """Jobs of these names, array tasks one by one; for some minutes also those that have ended.
+
+    None: of any name.
 
     Raises:
         RequestError: Slurm does not answer.
     """
     form = _BETWEEN.join(["%i", "%j", "%k", "%T", "%r", "%S"])
-    words = ["squeue", "-a", "-h", "-r", "--states=all", f"--name={','.join(names)}", "-o", form]
+    chosen = [] if names is None else [f"--name={','.join(names)}"]
+    words = ["squeue", "-a", "-h", "-r", "--states=all", *chosen, "-o", form]
     jobs = []
     for line in output(*words).splitlines():
         fields = line.split(_BETWEEN)
@@ -268,6 +274,16 @@ def queued(names: Sequence[str]) -> list[SlurmJob]:
         start = "" if start == "N/A" else start
         jobs.append(SlurmJob(job_id, name, comment, state, why, start))
     return jobs
+
+
+def queued_of_many(names: Collection[str]) -> list[SlurmJob]:
+    """As :func:`queued`, of so many names that no command line would hold them.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    chosen = [*names] if sum(map(len, names)) + len(names) < _LONGEST_NAMES else None
+    return [job for job in queued(chosen) if job.name in names]
 
 
 def mine() -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.commands import SlurmJob
@@ -40,22 +43,30 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
     """
     names = names_of(run)
     found = [(names[job.name], job) for job in commands.queued(list(names)) if job.active]
+    if not found:
+        _check_visible(run, commands.config)
+    return found
+
+
+def _check_visible(run: RunFolder, config: Callable[[], dict[str, str]]) -> None:
+    """Refuse to say that nothing is in the queue where jobs would not be seen from here.
+
+    Args:
+        run: that no job was found of.
+        config: settings of the cluster, which are asked for where they matter.
+
+    Raises:
+        RequestError: its jobs may be hidden, or on another cluster; or Slurm does not answer.
+    """
     mine = os.geteuid() in (0, run.info.stat().st_uid)
-    if not found and not mine and commands.hides_jobs_of_others():
+    if not mine and commands.hides_jobs_of_others(config()):
         raise RequestError(
             f"run {run.name} was submitted by somebody else, and this cluster shows nobody the "
             f"jobs of others"
         )
-    if not found:
-        _check_cluster(run)
-    return found
-
-
-def _check_cluster(run: RunFolder) -> None:
-    """Refuse to say that nothing is in the queue where the jobs are on another cluster."""
     rows = files.read_jsonl(run.jobs)
     submitted = next((row["cluster"] for row in reversed(rows) if "cluster" in row), None)
-    if submitted and submitted != (here := commands.cluster_name()):
+    if submitted and submitted != (here := commands.name_in(config())):
         raise RequestError(
             f"run {run.name} was submitted to cluster {submitted}, and Slurm here is that of "
             f"{here}; use a login node of {submitted}, or remove {run.jobs} when nothing of the "
@@ -137,13 +148,48 @@ def read_queue(run: RunFolder) -> SlurmQueue:
     if not run.info.exists():
         return SlurmQueue()
     try:
-        jobs = active_jobs(run)
+        return _queue_of(run, active_jobs(run))
     except RequestError as e:
-        return SlurmQueue(problem=str(e), reachable=commands.is_here("squeue"), run=run)
+        return _unknown(run, e)
+
+
+def read_queues(runs: Sequence[RunFolder]) -> list[SlurmQueue]:
+    """Ask Slurm once about several runs; how jobs ended is not asked for."""
+    names = {name: run.path for run in runs for name in names_of(run)}
+    jobs: dict[Path, list[SlurmJob]] = {run.path: [] for run in runs}
+    try:
+        for job in commands.queued_of_many(names):
+            jobs[names[job.name]] += [job] if job.active else []
+    except RequestError as e:
+        return [_unknown(run, e) for run in runs]
+    config = functools.cache(commands.config)
+    return [_one_of_many(run, jobs[run.path], config) for run in runs]
+
+
+def _one_of_many(
+    run: RunFolder, jobs: list[SlurmJob], config: Callable[[], dict[str, str]]
+) -> SlurmQueue:
+    names = names_of(run)
+    try:
+        if not jobs:
+            _check_visible(run, config)
+        queue = _queue_of(run, [(names[job.name], job) for job in jobs])
+    except RequestError as e:
+        return _unknown(run, e)
+    queue._ended = {}
+    return queue
+
+
+def _unknown(run: RunFolder, why: RequestError) -> SlurmQueue:
+    return SlurmQueue(problem=str(why), reachable=commands.is_here("squeue"), run=run)
+
+
+def _queue_of(run: RunFolder, jobs: list[tuple[str, SlurmJob]]) -> SlurmQueue:
     by_stage: dict[str, list[SlurmJob]] = {}
     for stage, job in jobs:
         by_stage.setdefault(stage, []).append(job)
-    sizes = {stage.name: stage.tasks for stage in stages_of(run, run.recipe())}
+    # Without jobs the recipe need not be read.
+    sizes = {stage.name: stage.tasks for stage in stages_of(run, run.recipe())} if jobs else {}
     stages = {
         # Jobs of a stage that the run has no longer: a request before was another one.
         name: _stage_queue(own, sizes.get(name, 1))

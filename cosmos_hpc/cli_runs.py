@@ -1,0 +1,180 @@
+"""The words of the command line about many runs, and about one while it works."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from cosmos_hpc.errors import RequestError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cosmos_hpc.runs.folder import RunFolder
+
+# Everything else is imported by the command that needs it: --help stays quick.
+
+_PLACE = "folder of runs, or cluster=NAME for that of a profile; runs by default"
+_ACTIONS = ("list", "rm", "prune")
+
+
+def add_runs(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
+    """Add the command ``runs`` and its actions to a parser.
+
+    Args:
+        command: makes a command's parser from its name and what it does.
+    """
+    runs = command("runs", "list the runs of a folder, delete some, or what they need no more")
+    actions = runs.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    shown = action("list", "state, step, loss and size of each run; also without this word")
+    shown.add_argument("place", nargs="?", default="runs", help=_PLACE)
+    shown.add_argument("--json", action="store_true", help="as JSON")
+
+    removed = action("rm", "delete runs with all that they have made; asks first")
+    removed.add_argument("runs", nargs="+", metavar="RUN", help="names or paths of runs")
+    removed.add_argument("--yes", action="store_true", help="do not ask")
+
+    pruned = action(
+        "prune",
+        "delete checkpoints of finished trainings beside the last one, journals of published "
+        "shards and what killed writers have left; shows them and asks first",
+    )
+    pruned.add_argument("place", nargs="?", default="runs", help=_PLACE)
+    pruned.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def with_action(words: Sequence[str]) -> list[str]:
+    """The words of a command, with the action ``list`` where ``runs`` names none."""
+    if not words or words[0] != "runs" or {*words[1:2]} & {*_ACTIONS, "-h", "--help"}:
+        return [*words]
+    return ["runs", "list", *words[1:]]
+
+
+def runs(arguments: argparse.Namespace) -> None:
+    """Carry out ``runs``.
+
+    Raises:
+        RequestError: there is no such folder or run, or something may not be deleted.
+    """
+    {"list": _list, "rm": _remove, "prune": _prune}[arguments.action](arguments)
+
+
+def _found(place: str) -> tuple[Path, list[RunFolder]]:
+    """A folder of runs as a person names it, and its runs."""
+    from pathlib import Path
+
+    from cosmos_hpc.backends.kinds import load_cluster
+    from cosmos_hpc.runs.listing import find_runs
+
+    key, sep, name = place.partition("=")
+    folder = Path(load_cluster(name).runs if sep and key == "cluster" else place)
+    # Before the first run there is no folder either.
+    absent = place == "runs" and not folder.exists()
+    return folder, [] if absent else find_runs(folder)
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.backends.kinds import queues_of
+    from cosmos_hpc.runs.listing import list_runs, render_list
+
+    folder, found = _found(arguments.place)
+    listed = list_runs(found, queues_of(found))
+    if arguments.json:
+        print(json.dumps([run.as_dict() for run in listed], indent=2))
+    else:
+        print(render_list(listed) if listed else f"no runs in {folder.absolute()}")
+
+
+def _remove(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from cosmos_hpc.backends.kinds import queues_of
+    from cosmos_hpc.runs import cleaning
+    from cosmos_hpc.runs.disk_use import bytes_of, size
+    from cosmos_hpc.runs.folder import find_run
+    from cosmos_hpc.runs.listing import find_runs
+
+    named = {run.path: run for run in map(find_run, arguments.runs)}
+    chosen = [*named.values()]
+    queues = queues_of(chosen)
+    for run in chosen:
+        if why := cleaning.why_not(run, queues[run.path]):
+            raise RequestError(f"nothing was deleted: run {run.name}: {why}")
+        others = [other for other in find_runs(run.path.parent) if other.path not in named]
+        readers = cleaning.readers_of(run, others)
+        busy = queues_of(readers)
+        for reader in readers:
+            if cleaning.why_not(reader, busy[reader.path]):
+                raise RequestError(
+                    f"nothing was deleted: run {reader.name}, which is not done, begins from a "
+                    f"checkpoint of run {run.name}"
+                )
+        begin = f"; {', '.join(reader.name for reader in readers)} began from it"
+        print(f"{run.path}  {size(bytes_of(run.path))}{begin if readers else ''}")
+    _ask(f"delete {len(chosen)} run{'s' * (len(chosen) > 1)}?", arguments.yes)
+    links = [link for name in arguments.runs for link in (Path(name), Path("runs", name))]
+    links = [link for link in links if link.is_symlink() and link.resolve() in named]
+    cleaning.remove_runs(chosen, queues_of)
+    for link in links:
+        link.unlink()
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from cosmos_hpc.backends.kinds import queues_of
+    from cosmos_hpc.runs import cleaning
+    from cosmos_hpc.runs.disk_use import size
+
+    folder, found = _found(arguments.place)
+    queues = queues_of(found)
+    idle = [run for run in found if not cleaning.why_not(run, queues[run.path])]
+    removals = cleaning.spare(idle, among=found)
+    if len(idle) < len(found):
+        left = len(found) - len(idle)
+        print(f"left alone: {left} run{'s' * (left > 1)} with work, or whose queue is not known")
+    if not removals:
+        print(f"nothing to free in {folder.absolute()}")
+        return
+    print(cleaning.render_removals(removals))
+    _ask(f"free {size(sum(removal.bytes for removal in removals))}?", arguments.yes)
+    print(f"freed {size(cleaning.remove(removals, queues_of))}")
+
+
+def _ask(question: str, yes: bool) -> None:
+    """Have a person confirm something that cannot be undone.
+
+    Raises:
+        RequestError: they do not, or nobody can be asked.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise RequestError(f"nothing was deleted: {question} Nobody can be asked here; add --yes")
+    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+        raise RequestError("nothing was deleted")
+
+
+def status(arguments: argparse.Namespace) -> None:
+    """Carry out ``status``.
+
+    Raises:
+        RequestError: there is no such run.
+    """
+    from cosmos_hpc.api import Run
+
+    run = Run(arguments.run)
+    if arguments.watch and arguments.json:
+        raise RequestError("--watch shows a run to people and --json to programs; choose one")
+    if arguments.watch:
+        from cosmos_hpc.runs.watch import watch
+
+        watch(run.status, sys.stdout, every=run.look_seconds)
+        return
+    state = run.status()
+    print(json.dumps(state.as_dict(), indent=2) if arguments.json else state.render())

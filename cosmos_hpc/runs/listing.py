@@ -1,0 +1,156 @@
+"""The runs of a folder beside each other: how far each is, its last loss, its size on disk."""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
+from cosmos_hpc.runs.disk_use import DiskUse, entries_below, size
+from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.queue import Queue
+from cosmos_hpc.runs.scores import aligned
+from cosmos_hpc.runs.status import RunState, StageState, read_state
+from cosmos_hpc.utils import files
+from cosmos_hpc.utils.progress import duration
+
+#: Folders of a run whose files are its results: the newest of them tells when it last got on.
+_RESULTS = ("data", "tokenizer", "tokens", "train", "generated", "evaluation", "report")
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A line of the list.
+
+    Attributes:
+        name, path: of the run.
+        state: as ``status`` says it, or ``damaged`` where the folder cannot be read.
+        stage: the one that is worked on, or that is next; of a run that is done, its last one.
+        step: training steps so far; None before the first.
+        loss: of the last step, in nats per token.
+        validation_loss: of the last validation, in nats per token.
+        last_progress: when a result was last written, seconds since the epoch; None before that.
+        bytes: that the folder takes on the disk; what links point to is not counted.
+        checkpoint: path of the newest whole checkpoint.
+        problem: why something of this is not known.
+    """
+
+    name: str
+    path: str
+    state: str
+    stage: str = ""
+    step: int | None = None
+    loss: float | None = None
+    validation_loss: float | None = None
+    last_progress: float | None = None
+    bytes: int = 0
+    checkpoint: str | None = None
+    problem: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def find_runs(folder: Path) -> list[RunFolder]:
+    """The runs of a folder, by name; none where it is empty.
+
+    Raises:
+        RequestError: there is no such folder, or it may not be read.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        raise RequestError(
+            f"there is no folder {os.path.abspath(folder)}; give the folder that holds runs, or "
+            f"cluster=NAME"
+        ) from None
+    except OSError as e:
+        raise RequestError(explain_os_error(e, "listing runs")) from None
+    # os.path's answer is no, not an error, where a folder may not be read.
+    there = (n for n in names if os.path.isfile(folder / n / "run.json"))  # noqa: PTH113
+    return [RunFolder(folder / name) for name in there]
+
+
+def list_runs(runs: Sequence[RunFolder], queues: Mapping[Path, Queue]) -> list[ListedRun]:
+    """A line of each run.
+
+    Args:
+        runs: the run folders.
+        queues: what the queue says of each, by its path.
+    """
+    # Several at a time: each waits for a network file system.
+    with ThreadPoolExecutor(files.THREADS) as pool:
+        return list(pool.map(lambda run: _listed(run, queues[run.path]), runs))
+
+
+def _listed(run: RunFolder, queue: Queue) -> ListedRun:
+    taken, newest = _measured(run.path)
+    try:
+        state = read_state(run, queue)
+    except (CosmosError, OSError, KeyError, ValueError) as e:
+        problem = explain_os_error(e, "reading it") if isinstance(e, OSError) else str(e)
+        return ListedRun(run.name, str(run.path), "damaged", bytes=taken, problem=problem)
+    at = _stage_at(state)
+    return ListedRun(
+        run.name,
+        str(run.path),
+        state.state,
+        at.name if at else "",
+        state.step,
+        state.loss,
+        state.validation_loss,
+        (at and at.last_progress) or newest,
+        taken,
+        state.checkpoint,
+        queue.problem,
+    )
+
+
+def _stage_at(state: RunState) -> StageState | None:
+    """The stage that says most of a run: one that is worked on or failed, the next, or the last."""
+    for word in (state.state, "stopped", "waiting"):
+        for stage in state.stages:
+            if stage.state == word != "done":
+                return stage
+    done = [stage for stage in state.stages if stage.state == "done"]
+    return done[-1] if done else None
+
+
+def _measured(folder: Path) -> tuple[int, float | None]:
+    """Bytes of a run folder on the disk, and when its newest result was written."""
+    use, newest = DiskUse(), 0.0
+    for path, found in entries_below(folder):
+        use.add(found)
+        if path.relative_to(folder).parts[0] in _RESULTS and stat.S_ISREG(found.st_mode):
+            newest = max(newest, found.st_mtime)
+    return use.bytes, newest or None
+
+
+def render_list(listed: Sequence[ListedRun]) -> str:
+    """The list as text: a line a run, and what is not known of some."""
+    heads = ("run", "state", "stage", "step", "loss", "last progress", "size")
+    lines = [heads, *(_cells(run) for run in listed)]
+    problems = dict.fromkeys(run.problem for run in listed if run.problem)
+    total = sum(run.bytes for run in listed)
+    summary = f"{len(listed)} run{'s' * (len(listed) != 1)}, {size(total)}"
+    return "\n".join([aligned(lines), f"  {summary}", *(f"  {text}" for text in problems)])
+
+
+def _cells(run: ListedRun) -> tuple[str, ...]:
+    age = None if run.last_progress is None else max(0.0, time.time() - run.last_progress)
+    return (
+        run.name,
+        run.state,
+        run.stage or "-",
+        "-" if run.step is None else str(run.step),
+        "-" if run.loss is None else f"{run.loss:.4f}",
+        "-" if age is None else f"{duration(age)} ago",
+        size(run.bytes),
+    )
