@@ -68,7 +68,7 @@ def test_overrides_are_typed():
         ("model.yarn_scale=2", "YaRN needs all of its yarn_ settings"),
         ("model.context_width=8", "context_width goes with task=video2world"),
         ("data.text_encoder=small", "text_encoder goes with task=video2world"),
-        ("model.vocab_size=100", "must hold 64000 ids"),
+        ("model.vocab_size=100", "must hold the 64000 tokens"),
         ("train.learning_rate=.inf", "should be a finite number"),
         ("train.warmup_steps=120", "warmup_steps=120 is not below max_steps=120"),
         ("train.min_learning_rate=1", "min_learning_rate=1.0 is above learning_rate=0.003"),

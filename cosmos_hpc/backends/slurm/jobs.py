@@ -110,7 +110,8 @@ def plan_arrays(shards: Sequence[int], total: int, cluster: SlurmCluster) -> lis
     """
     single, size = not cluster.max_array_size, cluster.max_array_size or 1
     most = _MOST_SINGLES if single else total
-    allowed = (cluster.max_submit or most + MAX_SINGLE_JOBS) - MAX_SINGLE_JOBS
+    # The smallest limits leave room for nothing beside the single jobs: one task prepares all.
+    allowed = max((cluster.max_submit or most + MAX_SINGLE_JOBS) - MAX_SINGLE_JOBS, 1)
     stride = total if len(shards) <= allowed else allowed
     starts = sorted({shard % stride for shard in shards}) if stride < total else list(shards)
     chunks: list[tuple[int, list[int]]] = []
