@@ -162,14 +162,15 @@ class Run:
         request = Request(folder, folder.recipe(), names, tasks)
         start(request, read_cluster(folder.cluster_file), console or Console())
 
-    def generate(self, *overrides: str, name: str | None = None) -> Run:
+    def generate(self, *overrides: str | Overrides, name: str | None = None) -> Run:
         """Generate from the newest checkpoint of this run; see :func:`generate`.
 
         Args:
-            overrides: ``key=value``, ``input=FILE`` among them.
+            overrides: ``key=value``, ``input=FILE`` among them; or one list of them, or a dict.
             name: of the new run.
         """
-        return generate(str(self.path), overrides, name=name)
+        texts = [[one] if isinstance(one, str) else as_list(one) for one in overrides]
+        return generate(str(self.path), [text for several in texts for text in several], name=name)
 
     def evaluate(self, console: Console | None = None) -> dict[str, Any] | None:
         """Scores on held-out clips; what they lack is made first, samples included.

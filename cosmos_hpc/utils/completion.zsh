@@ -12,8 +12,10 @@ _cosmos_hpc() {
         _files
         return
     fi
-    compadd -S '' -- ${(M)found:#*=}
-    compadd -- ${found:#*=}
+    local added=1
+    compadd -S '' -- ${(M)found:#*=} && added=0
+    compadd -- ${found:#*=} && added=0
+    return added
 }
 
 compdef _cosmos_hpc cosmos-hpc

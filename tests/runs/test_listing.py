@@ -162,7 +162,7 @@ for _ in range(2):
     assert "submit(recipe: " in page
 
 
-def test_overrides_are_a_list_or_a_dict():
+def test_overrides_are_a_list_or_a_dict(home):
     wanted = ["train.max_steps=7", "train.learning_rate=2e-5", "data.input=007"]
     nested = {"train": {"max_steps": 7, "learning_rate": 2e-5}, "data.input": Path("007")}
     found = [ch.recipe("ar_tiny", overrides) for overrides in (wanted, nested)]
@@ -180,6 +180,10 @@ def test_overrides_are_a_list_or_a_dict():
             door("ar_tiny", overrides="train.max_steps=7")
     with pytest.raises(ch.RequestError, match="and holds 7"):
         ch.recipe("ar_tiny", [7])
+    write_run(home / "runs/mine", steps=2, saved=[2])
+    for words in (["input=gone.png"], [["input=gone.png"]], [{"input": "gone.png"}]):
+        with pytest.raises(ch.RequestError, match=r"input=gone\.png does not exist"):
+            ch.Run("mine").generate(*words)
 
 
 def test_words_of_cluster_have_their_own_help(tmp_path):
