@@ -185,7 +185,7 @@ class Run:
         """Scores on held-out clips; what they lack is made first, samples included.
 
         Returns:
-            What stands in ``evaluation/metrics.json``; None where the work is queued.
+            Content of ``evaluation/metrics.json``; None where the work is queued.
 
         Raises:
             RequestError: the run has no trained weights yet, or none at all.
