@@ -498,7 +498,7 @@ def submit(
         dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
         output: folder for the scripts of a dry run.
         wait: False: return as soon as the work has begun, also on this machine, where a process of
-            its own goes on with it when this one ends. :meth:`Run.status` and :meth:`Run.follow`
+            its own continues it when this one ends. :meth:`Run.status` and :meth:`Run.follow`
             show how far it is, :meth:`Run.cancel` stops it.
 
     Raises:
