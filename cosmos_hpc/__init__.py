@@ -6,9 +6,9 @@
 
 What there is:
 
-- ``submit`` runs a recipe, or goes on with its run; ``plan`` says what that would do, ``recipe``
+- ``submit`` runs a recipe, or resumes its run; ``plan`` says what that would do, ``recipe``
   what it is made of, ``download`` fetches what it needs of the Hub;
-- ``Run`` is a run, to look at and to go on with; ``runs`` lists those of a folder, ``compare``
+- ``Run`` is a run, to look at and to resume; ``runs`` lists those of a folder, ``compare``
   puts their losses and scores beside each other;
 - ``generate`` continues pictures and videos with the weights of a run or a model;
 - ``init_cluster`` writes a profile of a Slurm cluster, ``check_cluster`` checks one;

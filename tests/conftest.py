@@ -41,7 +41,7 @@ LONGEST = (
     "slurm/test_nemo_run.py",
     "test_nemo_run.py",
     "backends/test_docker.py",
-    "slurm/test_going_on.py",
+    "slurm/test_resuming.py",
     "slurm/test_status.py",
     "slurm/test_profiles.py",
     "worker/test_convert.py",

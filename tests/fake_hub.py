@@ -141,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content) - first))
         self.send_header("ETag", f'"{_etag(name, content)}"')
         self.send_header("X-Repo-Commit", COMMIT)
-        # As for the files of today; to go on with half of one, it must not be followed.
+        # As for the files of today; to resume half of one, it must not be followed.
         self.send_header("X-Xet-Hash", "0" * 64)
         self.send_header("X-Xet-Refresh-Route", "/nowhere")
         self.end_headers()

@@ -42,7 +42,7 @@ def test_raw_videos_in_a_trained_model_out(finished):
     assert run.data.num_shards() >= 2
     logs = Run(finished.path).logs("preprocess")
     assert len(set(logs.values())) == run.data.num_shards()
-    assert all("is whole" in path.read_text() for path in logs.values())
+    assert all("is complete" in path.read_text() for path in logs.values())
 
 
 def test_the_model_learns_more_than_the_frequency_of_ids(finished):

@@ -26,7 +26,7 @@ _BEGUN: list[subprocess.Popen[bytes]] = []
 
 
 def carry_out(run: RunFolder, stages: Sequence[str]) -> None:
-    """Begin stages of a run that is prepared; returns when a process has the run in hand.
+    """Begin stages of a run that is prepared; returns when a process works on the run.
 
     What that process says is added to ``logs/submit.log``.
 

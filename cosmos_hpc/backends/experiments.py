@@ -196,7 +196,7 @@ class FromEnvironment:
 
 
 @functools.cache
-def _mend_docker_executor() -> None:
+def _patch_docker_executor() -> None:
     """Let a container's job folder hold any path.
 
     NeMo-Run makes the folder that a packager's code goes to through a shell, without quotes. There
@@ -206,13 +206,13 @@ def _mend_docker_executor() -> None:
 
     package = nemo_run.DockerExecutor.package
 
-    def mended(self: nemo_run.DockerExecutor, packager: nemo_run.Packager, job_name: str) -> None:
+    def patched(self: nemo_run.DockerExecutor, packager: nemo_run.Packager, job_name: str) -> None:
         if type(packager) is nemo_run.Packager:
             os.makedirs(os.path.join(self.job_dir, "code"), exist_ok=True)  # noqa: PTH103
         else:
             package(self, packager, job_name)
 
-    nemo_run.DockerExecutor.package = mended
+    nemo_run.DockerExecutor.package = patched
 
 
 def docker_executor(containers: Containers, gpus: list[str]) -> nemo_run.DockerExecutor:
@@ -224,7 +224,7 @@ def docker_executor(containers: Containers, gpus: list[str]) -> nemo_run.DockerE
     """
     import nemo_run
 
-    _mend_docker_executor()
+    _patch_docker_executor()
     further: dict[str, Any] = {"user": containers.user, "group_add": containers.groups}
     if gpus:
         # Not NeMo-Run's num_gpus, which says how many and not which.
@@ -342,7 +342,7 @@ class DockerJob(ExperimentJob):
         """Whether the container has not ended yet.
 
         Raises:
-            WorkError: the engine answers no more; NeMo-Run would report the last state for ever.
+            WorkError: the engine answers no more; NeMo-Run would report the last state forever.
         """
         try:
             with engine():

@@ -188,7 +188,7 @@ def costs_of(
         root: that paths are relative to.
         videos: rows of the videos.
         data: which clips are wanted, and whether headers are read.
-        note: is told now and then how far it is.
+        note: called from time to time with the progress.
 
     Raises:
         RequestError: headers are to be read here, and PyAV is not installed.

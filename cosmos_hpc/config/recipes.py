@@ -150,7 +150,7 @@ def list_input(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
 
     Args:
         recipe: with its ``data.input``.
-        note: is told in a sentence what a person should know of the list.
+        note: called with sentences about the list for the user.
 
     Raises:
         RequestError: the input is not there, is not what the task needs, or lacks prompts.

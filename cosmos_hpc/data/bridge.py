@@ -108,7 +108,7 @@ def list_instructions(folder: str, note: Callable[[str], None]) -> list[dict[str
 
     Args:
         folder: in the Bridge layout.
-        note: is told now and then how far it is.
+        note: called from time to time with the progress.
 
     Raises:
         RequestError: as :func:`list_clips`.

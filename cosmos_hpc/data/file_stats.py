@@ -57,7 +57,7 @@ def file_identities(
 
     Args:
         paths: absolute, or relative to the working folder.
-        note: is told now and then how many have been looked at.
+        note: called from time to time with the number of files checked.
         by_content: files of the same content are one; those of one size are read.
     """
     stats = list(counted(_stats(paths), len(paths), "files looked at", note))

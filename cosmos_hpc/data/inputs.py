@@ -30,7 +30,7 @@ def list_inputs(
     Args:
         source: a picture, a video, a folder, searched recursively, a ``.jsonl`` list with the path
             under ``visual_input`` or ``video`` in each line, or a ``.txt`` list of paths.
-        note: is told in a sentence of what was left out.
+        note: called with a sentence about what was left out.
         needs: what the model reads beside frames: ``prompt``, ``actions`` (a file) or nothing.
         given: that of a single picture or video.
 

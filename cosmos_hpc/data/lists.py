@@ -68,7 +68,7 @@ def read_list(
     Args:
         source: path of the list.
         root: folder that its relative paths are relative to.
-        note: is told in a sentence of entries that were left out.
+        note: called with a sentence about entries that were left out.
         entries: what they may be.
         by_content: files of the same content are one file.
 

@@ -41,7 +41,7 @@ def list_video_files(
             ``.parquet`` file with such columns; a ``.txt`` file with one path per line.
             Relative paths of a list are relative to the folder that holds it. Links to folders are
             followed, each real folder once.
-        note: is told in a sentence what a person should know of the list.
+        note: called with sentences about the list for the user.
         by_content: files of the same content are one file.
 
     Returns:
@@ -243,7 +243,7 @@ def video_costs(
         rows: of the videos.
         clips, frames: settings of the recipe's data.
         probe: reads how many frames the header of each of some files promises.
-        note: is told now and then how many headers have been read.
+        note: called from time to time with the number of headers read.
     """
     if not probe and clips == "first":
         return "videos", [1] * len(rows)

@@ -1,4 +1,4 @@
-"""What a run wants of its input, as every kind of source is told it."""
+"""What a run needs from its input, in the form that every kind of source takes."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
 The arithmetic is that of Megatron's layers as :mod:`cosmos_hpc.models.layers` puts them together,
 on the same weights, which are referred to and not copied. It is stated once more because Megatron's
 own modules cannot run inside of a captured step: they take the position as a number of Python's,
-recompute a text's keys and values for every id, and reach attention through code that waits for the
-GPU (docs/generation.md).
+recompute a text's keys and values for every token, and reach attention through code that waits for
+the GPU (docs/generation.md).
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class CosmosDecoder(GPTModel):
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Losses ``[batch, sequence]`` of logits ``[sequence, batch, output vocabulary / ranks]``.
 
-        ``likeliest`` is set first: the loss may be computed in the place of the logits.
+        ``likeliest`` is set first: computing the loss may overwrite the logits.
         """
         with torch.no_grad():
             self.likeliest = likeliest_ids(logits, self.pg_collection.tp) == labels

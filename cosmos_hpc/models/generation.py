@@ -119,7 +119,7 @@ def _continue(
 
 
 def _repeat(step: Callable[[], None], times: int, device: torch.device) -> None:
-    """Take a step ``times`` times, on a GPU by way of a CUDA graph.
+    """Run a step ``times`` times, on a GPU through a CUDA graph.
 
     Nothing in between waits for the device.
     """

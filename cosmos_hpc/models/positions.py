@@ -61,7 +61,7 @@ def rotary_angles(config: ModelConfig) -> Tensor:
     the "rotate half" convention wants.
     """
     time, space = _axes(config.kv_channels)
-    # Without YaRN the original length plays no part.
+    # Without YaRN the original length has no influence.
     original_time, original_rows, _ = config.yarn_original_latent_shape or config.latent_shape
     by_time = _frequencies(time, original_time, config)
     # Both spatial axes share the rows' original length: the published models do.

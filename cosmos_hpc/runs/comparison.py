@@ -60,7 +60,7 @@ class Comparison:
         return "".join(parts)
 
     def render(self) -> str:
-        """The tables as text: scores, a line a run; then the settings that differ."""
+        """The tables as text: scores, one line per run; then the settings that differ."""
         parts = [aligned([*self._scores()])]
         if self.settings:
             parts += ["", "settings that differ", aligned([*self._settings()])]

@@ -134,7 +134,7 @@ def _measured(folder: Path) -> tuple[int, float | None]:
 
 
 def render_list(listed: Sequence[ListedRun]) -> str:
-    """The list as text: a line a run, and what is not known of some."""
+    """The list as text: one line per run, and what is not known of some."""
     heads = ("run", "state", "stage", "step", "loss", "last progress", "size")
     lines = [heads, *(_cells(run) for run in listed)]
     problems = dict.fromkeys(run.problem for run in listed if run.problem)

@@ -70,7 +70,7 @@ class Numbers(NamedTuple):
     Attributes:
         step: steps so far.
         loss: of the last step, in nats per token.
-        validation_loss: of the last validation, likewise; None before the first.
+        validation_loss: of the last validation, in nats per token; None before the first.
     """
 
     step: int | None = None

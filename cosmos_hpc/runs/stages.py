@@ -285,7 +285,7 @@ def stages_of(run: RunFolder, recipe: Recipe) -> list[RunStage]:
 
 
 def list_stages(shards: int, recipe: Recipe) -> list[RunStage]:
-    """The stages for so many shards and a recipe with a layout, in order."""
+    """The stages for a number of shards and a recipe with a layout, in order."""
 
     def tasks(stage: Stage) -> int:
         if not stage.array:

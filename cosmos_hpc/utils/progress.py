@@ -57,7 +57,7 @@ class ByteProgress(Progress):
 def counted(
     items: Iterable[T], total: int, what: str, note: Callable[[str], None], every: float = 15.0
 ) -> Iterator[T]:
-    """The items as they come; every ``every`` seconds ``note`` is told how many there were."""
+    """The items as they come; ``note`` is called every ``every`` seconds with their number."""
     said = time.monotonic()
     for number, item in enumerate(items):
         if (now := time.monotonic()) - said >= every:

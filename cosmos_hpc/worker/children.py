@@ -57,7 +57,7 @@ def end_with_a_killed_child() -> None:
 def let_managers_end_with_this_process() -> None:
     """From now on, managers that this process starts end with it, also where it is killed.
 
-    Megatron-Core 0.15.3 starts one at the first checkpoint. Left behind it would stay for ever,
+    Megatron-Core 0.15.3 starts one at the first checkpoint. Left behind it would stay forever,
     and hold the log open, for which Slurm waits a minute where it does not find it.
     """
     start = BaseManager.start

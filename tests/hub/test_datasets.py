@@ -63,7 +63,7 @@ def test_no_more_is_fetched_than_the_run_reads(published, tmp_path):
     assert run.data.folders()[0].endswith(f"hf/hub/datasets--lab--so100/snapshots/{COMMIT}")
     rows = files.read_jsonl(run.tokens.samples / "clips.jsonl")
     assert [row["video"] for row in rows] == [f"episode_{i:06d}" for i in (0, 2, 3)]
-    # A run that has begun goes on without the Hub.
+    # A run that has begun continues without the Hub.
     published.down = 503
     marker_path(run, "finalize").unlink()
     again = cosmos_hpc("submit", f"recipe={name}", *how, *stages, cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""What recipes need from the Hub: which files, what is checked first, and going on."""
+"""What recipes need from the Hub: which files, what is checked first, and resuming."""
 
 import os
 import re
@@ -388,7 +388,7 @@ def test_a_half_file_of_something_else_does_not_get_in(published, tmp_path):
             fetch(WEIGHTS)
         assert not link.exists()
         fetch(WEIGHTS)
-    # Longer: nothing to go on with.
+    # Longer: nothing to resume.
     link.unlink()
     blob.unlink()
     half.write_bytes(b"\0" * 1_000_001)

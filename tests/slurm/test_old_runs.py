@@ -30,7 +30,7 @@ def test_jobs_of_an_older_version(lab, tmp_path, old_run):
     run = RunFolder(login.run("old"))
     code = run.code()
     assert code == run.path / "code" / old_run.code.name
-    # And today's goes on; that it trains on this, tests/runs/test_old_runs.py shows.
+    # And today's resumes; that it trains on this, tests/runs/test_old_runs.py shows.
     retried = login.command("retry", "old", "finalize.0")
     assert retried.code == 0, retried.err
     assert login.wait("old", "finalize", "done", "failed")["state"] == "done", login.explain("old")

@@ -92,7 +92,7 @@ def test_logs_follow_a_run_to_its_end(login, scenes):
     login.submit("followed", f"data.input={scenes}", "--stages", "download,preprocess")
     outcome = login.command("logs", "followed", "preprocess", "--follow")
     assert outcome.code == 0, outcome.err
-    assert "is whole" in outcome.out
+    assert "is complete" in outcome.out
     assert login.command("logs", "followed", "preprocess.7").code == 2
     named = login.command("logs", "followed").out
     assert [f"==> preprocess.{n} " in named for n in range(4)] == [True] * 4

@@ -175,7 +175,7 @@ def test_what_slurm_would_not_take_is_refused_before_anything_is_queued(login, s
 
 
 def test_a_failed_stage_cancels_what_waits_for_it(login, tmp_path):
-    """And a retry goes on from there, without what is done."""
+    """And a retry resumes from there; completed work is skipped."""
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(4):

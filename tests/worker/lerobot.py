@@ -66,7 +66,7 @@ class Robot:
         actions: replaces the action of a frame, by episode and frame.
         info: added to the information.
         files: episodes in each file of version 3.
-        rate: frames a second.
+        rate: frames per second.
         keys: frames from one key frame to the next.
         shown: frames of an episode's video where they are not as many as its rows.
     """

@@ -31,7 +31,7 @@ def write(
     matrix: list[int] | None = None,
     transfer: int | None = None,
 ) -> Path:
-    """Encode pictures at 30 frames a second; the ending of the name decides the container.
+    """Encode pictures at 30 frames per second; the ending of the name decides the container.
 
     Args:
         pixel_aspect: width of a pixel by its height.

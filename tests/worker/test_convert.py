@@ -654,7 +654,7 @@ def test_the_checkpoint_of_a_training(finished, tmp_path):
     with torch.no_grad():
         logits = from_published(tensors, config)(ids, **condition)
     assert logits.isfinite().all()
-    # And back: the weights that training would go on from.
+    # And back: the weights that training would resume from.
     convert(tmp_path / "model.pt", tmp_path / "nemo", Conversion())
     convert(tmp_path / "nemo", tmp_path / "back.pt", Conversion())
     assert_same(loaded(tmp_path / "back.pt"), tensors)

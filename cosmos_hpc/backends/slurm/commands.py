@@ -277,7 +277,7 @@ def queued(names: Sequence[str] | None) -> list[SlurmJob]:
 
 
 def queued_of_many(names: Collection[str]) -> list[SlurmJob]:
-    """As :func:`queued`, of so many names that no command line would hold them.
+    """As :func:`queued`, of more names than a command line can hold.
 
     Raises:
         RequestError: Slurm does not answer.

@@ -25,7 +25,7 @@ _WRITABLE = "--container-writable"
 _PACKAGE = Path(cosmos_hpc.__file__).parent
 #: Is in every container that pyxis starts, mounted on nothing of the image's, and on no host.
 _SIGN = "/cosmos-hpc-container"
-#: Endings by which a file is told from a name in a registry.
+#: Endings that distinguish a file from a name in a registry.
 _IMAGE_FILES = (".sqsh", ".squashfs", ".sqfs", ".sif", ".img")
 #: What enroot takes as a name: ``[user@][registry#]name[:tag]``.
 _ENROOT_NAME = re.compile(r"(?:[^@#/]+@)?(?:[^#/]+#)?[a-z0-9/._-]+(?:[:@][A-Za-z0-9._:-]+)?")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _PREFIX = "cosmos-hpc."
 #: Replaced by the folder of the job, wherever it stands in a script without a container.
 _REPLACED = "/nemo_run"
-#: How the script waits for a task; what it needs to know stands in variables before it.
+#: How the script waits for a task; its settings are in variables before it.
 _WAITING = "nemo_run.sh"
 #: Flags of sbatch that are fields of the executor; the others are its additional parameters.
 _FIELDS = ("account", "partition", "qos", "gres", "time")

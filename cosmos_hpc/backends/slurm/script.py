@@ -20,7 +20,7 @@ BASIC_VARIABLES = ("HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG")
 #: What Slurm's ``--output`` or bash would not take as it is.
 _UNSAFE_PATH = re.compile(r"[%\\\x00-\x1f\x7f]")
 
-#: How every job works on a task, and how an array takes turns; what they need to know stands in
+#: How a job runs a task, and an array task several in turn; their settings are in
 #: variables before them.
 _JOB, _ARRAY = "job.sh", "job_array.sh"
 #: Seconds that torchrun gives its ranks to end.

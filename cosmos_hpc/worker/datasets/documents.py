@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 class ShardedDocuments:
     """Documents that were left in their shards, numbered as if they were joined.
 
-    Read through Megatron's indexed datasets, without a map or an open file for every shard's ids:
+    Read through Megatron's indexed datasets, without a map or open file for every shard's tokens:
     of thousands, both would run out.
 
     Args:

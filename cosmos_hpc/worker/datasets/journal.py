@@ -34,7 +34,7 @@ class Journal:
     clips, each complete. Open within a lock.
 
     Args:
-        path: of the lines; the ids lie beside it.
+        path: of the lines; the tokens are in a file beside it.
         ids_per_clip: ids of one clip.
 
     Attributes:

@@ -27,7 +27,7 @@ _SIDE = 256
 def pictures(paths: Sequence[str]) -> dict[str, str]:
     """The first frame of each video that has one, as an address that holds it, by its path.
 
-    A process of its own decodes: a video that has failed may end it or keep it busy for ever, and
+    A process of its own decodes: a video that has failed may end it or keep it busy forever, and
     then only the pictures behind it are lost.
     """
     found: dict[str, str] = {}

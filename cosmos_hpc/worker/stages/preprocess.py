@@ -17,7 +17,7 @@ def preprocess(run: RunFolder, recipe: Recipe, shard: int) -> None:
     """
     task = recipe.kind
     if task.before_shard:
-        # First, and what it loads is gone from memory before the tokenizer comes.
+        # First: what it loads is freed before the tokenizer is loaded.
         load(task.before_shard)(run, recipe, shard)
     with large_imports(freeze=True):
         kind = load(task.shard)

@@ -143,7 +143,7 @@ def _marker(run: RunFolder, shard: int) -> Path:
 def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
     """Write the embeddings of the prompts that a shard owns; those of an earlier attempt are kept.
 
-    The text encoder is gone from memory when this returns.
+    The text encoder is freed when this returns.
 
     Raises:
         WorkError: the text encoder cannot be loaded, or gives another width than the model reads.
@@ -173,7 +173,7 @@ def encode_prompts(run: RunFolder, recipe: Recipe, shard: int) -> None:
 def encode_missing(run: RunFolder, recipe: Recipe, prompts: list[str]) -> None:
     """Write the embeddings of prompts that have none yet.
 
-    The text encoder is gone from memory when this returns.
+    The text encoder is freed when this returns.
 
     Raises:
         WorkError: the text encoder cannot be loaded, or gives another width than the model reads.

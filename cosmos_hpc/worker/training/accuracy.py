@@ -18,7 +18,7 @@ class LossAndAccuracy(MaskedTokenLossReduction):
     ``[batch, sequence]``.
 
     Args:
-        log: is told the accuracy of a global batch, a scalar.
+        log: called with the accuracy of a global batch, a scalar.
     """
 
     def __init__(self, log: Callable[[Tensor], None]) -> None:

@@ -113,7 +113,7 @@ def read_clip(
 
     Args:
         pad: repeat the last frame of a shorter video; otherwise it is an error.
-        clock: is told the time spent in ``decode`` and ``resize``.
+        clock: accumulates the time spent in ``decode`` and ``resize``.
 
     Raises:
         VideoError: the file holds no such clip; the message says why.
@@ -142,9 +142,9 @@ def read_clips(
         begin: number of the first clip to give.
         mark: of the clip before that; spares decoding what lies before it.
         place: gives the array to fill with the next clip, uint8 ``[3, T, H, W]``.
-        clock: is told the time spent in ``decode`` and ``resize``.
-        tick: is called for every frame that is decoded.
-        span: what of the file is the video.
+        clock: accumulates the time spent in ``decode`` and ``resize``.
+        tick: called for every decoded frame.
+        span: the part of the file that is the video.
 
     Raises:
         VideoError: the video holds no clip, or is damaged after those already given; the message

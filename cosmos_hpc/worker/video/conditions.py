@@ -37,7 +37,7 @@ def read_condition(path: Path, cut: Cut, span: Span = WHOLE) -> Condition:
     Args:
         path: of the file; what it is follows from its name.
         cut: size, number of frames and frame rate.
-        span: what of the file the video is.
+        span: the part of the file that is the video.
 
     Raises:
         VideoError: it cannot be read, has transparent parts, or too few frames.

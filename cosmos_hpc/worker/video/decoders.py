@@ -47,7 +47,7 @@ class DecodeJob:
         path: of the file.
         begin: number of the first clip that is wanted.
         mark: of the clip before that, as :class:`~cosmos_hpc.worker.video.clips.Clip` has it.
-        span: what of the file is the video.
+        span: the part of the file that is the video.
         suspect: a worker died while it was in flight: it is decoded alone until it gives a clip.
         deaths: of decoders while they decoded it, since its last clip.
     """
@@ -127,7 +127,7 @@ class Decoders:
         cut: which clips of them.
         count: processes.
         slots: clips that may lie in memory at a time, more than ``count``.
-        in_flight: is told what is decoded, before it is.
+        in_flight: records each video before it is decoded.
 
     Attributes:
         slots: the shared memory.

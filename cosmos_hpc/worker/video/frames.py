@@ -53,8 +53,8 @@ class Video:
 
     Args:
         path: of the file.
-        tick: is called for every frame that is decoded.
-        span: what of the file is the video.
+        tick: called for every decoded frame.
+        span: the part of the file that is the video.
 
     Attributes:
         problems: why frames ended before the file did; empty where they did not.

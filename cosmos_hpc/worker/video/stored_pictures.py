@@ -26,7 +26,7 @@ class StoredPictures:
 
     Args:
         path: of a Parquet file with ``episode_index`` and ``frame_index`` in each row.
-        tick: is called for every picture that is decoded.
+        tick: called for every decoded picture.
         span: names the episode, the column of the pictures and their rate; they are bytes of PNG,
             JPEG, WebP or BMP, or as the ``datasets`` library has them a struct with ``bytes``.
 

@@ -1,4 +1,4 @@
-"""A training goes on where Weights & Biases cannot be had, with its files kept for later."""
+"""A training continues where Weights & Biases cannot be had, with its files kept for later."""
 
 import contextlib
 import http.server

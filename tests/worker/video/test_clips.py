@@ -81,7 +81,7 @@ def test_only_a_video_without_a_whole_clip_is_padded(tmp_path):
     assert (clip.pixels[:, 4:] == clip.pixels[:, 4:5]).all()
 
 
-def test_going_on_after_any_clip_gives_the_same_clips(gop):
+def test_resuming_after_any_clip_gives_the_same_clips(gop):
     for cut in ({}, {"stride": 20}, {"stride": 5, "frames": 17}, {"frame_rate": 20.0}):
         found = clips(gop, **cut)
         assert len(found) > 5

@@ -11,7 +11,7 @@ from tests.worker import make_videos
 GIVEN = REPOSITORY.parent / "shared" / "cases"
 #: Groups of 30 pictures with B frames.
 GROUPS = {"x264-params": "keyint=30:bframes=3:scenecut=0"}
-#: Ticks of a frame in an MP4 file of 30 frames a second, and those by which B frames delay it.
+#: Ticks of a frame in an MP4 file of 30 frames per second, and those by which B frames delay it.
 TICKS, DELAY = 512, 1024
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 CUT = {"frames": 9, "height": 48, "width": 80, "every": True}

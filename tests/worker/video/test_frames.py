@@ -180,7 +180,7 @@ def test_missing_time_stamps(tmp_path):
         assert all(frame.pts is None for frame in container.decode(video=0))
     whole = read_clip(stream, 40, 48, 80).pixels
     assert psnr(whole, np.moveaxis(make_videos.noisy(40), -1, 0)) > 25
-    # 25 frames a second is FFmpeg's guess.
+    # 25 frames per second is FFmpeg's guess.
     for start, begin in ((0.0, 0), (0.48, 12)):
         cut = Cut(9, 48, 80, every=True, start=start)
         clips = list(read_clips(stream, cut))
