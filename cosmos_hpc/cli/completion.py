@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-_FOLDER = Path(__file__).parent / "utils"
+_FOLDER = Path(__file__).parent
 SHELLS = ("bash", "zsh")
 #: Functions of the script that complete an argument, by its name in the parser.
 _ARGUMENTS = {
