@@ -34,7 +34,7 @@ def trained(login, scenes):
         **CANARIES,
         WANDB_MODE="offline",
     )
-    login.wait("two-nodes", "train", "done", "failed")
+    login.wait("two-nodes", "report", "done", "failed")
     return login.run("two-nodes")
 
 
