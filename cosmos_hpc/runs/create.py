@@ -61,7 +61,9 @@ CHANGEABLE = {
 
 def default_name(recipe: Recipe, cluster: Cluster) -> str:
     """A name that the same request always gets, so that repeating it continues the run."""
-    wanted = json.dumps([recipe.model_dump(mode="json"), cluster.name], sort_keys=True)
+    # Without defaults: a later version may have more settings, and the request is still the same.
+    settings = recipe.model_dump(mode="json", exclude_defaults=True)
+    wanted = json.dumps([settings, cluster.name], sort_keys=True)
     what = "" if recipe.trains else "generate-"
     return f"{recipe.name}-{what}{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
 
