@@ -192,7 +192,7 @@ def test_a_dry_run_prints_what_can_be_pasted(
     assert engine.containers() == []
     assert not any(secret in printed.out for secret in CANARIES.values())
     commands = [line for line in printed.out.splitlines() if line.startswith("docker run ")]
-    assert len(commands) == 5
+    assert len(commands) == 8
     assert all("--env=HF_TOKEN " in command for command in commands)
     program = f'docker() {{ podman --remote --url {engine.host} "$@"; }}; {commands[0]}'
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=100)

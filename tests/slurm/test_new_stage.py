@@ -22,7 +22,7 @@ def test_a_new_stage_is_an_array_of_its_own(lab, tmp_path, scenes):
     )
     assert (refused.code, "time.count=9-00:00:00 is above" in refused.err) == (2, True)
     # Two arrays share what a limit of jobs leaves: two of four shards a task.
-    limit = ("data.videos_per_shard=2", "cluster.max_submit=8")
+    limit = ("data.videos_per_shard=2", "cluster.max_submit=5")
     request = (f"data.input={scenes}", "--stages", "download,preprocess,count", *limit)
     login.submit("counted", *request, "cluster.time.preprocess=00:30:00", PYTHONPATH=place)
     script = (login.run("counted") / "scripts" / "count_sbatch.sh").read_text()
