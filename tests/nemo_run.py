@@ -57,7 +57,7 @@ def unpacked(content: bytes) -> Iterator[bytes]:
     """What NeMo-Run has packed in a file."""
     for packed in re.findall(rb"eJ[A-Za-z0-9_=+/-]{40,}", content):
         # Of a picture or video, in a page, a piece may look like it.
-        with contextlib.suppress(zlib.error):
+        with contextlib.suppress(zlib.error, ValueError):
             yield zlib.decompress(base64.urlsafe_b64decode(packed))
 
 
