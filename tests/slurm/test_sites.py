@@ -42,7 +42,7 @@ def test_greetings_are_no_ids(login, lab, tmp_path, scenes):
     assert all(job.isdigit() for job in login.submitted("greeted"))
     # Each waits for the one before.
     waits = login.queue("%j %E", "--state=PENDING")
-    assert sum("afterok:" in line for line in waits if ".greeted." in line) == 6
+    assert sum("afterok:" in line for line in waits if ".greeted." in line) == 9
     shown = login.command("status", "greeted", **site)
     assert "in the queue: 4 PENDING" in shown.out
     assert login.command("cancel", "greeted", **site).code == 0
@@ -53,7 +53,7 @@ def test_an_sbatch_that_tells_no_id_leaves_nothing_behind(login, lab, tmp_path, 
     """Its jobs are found by their names."""
     silent = greeting(tmp_path / "site", lab, "sbatch", after=" | grep -v '^[0-9]'; true")
     login.submit("silent", f"data.input={scenes}", "cluster.sbatch=['--hold']", **silent)
-    assert len(login.queued("silent")) == 7
+    assert len(login.queued("silent")) == 10
     queued = {line.partition("_")[0] for line in login.queue("%i")}
     assert set(login.submitted("silent")) <= queued
     assert login.command("cancel", "silent").code == 0
@@ -74,7 +74,7 @@ def test_jobs_on_another_cluster_are_not_taken_for_ended(login, lab, tmp_path, s
     refused = login.command("retry", "there", **elsewhere)
     assert refused.code == 2
     assert "use a login node of lab, or remove" in refused.err
-    assert len(login.queued("there")) == 7
+    assert len(login.queued("there")) == 10
     assert login.command("cancel", "there").code == 0
 
 
