@@ -20,8 +20,9 @@ from selenium.webdriver.common.by import By
 import cosmos_hpc as ch
 from cosmos_hpc.api import Run
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.runs.completion import report_is_current
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import is_done
+from cosmos_hpc.runs.stages import is_done, marker_path
 from cosmos_hpc.runs.timeline import Stay
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.report.lanes import draw
@@ -171,7 +172,7 @@ def _text_of(page: Path) -> str:
 
 def _made(run: RunFolder) -> str:
     report(run, run.recipe())
-    assert is_done(run, run.recipe(), "report")
+    assert report_is_current(run, marker_path(run, "report"))
     return _text_of(run.path / "report" / "report.html")
 
 
