@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from megatron.core import tensor_parallel
@@ -10,6 +11,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.layers import block_spec
@@ -47,6 +49,8 @@ class CosmosDecoder(GPTModel):
     """
 
     likeliest: Tensor | None = None
+    #: In place of Megatron's loss, where :mod:`cosmos_hpc.models.fusions` puts one here.
+    fused_losses: ClassVar[Callable[..., Tensor] | None] = None
 
     def __init__(self, config: TransformerConfig, model: ModelConfig, **kwargs: Any) -> None:
         super().__init__(
@@ -123,11 +127,14 @@ class CosmosDecoder(GPTModel):
         """
         with torch.no_grad():
             self.likeliest = likeliest_ids(logits, self.pg_collection.tp) == labels
+        if self.fused_losses is not None:
+            losses = self.fused_losses(logits, labels.t().contiguous(), self.pg_collection.tp)
+            return losses.t().contiguous()
         loss: Tensor = super().compute_language_model_loss(labels, logits)
         return loss
 
 
-def likeliest_ids(logits: Tensor, ranks: torch.distributed.ProcessGroup) -> Tensor:
+def likeliest_ids(logits: Tensor, ranks: ProcessGroup) -> Tensor:
     """The id of the largest logit of each position, the first of several: int64 ``[b, s]``.
 
     Args:

@@ -16,7 +16,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from cosmos_hpc.models.config import FUSIONS
+from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.layers import RMSNorm
+from cosmos_hpc.models.loss import token_losses
 
 #: Shapes that each kernel may be compiled for: hidden states, queries, keys and those of the text,
 #: in training and in validation. Beyond its limit PyTorch would fall back to unfused ones.
@@ -27,14 +29,14 @@ def choose_fusions(asked: Sequence[str] | None, transformer_impl: str) -> list[s
     """Which of :data:`cosmos_hpc.models.config.FUSIONS` to use; none without a GPU.
 
     Args:
-        asked: names; None for all with ``local`` layers, which they were measured with, and none
-            with those of Transformer Engine.
+        asked: names; None for all with ``local`` layers, which they were measured with, and that of
+            the loss, which does not depend on layers, with those of Transformer Engine.
         transformer_impl: form of the layers.
     """
     if not torch.cuda.is_available():
         return []
     if asked is None:
-        return list(FUSIONS) if transformer_impl == "local" else []
+        return list(FUSIONS) if transformer_impl == "local" else ["loss"]
     return list(asked)
 
 
@@ -50,6 +52,8 @@ def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:
         rope_utils._apply_rotary_pos_emb_bshd = apply_rotary
     if "norms" in fusions:
         RMSNorm.kernel = staticmethod(_rms_norm)
+    if "loss" in fusions:
+        CosmosDecoder.fused_losses = staticmethod(token_losses)
     if "gradient_accumulation" in fusions:
         config.gradient_accumulation_fusion = True
         if not megatron_layers._grad_accum_fusion_available:

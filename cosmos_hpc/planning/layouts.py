@@ -137,10 +137,11 @@ class _Search:
         asked = recipe.train.fusions
         by_default = recipe.train.transformer_impl != "transformer_engine"
         self._fused = by_default if asked is None else bool(asked)
+        self._fused_loss = asked is None or "loss" in asked
 
     def memory(self, layout: Layout) -> Memory:
         """Of a step, on one GPU."""
-        return training_memory(self._model, layout, self._trained)
+        return training_memory(self._model, layout, self._trained, self._fused_loss)
 
     def time(self, layout: Layout) -> StepTime:
         """Of a step."""

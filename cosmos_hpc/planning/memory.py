@@ -86,7 +86,8 @@ class Memory:
         gradients: float32 or bf16, of what is trained, as the data-parallel ranks add them up.
         optimizer: Adam's two moments of that, and with bf16 weights those in float32.
         activations: what the layers keep from the forward pass for the backward pass.
-        logits: of all positions, as the model gives them and twice in float32, for the loss.
+        logits: of all positions, as the model gives them, and for the loss twice in float32 or,
+            where it is fused, their gradient.
         workspace: gathered sequences, what a layer computes again or needs on the way.
     """
 
@@ -103,8 +104,15 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def training_memory(model: ModelConfig, layout: Layout, trained: Trained = EVERYTHING) -> Memory:
+def training_memory(
+    model: ModelConfig, layout: Layout, trained: Trained = EVERYTHING, fused_loss: bool = False
+) -> Memory:
     """Memory of a step with Megatron's optimizer.
+
+    Args:
+        model, layout: what is trained, and how it is spread.
+        trained: which weights.
+        fused_loss: with ``loss`` of ``train.fusions``.
 
     Activations are counted tensor by tensor from what autograd keeps of each operation, after
     Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), for
@@ -137,7 +145,8 @@ def training_memory(model: ModelConfig, layout: Layout, trained: Trained = EVERY
     activations = whole_layers * whole_layer + (model.num_layers - whole_layers) * kept
     # Embeddings, and input and output of the last norm.
     ends = 3 * width * tokens * model.hidden_size // spread
-    logits = (width + 8) * tokens * model.output_vocab_size // split
+    a_logit = 2 * width if fused_loss else width + 8
+    logits = a_logit * tokens * model.output_vocab_size // split
     shares = layout.data_parallel if layout.distributed_optimizer else 1
     return Memory(
         weights=width * (params + adapters),

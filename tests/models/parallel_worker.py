@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import (
 
 from cosmos_hpc.models import ModelConfig
 from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.loss import token_losses
 from cosmos_hpc.models.megatron import megatron_config
 from cosmos_hpc.worker.training import cpu
 from tests.models import reference
@@ -93,8 +94,9 @@ def compare(variant, sequence_parallel, recompute):
     labels = whole.detach().argmax(-1)
     labels[:, 3] = (labels[:, 3] + 1) % config.output_vocab_size
     with torch.no_grad():
-        decoder(input_ids=ids, labels=labels, **condition)
+        losses = decoder(input_ids=ids, labels=labels, **condition)
     assert (~decoder.likeliest).nonzero()[:, 1].tolist() == [3, 3]
+    compare_fused_losses(got.detach().transpose(0, 1), labels.t(), losses.t(), whole)
 
     wanted = to_megatron({name: tensor.grad for name, tensor in w.items()}, config)
     for name, parameter in decoder.named_parameters():
@@ -106,6 +108,23 @@ def compare(variant, sequence_parallel, recompute):
         torch.testing.assert_close(
             gradient, part(name, wanted[name], rank, ranks), rtol=1e-4, atol=1e-4, msg=name
         )
+
+
+def compare_fused_losses(logits, labels, expected, whole):
+    """The fused kernel's losses and gradients, of this rank's part, beside PyTorch's."""
+    ranks = parallel_state.get_tensor_model_parallel_group()
+    logits = logits.clone().requires_grad_()
+    with torch.compiler.set_stance("force_eager"):
+        got = token_losses(logits, labels, ranks)
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        custom_backward((got * got.detach()).sum(), None)
+    whole = whole.detach().requires_grad_()
+    losses = torch.nn.functional.cross_entropy(
+        whole.flatten(0, 1), labels.t().flatten(), reduction="none"
+    )
+    custom_backward((losses * losses.detach()).sum(), None)
+    wanted = whole.grad.chunk(ranks.size(), -1)[ranks.rank()].transpose(0, 1)
+    torch.testing.assert_close(logits.grad, wanted, rtol=1e-4, atol=1e-4)
 
 
 if __name__ == "__main__":

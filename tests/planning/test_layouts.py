@@ -22,7 +22,7 @@ def sizing(recipe, gpu="H100-80", gpus=8, overrides=()):
     [("ar4b", 2, 2), ("ar12b", 4, 8), ("ar5b_v2w", 2, 4), ("ar13b_v2w", 4, 8)],
 )
 def test_the_guide_s_table_for_80_gb(recipe, minimum, recommended, gpu):
-    found = sizing(recipe, gpu)
+    found = sizing(recipe, gpu, overrides=["train.fusions=[]"])
     assert (found.minimum.gpus, found.recommended.gpus) == (minimum, recommended)
     assert found.recommended.recompute == "none"
     model = load_recipe(recipe).model_for_clips()
@@ -32,19 +32,28 @@ def test_the_guide_s_table_for_80_gb(recipe, minimum, recommended, gpu):
     assert found.memory.total <= 0.95 * 80e9
 
 
+def test_a_fused_loss_needs_fewer_gpus():
+    assert sizing("ar5b_v2w").recommended.gpus == 2
+    fused, without = (
+        sizing("ar4b", "H200-141", 1, [f"train.fusions=[{name}]"]) for name in ("loss", "norms")
+    )
+    logits = 12_800 * 64_000
+    assert without.memory.total - fused.memory.total == 6 * logits  # 10 bytes to 4
+
+
 @pytest.mark.parametrize(
     ("recipe", "gpu", "gpus", "expected"),
     [
         ("ar4b", "H200-141", 1, (1, 1, "none", None)),
         ("ar5b_v2w", "H200-141", 1, (1, 1, "none", None)),
-        ("ar12b", "H200-141", 2, (2, 1, "full", 17)),
-        ("ar13b_v2w", "H200-141", 2, (2, 1, "full", 35)),
+        ("ar12b", "H200-141", 2, (2, 1, "full", 15)),
+        ("ar13b_v2w", "H200-141", 2, (2, 1, "full", 33)),
         ("ar12b", "H200-141", 4, (2, 2, "none", None)),
-        ("ar13b_v2w", "H200-141", 4, (2, 2, "full", 4)),
+        ("ar13b_v2w", "H200-141", 4, (2, 2, "full", 2)),
         ("ar12b", "H100-80", 8, (4, 2, "none", None)),
-        ("ar13b_v2w", "H100-80", 4, (4, 1, "full", 21)),
+        ("ar13b_v2w", "H100-80", 4, (4, 1, "full", 20)),
         ("ar13b_v2w", "H100-80", 8, (4, 2, "none", None)),
-        ("ar13b_v2w", "A100-40", 8, (8, 1, "full", 21)),
+        ("ar13b_v2w", "A100-40", 8, (8, 1, "full", 20)),
         ("ar5b_v2w", "B200-192", 8, (1, 8, "none", None)),
     ],
 )

@@ -47,7 +47,7 @@ def test_memory_and_gpus_are_explained():
         text,
     )
     assert re.search(r"GPUs +at least 2 \(tensor parallel 2, data parallel 1", text)
-    assert re.search(r"recommended 4 \(tensor parallel 2, data parallel 2", text)
+    assert re.search(r"recommended 2 \(tensor parallel 2, data parallel 1", text)
     many = make_plan(load_recipe("ar5b_v2w"), load_cluster("local", ["gpu=96"])).as_dict()
     assert many["gpu"] == 96.0
     assert many["layout"]["recompute"] == "none"
