@@ -76,8 +76,15 @@ class RandomSamples(SampleDataset):
         return {**conditioned_sample(ids, length), "context": context}
 
 
-def main(name: str, overrides: list[str], gpu: str) -> None:
-    """Train some steps and print what was seen as JSON."""
+def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:
+    """Train some steps and print what was seen as JSON.
+
+    Args:
+        name: of a recipe.
+        overrides: settings.
+        gpu: type to plan for.
+        profile: of the last step, print this many operations that took longest.
+    """
     end_quickly()
     prepare_device()
     with large_imports(freeze=True):
@@ -103,8 +110,11 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
         def __init__(self) -> None:
             self.seconds: list[float] = []
             self.losses: list[float] = []
+            self.profiler = torch.profiler.profile(record_shapes=True)
 
         def on_train_batch_start(self, *_: Any) -> None:
+            if profile and len(self.seconds) == recipe.train.max_steps - 1:
+                self.profiler.start()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.started = time.perf_counter()
@@ -114,6 +124,8 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             self.seconds.append(round(time.perf_counter() - self.started, 4))
+            if profile and len(self.seconds) == recipe.train.max_steps:
+                self.profiler.stop()
 
     train = recipe.train
     samples = RandomSamples(recipe, train.max_steps * train.global_batch_size)
@@ -122,6 +134,8 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
         log = nl.NeMoLogger(explicit_log_dir=logs)
         log.ckpt = None
         nemo.fit(recipe, nemo.ClipData(samples, None, recipe), [meter], log)
+    if profile:
+        print_longest(meter.profiler, profile)
     model = recipe.model_for_clips()
     # The first steps compile kernels and create the optimizer's state.
     step = statistics.median(meter.seconds[3:] or meter.seconds)
@@ -153,6 +167,17 @@ def main(name: str, overrides: list[str], gpu: str) -> None:
         }
     if int(os.environ.get("RANK", "0")) == 0:
         print("RESULT " + json.dumps(report), flush=True)
+
+
+def print_longest(profiler: torch.profiler.profile, rows: int) -> None:
+    """Print operations, then those of each shape, by the time that they took themselves."""
+    time_of = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    for shapes in (False, True):
+        found = profiler.key_averages(group_by_input_shape=shapes)
+        found.sort(key=lambda row: getattr(row, time_of), reverse=True)
+        for row in found[:rows]:
+            times = f"{getattr(row, time_of) / 1e3:9.2f} ms {row.count:6} times"
+            print(f"{times}  {row.key[:100]} {row.input_shapes if shapes else ''}", flush=True)
 
 
 def compare(name: str, overrides: list[str], gpu: str, gpus: int, switches: list[str]) -> None:
@@ -189,6 +214,7 @@ if __name__ == "__main__":
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--gpu", default="H200-141")
+    parser.add_argument("--profile", type=int, default=0, metavar="ROWS", help="of the last step")
     parser.add_argument("--gpus", type=int, default=1, help="with --switch: ranks")
     parser.add_argument("--switch", action="append", default=[], choices=[*SWITCHES, "all"])
     arguments = parser.parse_intermixed_args()
@@ -201,4 +227,4 @@ if __name__ == "__main__":
             arguments.switch,
         )
     else:
-        main(arguments.recipe, arguments.overrides, arguments.gpu)
+        main(arguments.recipe, arguments.overrides, arguments.gpu, arguments.profile)

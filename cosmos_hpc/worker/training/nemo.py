@@ -339,7 +339,10 @@ def fit(
         callbacks = [*callbacks, _SeedOfStep(train.seed)]
     micro_batches = train.global_batch_size // (train.micro_batch_size * train.data_parallel)
     mixed = nl.MegatronMixedPrecision(
-        precision="bf16-mixed", grad_reduce_in_fp32=train.gradient_precision == "fp32"
+        precision="bf16-mixed",
+        # Otherwise the model is built in float32, which takes more than training adapters does.
+        params_dtype=torch.bfloat16,
+        grad_reduce_in_fp32=train.gradient_precision == "fp32",
     )
     trainer = nl.Trainer(
         accelerator="cpu" if cpu else "gpu",
