@@ -90,13 +90,13 @@ def test_a_worker_that_does_not_start_says_why(login, scenes):
 
 
 def test_a_submission_that_fails_half_way_leaves_nothing_queued(login, lab, tmp_path, scenes):
-    """Slurm takes the first jobs, and not the last one."""
+    """Slurm takes the first jobs, and does not say so of the last one."""
     path = lab.environment["PATH"]
     real = shutil.which("sbatch", path=path)
     fails = (
         f"echo '{GREETING}'\n"
         'case "$*" in *--test-only*) ;;'
-        ' *train_sbatch*) echo "sbatch: error: no" >&2; exit 1;; esac\n'
+        f' *train_sbatch*) {real} "$@"; echo "sbatch: error: no" >&2; exit 1;; esac\n'
         f'{real} "$@"'
     )
     site = {"PATH": f"{executables(tmp_path / 'site', sbatch=fails)}:{path}"}
