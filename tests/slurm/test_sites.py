@@ -36,10 +36,12 @@ def test_greetings_are_no_ids(login, lab, tmp_path, scenes):
     """A run is submitted, shown, and taken out of the queue again."""
     site = greeting(tmp_path / "site", lab, "sbatch", "squeue", "sinfo", "scancel", "scontrol")
     request = (f"data.input={scenes}", "cluster.sbatch=['--hold']", "cluster.max_submit=50")
+    request += ("cluster.cpu_partition=cpu,urgent",)
     login.submit("greeted", *request, **site)
     names = [name.partition(".")[0] for name in login.queued("greeted")]
     assert sorted(names) == sorted([*STAGES, *["preprocess"] * 3])
     assert all(job.isdigit() for job in login.submitted("greeted"))
+    assert set(login.queue("%P")) == {"cpu,urgent", "gpu"}
     # Each waits for the one before.
     waits = login.queue("%j %E", "--state=PENDING")
     assert sum("afterok:" in line for line in waits if ".greeted." in line) == 9
