@@ -93,7 +93,7 @@ def main() -> None:
         for name, tasks, seconds, sbatch in rows:
             each = f"{1e3 * seconds / tasks:8.2f} ms each, {sbatch} sbatch calls"
             print(f"{name:<20} {tasks:>6} tasks {seconds:7.2f} s {each}")
-        print(f"ratio to map_array: {rows[1][2] / rows[0][2]:.1f}")
+        print(f"ratio to map_array: {rows[0][2] / rows[1][2]:.1f}")
     shutil.rmtree(home, ignore_errors=True)
 
 

@@ -52,8 +52,9 @@ def file_identities(
 ) -> list[str]:
     """For each path a text that two paths share when they resolve to one file.
 
-    They do so through links, through ``..``, and on some file systems through two spellings of one
-    Unicode name. Hard links stay files of their own, as copies do, unless content counts.
+    They do so through links, through ``..``, where a folder is mounted twice, and on some file
+    systems through two spellings of one name. Hard links stay files of their own, as copies do,
+    unless content counts.
 
     Args:
         paths: absolute, or relative to the working folder.
@@ -61,13 +62,22 @@ def file_identities(
         by_content: files of the same content are one; those of one size are read.
     """
     stats = list(counted(_stats(paths), len(paths), "files looked at", note))
-    inodes = [status and (status.st_dev, status.st_ino) for status in stats]
-    names = Counter(inodes)
-    # To resolve a path takes a look at each of its folders: only where an inode has two names.
-    found = [
-        unicodedata.normalize("NFC", os.path.realpath(path)) if names[inode] > 1 else path
-        for path, inode in zip(paths, inodes, strict=True)
+    # Some file systems number files anew as they are looked at: two files would need the same age.
+    inodes = [
+        status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        for status in stats
     ]
+    names = Counter(inodes)
+    first: dict[object, str] = {}
+    found = []
+    for path, status, inode in zip(paths, stats, inodes, strict=True):
+        if status is None or names[inode] == 1:
+            found.append(path)
+        elif status.st_nlink == 1:
+            found.append(first.setdefault(inode, path))
+        else:
+            # To resolve a path takes a look at each of its folders: only for what has hard links.
+            found.append(unicodedata.normalize("NFC", os.path.realpath(path)))
     return _by_content(found, stats, note) if by_content else found
 
 

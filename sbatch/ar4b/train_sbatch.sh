@@ -65,11 +65,12 @@ give_up() {
 }
 
 # The state of this job in Slurm, which may be too busy to answer at once; some sites print a
-# greeting first.
+# greeting as well.
 state_in_queue() {
     local said
     for _ in 1 2 3 4; do
-        said=$(squeue --noheader --jobs="$job" --format=%T) && echo "${said##*$'\n'}" && return
+        said=$(squeue --noheader --jobs="$job" --format=%T) &&
+            grep -xE '[A-Z_]+' <<<"$said" | tail -n 1 && return
         sleep 5
     done
     echo UNKNOWN

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import subprocess
 
 import pytest
 
@@ -113,6 +114,22 @@ def test_names_that_resolve_to_one_file_are_one_video(tmp_path):
     (note,) = notes
     assert "3 of 9 entries of" in note
     assert "the first is line 2" in note
+
+
+def test_one_file_where_its_folder_is_mounted_twice(small_disk, tmp_path):
+    touch(small_disk, "a.mp4", "hard.mp4", "other.mp4")
+    (small_disk / "hard.mp4").unlink()
+    (small_disk / "hard.mp4").hardlink_to(small_disk / "other.mp4")
+    (again := tmp_path / "again").mkdir()
+    subprocess.run(["mount", "--bind", str(small_disk), str(again)], check=True)
+    try:
+        names = [str(f / n) for f in (small_disk, again) for n in ("a.mp4", "other.mp4")]
+        names.append(str(small_disk / "hard.mp4"))
+        found = list_videos(write_list(tmp_path, [{"video": name} for name in names]))
+    finally:
+        subprocess.run(["umount", "-l", str(again)], check=True)
+    # Of what has hard links, nothing tells one from another mount.
+    assert found == [names[0], names[1], names[3], names[4]]
 
 
 @pytest.mark.parametrize(

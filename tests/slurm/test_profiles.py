@@ -128,14 +128,25 @@ def test_a_limit_of_a_qos(any_lab, profile):
         return re.findall(r"you may have (\d+) jobs in the queue; with max_submit=(\d+)", out)
 
     user = ("sacctmgr", "-i", "modify", "user", "root", "set")
-    any_lab.run("sacctmgr", "-i", "add", "qos", "small", "MaxSubmitJobsPerUser=6")
+    limits = (
+        "MaxSubmitJobsPerUser=6",
+        "GrpSubmitJobs=8",
+        "MaxWall=60",
+        "MaxTRESPerUser=gres/gpu=4",
+    )
+    any_lab.run("sacctmgr", "-i", "add", "qos", "small", *limits)
     try:
         any_lab.run(*user, "qos+=small")
         assert most("qos=small") == [("6", "6")]
         assert most("qos=normal") == most() == []
         any_lab.run(*user, "defaultqos=small")
         assert most() == [("6", "6")]
-        assert "max_submit: 6" in run(any_lab, "cluster", "init", "other", cwd=profile).out
+        proposed = run(any_lab, "cluster", "init", "other", cwd=profile).out
+        assert "max_submit: 6" in proposed
+        assert 'train: "01:00:00"' in proposed
+        checked = run(any_lab, "cluster", "check", "mine", cwd=profile).out
+        assert "note     time.train=04:00:00 is above the 60 minutes that QOS small" in checked
+        assert "note     a job of 8 GPUs is above the 4 that QOS small allows" in checked
         any_lab.run(*user, "defaultqos=normal")
         assert most() == []
         any_lab.run("scontrol", "update", "partitionname=cpu", "qos=small")

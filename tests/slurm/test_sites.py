@@ -36,10 +36,12 @@ def test_greetings_are_no_ids(login, lab, tmp_path, scenes):
     """A run is submitted, shown, and taken out of the queue again."""
     site = greeting(tmp_path / "site", lab, "sbatch", "squeue", "sinfo", "scancel", "scontrol")
     request = (f"data.input={scenes}", "cluster.sbatch=['--hold']", "cluster.max_submit=50")
+    request += ("cluster.cpu_partition=cpu,urgent",)
     login.submit("greeted", *request, **site)
     names = [name.partition(".")[0] for name in login.queued("greeted")]
     assert sorted(names) == sorted([*STAGES, *["preprocess"] * 3])
     assert all(job.isdigit() for job in login.submitted("greeted"))
+    assert set(login.queue("%P")) == {"cpu,urgent", "gpu"}
     # Each waits for the one before.
     waits = login.queue("%j %E", "--state=PENDING")
     assert sum("afterok:" in line for line in waits if ".greeted." in line) == 9
@@ -90,13 +92,13 @@ def test_a_worker_that_does_not_start_says_why(login, scenes):
 
 
 def test_a_submission_that_fails_half_way_leaves_nothing_queued(login, lab, tmp_path, scenes):
-    """Slurm takes the first jobs, and not the last one."""
+    """Slurm takes the first jobs, and does not say so of the last one."""
     path = lab.environment["PATH"]
     real = shutil.which("sbatch", path=path)
     fails = (
         f"echo '{GREETING}'\n"
         'case "$*" in *--test-only*) ;;'
-        ' *train_sbatch*) echo "sbatch: error: no" >&2; exit 1;; esac\n'
+        f' *train_sbatch*) {real} "$@"; echo "sbatch: error: no" >&2; exit 1;; esac\n'
         f'{real} "$@"'
     )
     site = {"PATH": f"{executables(tmp_path / 'site', sbatch=fails)}:{path}"}

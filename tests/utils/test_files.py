@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_hpc.backends.findings import runs_finding
+from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
 
@@ -99,6 +101,9 @@ def test_a_file_system_without_locks_is_one_sentence(tmp_path, monkeypatch):
     for ask in (lambda: files.is_locked(tmp_path / "lock"), lambda: enter(tmp_path / "other")):
         with pytest.raises(WorkError, match=f"{tmp_path} is on a file system without locks"):
             ask()
+    # So does a check of the cluster.
+    finding = runs_finding(Cluster(name="x", kind="local", parallel=1, runs=str(tmp_path)))
+    assert finding.level == "problem" and "file system without locks" in finding.text
 
 
 def enter(path):

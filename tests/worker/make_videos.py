@@ -211,9 +211,13 @@ def write_timed(
     return path
 
 
-def write_streams(path: Path, *streams: tuple[np.ndarray, dict[str, Any]]) -> Path:
+def write_streams(
+    path: Path,
+    *streams: tuple[np.ndarray, dict[str, Any]],
+    options: dict[str, str] | None = None,
+) -> Path:
     """Write several streams of pictures, each with ``codec``, ``pix_fmt`` and ``disposition``."""
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=options or {}) as container:
         outs = []
         for pictures, how in streams:
             stream = container.add_stream(how.get("codec", "libx264"), rate=30)
@@ -240,6 +244,27 @@ def rewrite(source: Path, target: Path, bits: str) -> Path:
                 changed.stream = out
                 new.mux(changed)
     return target
+
+
+def copy(source: Path, target: Path, skip: int = 0, insert: bytes = b"", at: int = 0) -> Path:
+    """Copy the packets of a video, less some at its beginning; ``insert`` is put into each."""
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        out = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(old.demux(video=0)):
+            if packet.size and number >= skip:
+                content = bytes(packet)
+                changed = av.Packet(content[:at] + insert + content[at:])
+                changed.pts, changed.dts = packet.pts, packet.dts
+                changed.time_base, changed.is_keyframe = packet.time_base, packet.is_keyframe
+                changed.stream = out
+                new.mux(changed)
+    return target
+
+
+def append(path: Path, content: bytes) -> Path:
+    """Write something behind a video."""
+    path.write_bytes(path.read_bytes() + content)
+    return path
 
 
 def noisy(count: int, height: int = 48, width: int = 80) -> np.ndarray:

@@ -71,6 +71,7 @@ def _compared(cluster: SlurmCluster, facts: Facts) -> list[Finding]:
         *_partitions(cluster, facts),
         *_charged_to(cluster, facts),
         *_limits(cluster, facts),
+        *_waits(cluster, facts),
         *_container(cluster, facts),
     ]
 
@@ -174,6 +175,21 @@ def _limits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
         )
     if not facts.accounting:
         yield Finding("note", "without accounting, Slurm forgets jobs soon after they end")
+
+
+def _waits(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:
+    """What Slurm queues and, where it keeps to the limits of a QOS, never starts."""
+    for gpus, partitions in ((True, cluster.gpu_partition), (False, cluster.cpu_partition)):
+        for name, limits in facts.ruling(cluster.qos, partitions.split(",")).items():
+            end = f"that QOS {name} allows: it may wait for ever"
+            for stage in (row.name for row in STAGES.values() if row.gpus == gpus):
+                asked = cluster.time_of(stage)
+                if minutes(asked) > (limits.minutes or math.inf):
+                    words = f"time.{stage}={asked} is above the {limits.minutes} minutes {end}"
+                    yield Finding("note", words)
+            if gpus and limits.gpus is not None and cluster.max_gpus > limits.gpus:
+                words = f"a job of {cluster.max_gpus} GPUs is above the {limits.gpus} {end}"
+                yield Finding("note", words)
 
 
 def _container(cluster: SlurmCluster, facts: Facts) -> Iterator[Finding]:

@@ -67,6 +67,13 @@ _SECONDS = 60
 _LONGEST_NAMES = 100_000
 #: Seconds before a command is tried again that Slurm was too busy for.
 _PAUSES = (1.0, 3.0, 10.0)
+#: With which greetings of a site are coloured.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+#: What commands say of a controller that is busy, starts again, or hands over to another one.
+_BUSY = re.compile(
+    "Socket timed out|Zero Bytes were transmitted|Unable to contact slurm controller|"
+    "backup controller in standby mode"
+)
 #: Set inside a job, and read by sbatch and srun as flags: a login shell inside an allocation would
 #: pass its own node and task counts on. What a person has set for squeue would hide jobs.
 _INHERITED = re.compile(r"^(SLURM|SBATCH|SRUN|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
@@ -101,14 +108,22 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     for pause in (*_PAUSES, None):
         try:
             done = subprocess.run(
-                words, env=environment(), capture_output=True, text=True, timeout=_SECONDS
+                words,
+                env=environment(),
+                capture_output=True,
+                # Greetings, and names of others' jobs, are in any encoding.
+                encoding="utf-8",
+                errors="replace",
+                timeout=_SECONDS,
             )
         except subprocess.TimeoutExpired:
             raise RequestError(
                 f"{words[0]} has not answered for {_SECONDS} s; try again when Slurm is up"
             ) from None
+        done.stdout, done.stderr = _COLOUR.sub("", done.stdout), _COLOUR.sub("", done.stderr)
         # What sbatch was to submit may have been taken all the same.
-        if pause is None or words[0] == "sbatch" or not _passes(done):
+        submits = words[0] == "sbatch" and "--test-only" not in words
+        if pause is None or submits or not _passes(done):
             break
         time.sleep(pause)
     return done
@@ -116,7 +131,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 def _passes(done: subprocess.CompletedProcess[str]) -> bool:
     """Whether a command failed because Slurm was too busy to answer."""
-    return done.returncode != 0 and "Socket timed out" in done.stderr
+    return done.returncode != 0 and _BUSY.search(done.stderr) is not None
 
 
 def output(*words: str) -> str:
@@ -193,7 +208,7 @@ def awaited_nodes(partition: str, why: str) -> str | None:
     if "node" not in why.lower():
         return None
     counts: Counter[str] = Counter()
-    for line in output("sinfo", "-a", "-h", "-o", "%P|%D|%T").splitlines():
+    for line in sinfo("%P|%D|%T").splitlines():
         name, number, state = [*line.split("|"), "", ""][:3]  # less of a greeting of the site
         if name.removesuffix("*") in partition.split(","):
             counts[state.rstrip("*~#!%$@^-") if _NOT_UP.match(state) else ""] += int(number)
@@ -202,6 +217,15 @@ def awaited_nodes(partition: str, why: str) -> str | None:
         return None
     states = ", ".join(f"{number} {state}" for state, number in away.items())
     return f"of {sum(counts.values())} nodes of {partition}, {states}; it waits until they are back"
+
+
+def sinfo(form: str) -> str:
+    """Partitions, hidden ones as well, a line for each kind of node; numbers are whole ones.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
+    return output("sinfo", "-a", "-h", "--noconvert", "-o", form)
 
 
 def sbatch(script: Path, flags: Sequence[str], name: str, known: Collection[str] = ()) -> str:
@@ -223,16 +247,16 @@ def sbatch(script: Path, flags: Sequence[str], name: str, known: Collection[str]
         done = command("sbatch", "--parsable", *flags, str(script))
         if not _passes(done):
             break
-        if ids := _newest(name, known):
+        # A controller that was too busy to answer may take the job a moment later.
+        time.sleep(pause or 0)
+        if ids := _jobs_named(name, known):
             return ids[-1]
-        if pause:
-            time.sleep(pause)
     if done.returncode:
         raise RequestError(f"Slurm does not take {script}: {with_remedy(reason(done.stderr))}")
     # On federated clusters the id comes with the name of its cluster.
     said = [line.strip() for line in done.stdout.splitlines()]
     ids = [line.partition(";")[0] for line in said if re.fullmatch(r"\d+(;\S+)?", line)]
-    ids = ids or _newest(name, known)
+    ids = ids or _jobs_named(name, known)
     if not ids:
         raise RequestError(
             f"sbatch took {script} and told no id, nor is a job of name {name} in the queue; "
@@ -241,8 +265,12 @@ def sbatch(script: Path, flags: Sequence[str], name: str, known: Collection[str]
     return ids[-1]
 
 
-def _newest(name: str, known: Collection[str]) -> list[str]:
-    """Ids of jobs of a name that are in the queue, but for known ones, the newest last."""
+def _jobs_named(name: str, known: Collection[str]) -> list[str]:
+    """Ids of jobs of a name that are in the queue, but for known ones, the newest last.
+
+    Raises:
+        RequestError: Slurm does not answer.
+    """
     found = {job.array_id for job in queued([name]) if job.active} - set(known)
     return sorted(found, key=int)
 
@@ -328,12 +356,12 @@ def cancel(ids: Sequence[str], only_waiting: bool = False) -> None:
         only_waiting: leave alone what has begun by the time that Slurm looks.
 
     Raises:
-        RequestError: Slurm does not answer, or the jobs are somebody else's.
+        RequestError: Slurm stays too busy or does not answer, or the jobs are somebody else's.
     """
     flags = ["--state=PENDING"] if only_waiting else []
     for start in range(0, len(ids), 500):
         done = command("scancel", *flags, *ids[start : start + 500])
-        if "ermission denied" in done.stderr:
+        if _passes(done) or "ermission denied" in done.stderr:
             raise RequestError(f"scancel failed: {reason(done.stderr)}")
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cosmos_hpc.backends.slurm.commands import command, config, output
+from cosmos_hpc.backends.slurm.commands import command, config, output, sinfo
 from cosmos_hpc.backends.slurm.profile import minutes
 
 
@@ -34,6 +34,21 @@ class Partition:
 
 
 @dataclass(frozen=True)
+class QosLimits:
+    """What a QOS allows; None without a limit.
+
+    Attributes:
+        jobs: of one user in the queue.
+        minutes: of a job.
+        gpus: of one user at a time.
+    """
+
+    jobs: int | None = None
+    minutes: int | None = None
+    gpus: int | None = None
+
+
+@dataclass(frozen=True)
 class Facts:
     """What Slurm says of a cluster.
 
@@ -43,7 +58,7 @@ class Facts:
             does not tell.
         max_submit: most jobs of this user at a time that associations allow; None without a limit
             that Slurm tells.
-        qos_limits: the same of each QOS that has a limit.
+        qos_limits: of each QOS.
         partition_qos: by partition, the QOS that holds for all jobs there; ``N/A`` without one.
         default_qos: of jobs that name none.
         container_options: flags that pyxis adds to srun; empty without it.
@@ -57,7 +72,7 @@ class Facts:
     associations: dict[str, set[str]]
     max_submit: int | None
     container_options: set[str]
-    qos_limits: dict[str, int] = field(default_factory=dict)
+    qos_limits: dict[str, QosLimits] = field(default_factory=dict)
     partition_qos: dict[str, str] = field(default_factory=dict)
     default_qos: str = ""
 
@@ -68,9 +83,13 @@ class Facts:
             qos: of the jobs; None: the default one.
             partitions: that they run in.
         """
-        ruling = [qos or self.default_qos, *map(self.partition_qos.get, partitions)]
-        limits = [self.max_submit, *(self.qos_limits.get(name) for name in ruling if name)]
+        limits = [self.max_submit, *(one.jobs for one in self.ruling(qos, partitions).values())]
         return min((limit for limit in limits if limit is not None), default=None)
+
+    def ruling(self, qos: str | None, partitions: Iterable[str]) -> dict[str, QosLimits]:
+        """Limits of the QOS that hold for such jobs, by name; arguments as of :meth:`most_jobs`."""
+        names = [qos or self.default_qos, *map(self.partition_qos.get, partitions)]
+        return {name: self.qos_limits[name] for name in names if name in self.qos_limits}
 
     def partition(self, name: str) -> Partition | None:
         """A partition by name."""
@@ -110,7 +129,7 @@ def container_options() -> set[str]:
 
 def _partitions() -> list[Partition]:
     merged: dict[str, Partition] = {}
-    for line in output("sinfo", "-a", "-h", "-o", "%P|%a|%l|%D|%c|%G").splitlines():
+    for line in sinfo("%P|%a|%l|%D|%c|%G").splitlines():
         fields = line.split("|")
         if len(fields) != 6:
             continue  # a greeting of the site
@@ -133,8 +152,8 @@ def _partitions() -> list[Partition]:
     return list(merged.values())
 
 
-#: ``gpu:h100:8(S:0-1)`` or ``gpu:8``.
-_GPU = re.compile(r"\bgpu:(?:([A-Za-z][\w.-]*):)?(\d+)")
+#: ``gpu:h100:8(S:0-1)`` or ``gpu:8``; types may be numbers, such as those of ``gpu:3090:4``.
+_GPU = re.compile(r"(?:^|,)gpu:(?:([^:,()]+):)?(\d+)(?![^(,])")
 
 
 def _whole(limit: str) -> str:
@@ -148,11 +167,21 @@ def _partition_qos() -> dict[str, str]:
     return dict(re.findall(r"^PartitionName=(\S+) .*? QoS=(\S+)", shown, re.M))
 
 
-def _qos_limits() -> dict[str, int]:
-    """Most jobs of one user in the queue under each QOS that limits them."""
-    done = command("sacctmgr", "-nP", "show", "qos", "format=name,maxsubmitjobsperuser")
-    rows = (line.split("|") for line in done.stdout.splitlines() if line.count("|") == 1)
-    return {name: int(limit) for name, limit in rows if limit.isdigit()}
+def _qos_limits() -> dict[str, QosLimits]:
+    """What each QOS allows."""
+    of_jobs = ["maxsubmitjobsperuser", "maxsubmitjobsperaccount", "grpsubmitjobs"]
+    of_gpus = ["maxtresperjob", "maxtresperuser", "grptres"]
+    form = ",".join(["name", "maxwall", *of_jobs, *of_gpus])
+    found = {}
+    for line in command("sacctmgr", "-nP", "show", "qos", f"format={form}").stdout.splitlines():
+        fields = line.split("|")
+        if len(fields) != 8:
+            continue  # a greeting of the site
+        jobs = [int(limit) for limit in fields[2:5] if limit.isdigit()]
+        gpus = [int(count) for count in re.findall(r"gres/gpu=(\d+)", "|".join(fields[5:]))]
+        wall = minutes(fields[1]) if fields[1] else None
+        found[fields[0]] = QosLimits(min(jobs, default=None), wall, min(gpus, default=None))
+    return found
 
 
 def _associations() -> tuple[dict[str, set[str]], int | None, str]:

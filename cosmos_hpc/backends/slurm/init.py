@@ -17,8 +17,9 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
 
-#: What NVML calls a part of a card: ``a100_1g.5gb``, with its memory in GB.
-_SLICE = r"\d+g\.(\d+)gb"
+#: What NVML calls a part of a card: ``a100_1g.5gb``, with its memory in GB; sites write it as well
+#: without the dot.
+_SLICE = r"\d+g[._-]?(\d+)gb"
 
 
 def init(name: str | None = None) -> Path:
@@ -82,7 +83,7 @@ def propose(facts: Facts) -> str:
         _setting("grace_seconds", 300, "before a time limit, to stop at a safe point"),
         _setting("runs", "runs", "on a file system that all nodes share"),
         "time:",
-        *(f"  {line}" for line in _times(gpu, cpu)),
+        *(f"  {line}" for line in _times(facts, gpu, cpu)),
         _setting("container", None, _container_note(facts)),
         _setting("mounts", [], "/from:/to in the container"),
         _setting("setup", [], "shell lines before the work, such as: module load cuda"),
@@ -107,6 +108,8 @@ def _memory(kind: str) -> tuple[str | None, str]:
     words = re.split("[^A-Z0-9.]+", kind.upper())
     fitting = [known for known in GPU_GIGABYTES if known.partition("-")[0] in words]
     named = [float(word.rstrip("GB")) for word in words if re.fullmatch(r"\d+GB?", word)]
+    if "GH200" in words:
+        named = []  # the memory in its name may be that of its processor
     part = re.search(_SLICE, kind, re.IGNORECASE)
     if part:
         return f"{part[1]}GB", "a slice of a GPU (MIG)"
@@ -120,12 +123,13 @@ def _memory(kind: str) -> tuple[str | None, str]:
     return None, f"Slurm calls it {kind!r}: give its type or memory, such as 48GB"
 
 
-def _times(gpu: Partition, cpu: Partition) -> list[str]:
-    """Time limits, as long as the partitions allow."""
+def _times(facts: Facts, gpu: Partition, cpu: Partition) -> list[str]:
+    """Time limits, as long as the partitions and the default QOS allow."""
     lines = []
     for name, stage in STAGES.items():
-        limit = (gpu if stage.gpus else cpu).limit
-        short = min(minutes(stage.time), limit)
+        partition = gpu if stage.gpus else cpu
+        of_qos = (one.minutes or math.inf for one in facts.ruling(None, [partition.name]).values())
+        short = min(minutes(stage.time), partition.limit, *of_qos)
         assert not math.isinf(short)
         lines.append(_setting(name, f"{int(short) // 60:02d}:{int(short) % 60:02d}:00"))
     return lines

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
-from cosmos_hpc.backends.slurm.commands import SlurmJob
 from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import JobSpec, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
-from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, active_jobs, read_queue
+from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, read_queue
 from cosmos_hpc.backends.slurm.script import render
 from cosmos_hpc.backends.slurm.secrets import Secrets, find_secrets
 from cosmos_hpc.config.recipes import Recipe
@@ -33,13 +31,10 @@ from cosmos_hpc.runs.stages import (
 )
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
-from cosmos_hpc.utils.progress import duration
 
 #: Jobs that a limit must have room for, for each stage that looks back on a run.
 _CROWDED = 4
 _POLL_SECONDS = 1.0
-#: Seconds between words about what a cancel waits for.
-_SAY_SECONDS = 30.0
 #: Seconds that ending jobs are waited for; as long as Slurm itself waits for their processes.
 _ENDING_SECONDS = 90
 
@@ -301,18 +296,18 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     commands.cancel(submission.stuck)
     ids: dict[tuple[str, int], str] = {}
     run_id, cluster_name = run.id(), commands.cluster_name()
+    before = {job for jobs in submission.queued.values() for job in jobs}
     try:
         for job, _ in submission.jobs:
             dependency = submission.dependency(job, ids)
             flags = [f"--dependency={dependency}"] if dependency else []
-            ids[job.stage.name, job.part] = commands.sbatch(
-                scripts[job.name],
-                flags,
-                job_name(run, job.stage.name, run_id),
-                {*ids.values(), *(job for jobs in submission.queued.values() for job in jobs)},
-            )
+            name = job_name(run, job.stage.name, run_id)
+            known = {*ids.values(), *before}
+            ids[job.stage.name, job.part] = commands.sbatch(scripts[job.name], flags, name, known)
     except BaseException:
-        commands.cancel(list(ids.values()))
+        stages = dict.fromkeys(job.stage.name for job, _ in submission.jobs)
+        names = [job_name(run, stage, run_id) for stage in stages]
+        _take_back(list(ids.values()), names, before, console)
         raise
     for job, _ in submission.jobs:
         _record(run, job.stage.name, ids[job.stage.name, job.part], cluster_name)
@@ -321,6 +316,29 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
         reason = commands.depend(job_id, dependency)
         told = f"could not be told: {reason}; retry when it has ended" if reason else "waits too"
         console.say(f"  in the queue job {job_id} {told}")
+
+
+def _take_back(
+    ids: Sequence[str], names: Sequence[str], before: Collection[str], console: Console
+) -> None:
+    """Cancel the jobs of a submission that failed half-way.
+
+    Args:
+        ids: of those that Slurm has told.
+        names: of all of them: an sbatch that was interrupted, took too long or failed after all may
+            have queued one more.
+        before: ids of jobs of these names that are to stay.
+        console: where to say what is left in the queue.
+    """
+    found = list(ids)
+    try:
+        time.sleep(_POLL_SECONDS)  # Slurm may be taking it just now
+        there = {job.array_id for job in commands.queued(names) if job.active}
+        found += sorted(there.difference(found, before), key=int)
+        commands.cancel(found)
+    except RequestError as e:
+        jobs = f"scancel {' '.join(found)}" if found else f"scancel --name={','.join(names)}"
+        console.say(f"  jobs of this submission may be in the queue still: {e}; {jobs} ends them")
 
 
 def _say_submitted(
@@ -361,47 +379,3 @@ def _record(run: RunFolder, stage: str, job_id: str, cluster: str) -> None:
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     row = {"stage": stage, "job": job_id, "cluster": cluster, "time": now}
     files.append_jsonl(run.jobs, row)
-
-
-def cancel(run: RunFolder, now: bool, console: Console) -> int:
-    """Take what is queued out of the queue, ask what runs to stop, and wait until it has.
-
-    Args:
-        run: its folder.
-        now: kill what runs.
-        console: where to say what is waited for.
-
-    Returns:
-        How many jobs and array tasks were in the queue.
-
-    Raises:
-        RequestError: Slurm does not answer.
-    """
-    found = [job for _, job in active_jobs(run)]
-    if not found:
-        return 0
-    files.write_atomic(run.stop_request, "")
-    began, said = time.monotonic(), -math.inf
-    while left := active_jobs(run):
-        # A job may have queued itself again before it saw the request. Whole arrays: each task
-        # that is named by itself becomes a job of its own to Slurm, which are limited.
-        chosen = dict.fromkeys(job.array_id for _, job in left if now or job.waits)
-        commands.cancel(list(chosen), only_waiting=not now)
-        waited = time.monotonic() - began
-        if waited - said >= _SAY_SECONDS and (words := _waits_for(left, now)):
-            console.say(f"  {words}" + (f" ({duration(waited)})" if said >= 0 else ""))
-            said = waited
-        time.sleep(_POLL_SECONDS)
-    return len(found)
-
-
-def _waits_for(left: Sequence[tuple[str, SlurmJob]], now: bool) -> str:
-    """What a cancel waits for; empty where only jobs are left that have not begun."""
-    running = [f"{stage} (job {job.id}, {job.state})" for stage, job in left if not job.waits]
-    if not running:
-        return ""
-    more = f" and {len(running) - 3} more" if len(running) > 3 else ""
-    words = f"waiting for {', '.join(running[:3])}{more}"
-    if now:
-        return f"{words} to be ended by Slurm"
-    return f"{words} to stop at a safe point; cancel --now kills what runs"

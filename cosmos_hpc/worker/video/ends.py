@@ -15,15 +15,23 @@ import av
 
 from cosmos_hpc.worker.video.spans import WHOLE, Span
 
-#: Elements of Matroska: the whole, groups of packets, and what holds none of them: tables of times,
-#: tags, attachments, chapters, tracks, the head, where to find these, padding, and a checksum.
-_SEGMENT, _CLUSTER = 0x18538067, 0x1F43B675
+#: Elements of Matroska: the head of a file, the whole, groups of packets, and what holds none of
+#: them: tables of times, tags, attachments, chapters, tracks, the head, where to find these,
+#: padding, and a checksum.
+_EBML, _SEGMENT, _CLUSTER = 0x1A45DFA3, 0x18538067, 0x1F43B675
 _TABLES = {
     *(0x1C53BB6B, 0x1254C367, 0x1941A469, 0x1043A770, 0x1654AE6B, 0x1549A966, 0x114D9B74),
     *(0xEC, 0xBF),
 }
 #: Bytes of a packet of MPEG-TS, and the first of them.
 _TRANSPORT, _SYNC = 188, 0x47
+#: Kinds of tags of FLV: sound, video, data; and the bytes of a tag before its content.
+_FLV_TAGS, _FLV_VIDEO, _FLV_HEAD = (8, 9, 18), 9, 11
+#: Bytes of a page of Ogg before its table of segments, and of the longest page.
+_PAGE_HEAD, _PAGE = 27, 65307
+#: What the object of ASF begins with that holds the packets, and less than it has where it was
+#: sent and nobody knew how long it was to be.
+_ASF_DATA, _ASF_LEAST = bytes.fromhex("3626b2758e66cf11a6d900aa0062ce6c"), 100
 #: Bytes of the longest head of an element.
 _HEAD = 12
 #: Parts that are looked at, of a file that seems to have ever more of them.
@@ -48,12 +56,13 @@ def is_cut(
     """
     entries, name, size = stream.index_entries, container.format.name, span.bytes_of(path)
     if name.startswith("mov"):
-        # Its index has every packet, and is in order of these times.
+        # Its index has every packet, and is in order of these times. FFmpeg stops as well where
+        # packets of another stream are beyond the end of the file.
         for number in range(len(entries) - 1, -1, -1):
             entry = entries[number]
             if last is not None and entry.timestamp <= last:
                 return False
-            if entry.pos + entry.size > size and not entry.is_discard:
+            if not entry.is_discard:
                 return True
         return False
     last_known = entries[-1].pos if len(entries) else 0
@@ -65,6 +74,13 @@ def is_cut(
             return _avi_is_cut(f, size) or (more and _is_blank(f, last_known))
         if name == "mpegts":
             return _transport_is_cut(f, size, stream.id)
+        if name == "flv":
+            known = [entry.pos for entry in entries if entry.pos < size]
+            return _flv_is_cut(f, size, known[-1] if known else 0)
+        if name == "ogg":
+            return _ogg_is_cut(f, size, stream.index)
+        if name == "asf":
+            return _asf_is_cut(f, size)
     return False
 
 
@@ -77,6 +93,8 @@ def _matroska_is_cut(f: BinaryIO, size: int, cluster: int) -> bool:
             # The end, or less than the head of a part before it, or something that is no part.
             return end is not None and place < end
         number, content, length = head
+        if end is not None and place >= end and number not in (_EBML, _SEGMENT):
+            return False  # behind the segment there is no film
         after = content + length if length is not None else None
         if number == _SEGMENT:
             end = after
@@ -149,3 +167,52 @@ def _transport_is_cut(f: BinaryIO, size: int, stream: int) -> bool:
     if len(part) < 3 or whole[0] != _SYNC or part[0] != _SYNC:
         return False
     return int.from_bytes(part[1:3], "big") & 0x1FFF == stream
+
+
+def _flv_is_cut(f: BinaryIO, size: int, place: int) -> bool:
+    """Whether the file ends within a tag of video; ``place`` is that of a tag, 0 of none."""
+    if not place:
+        f.seek(5)
+        place = int.from_bytes(f.read(4), "big") + 4
+    for _ in range(_MAX_PARTS):
+        f.seek(place)
+        head = f.read(_FLV_HEAD)
+        kind = head[0] & 0x1F if head else None
+        if kind not in _FLV_TAGS:
+            return False
+        after = place + _FLV_HEAD + int.from_bytes(head[1:4], "big")
+        if len(head) < _FLV_HEAD or after > size:
+            return kind == _FLV_VIDEO
+        place = after + 4
+    return False
+
+
+def _ogg_is_cut(f: BinaryIO, size: int, stream: int) -> bool:
+    """Whether the file ends within a page of a stream, of which the first pages tell the number."""
+    f.seek(max(0, size - _PAGE))
+    tail = f.read()
+    page = tail[max(0, tail.rfind(b"OggS")) :]
+    whole = _PAGE_HEAD + page[26] + sum(page[27 : 27 + page[26]]) if len(page) > 26 else 0
+    if page[:4] != b"OggS" or len(page) >= whole > 0:
+        return False
+    place = 0
+    for _ in range(stream):
+        f.seek(place + 26)
+        table = f.read(1)
+        place += _PAGE_HEAD + sum(table) + sum(f.read(sum(table)))
+    f.seek(place)
+    return f.read(18)[14:] == page[14:18]
+
+
+def _asf_is_cut(f: BinaryIO, size: int) -> bool:
+    """Whether the object that holds the packets ends beyond the end of the file."""
+    place = 0
+    for _ in range(_MAX_PARTS):
+        f.seek(place)
+        name, length = f.read(16), int.from_bytes(f.read(8), "little")
+        if name == _ASF_DATA:
+            return length >= _ASF_LEAST and place + length > size
+        if length < 24:
+            return False
+        place += length
+    return False

@@ -26,6 +26,8 @@ _SEEK_BACK = (Fraction(0), Fraction(1, 4), Fraction(2), Fraction(10))
 _FIELD = Fraction(1, 50)
 #: Bytes of a packet that may say no more than that the picture stays: it need not give a frame.
 _STAYS = 16
+#: Pieces without a packet, of some 64 kB each, behind which more of them are looked for.
+_HOLES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ class Video:
         self.rate = Fraction(stream.average_rate or stream.guessed_rate or 30)
         self._last: Fraction | None = None
         self._matrix: Matrix | None = None
+        #: Whether a key frame has come. Recordings may begin behind one.
+        self._keyed = False
         #: Time stamp of the last packet, whether it is only a part, and its time for decoding.
         self._packet: tuple[int | None, bool] = None, False
         self._decoding: int | None = None
@@ -246,12 +250,12 @@ class Video:
     def _decoded(self) -> Iterator[av.VideoFrame]:
         """Frames up to the first damage, which is added to ``problems``."""
         try:
-            for packet in self._container.demux(self._stream):
+            for packet in self._packets():
                 if packet.size:
                     self._note(packet)
                 else:
                     self._look_for_a_cut()
-                for frame in self._aspects.decode(packet):
+                for frame in self._decode(packet):
                     if frame.is_corrupt:
                         self.problems.append("a damaged frame")
                         return
@@ -264,6 +268,27 @@ class Video:
             # The good frames before it that the decoder still holds back.
             with contextlib.suppress(av.error.FFmpegError):
                 yield from self._stream.decode(None)
+
+    def _packets(self) -> Iterator[av.Packet]:
+        """Packets up to the end of the file, then an empty one."""
+        for left in range(_HOLES, -1, -1):
+            try:
+                yield from self._container.demux(self._stream)
+                return
+            except av.error.BlockingIOError:
+                # FFmpeg has skipped bytes that are no packets, and looks for more behind them.
+                if not left:
+                    raise
+
+    def _decode(self, packet: av.Packet) -> list[av.VideoFrame]:
+        """Frames of a packet; none of those that a stream lacks the key frame of."""
+        self._keyed = self._keyed or packet.is_keyframe or not packet.size
+        try:
+            return self._aspects.decode(packet)
+        except av.error.InvalidDataError:
+            if self._keyed:
+                raise
+            return []
 
     def _note(self, packet: av.Packet) -> None:
         """Remember of a packet what tells later whether all that should come has come."""

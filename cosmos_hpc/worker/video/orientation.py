@@ -8,6 +8,18 @@ import struct
 import av
 from av.sidedata.sidedata import Type as SideDataType
 
+
+def _unnamed(cls: type[SideDataType], number: int) -> SideDataType:
+    """A type of side data that FFmpeg has and PyAV has no name for."""
+    member = object.__new__(cls)
+    member._name_ = f"TYPE_{number}"
+    member._value_ = number  # type: ignore[assignment]
+    return member
+
+
+# EXIF, views of stereo pictures: PyAV gives no side data of a frame that has some of such a type.
+SideDataType._missing_ = classmethod(_unnamed)  # type: ignore[assignment]
+
 #: ``a, b, c, d`` of ISO/IEC 14496-12: a pixel at (x, y) is shown at (a x + c y, b x + d y), y
 #: downwards, on any scale.
 Matrix = tuple[int, int, int, int]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +21,11 @@ OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,ivf,m4v,h264,hevc,mpegvideo",
 }
+#: Of files that FFmpeg can read and this package does not.
+_OTHER_FORMAT = (
+    "not a readable video: its container is none of those that are read; convert it to MP4, "
+    "Matroska, WebM, MOV or AVI"
+)
 #: Streams that are made for a part of the audience; FFmpeg prefers any other.
 _IMPAIRED = Disposition.hearing_impaired | Disposition.visual_impaired
 
@@ -57,8 +63,12 @@ def open_video(
         VideoError: the file has no video stream, or one of absurd size or unknown codec.
         av.error.FFmpegError: it cannot be read.
     """
-    source = str(path) if span.size is None else span.open(path)
-    container = av.open(source, metadata_errors="replace", options=OPTIONS)
+    try:
+        container = _open(path, span)
+    except av.error.ArgumentError:
+        if any("Format not on whitelist" in message for message in _log_of(path, span)):
+            raise VideoError("unreadable", _OTHER_FORMAT) from None
+        raise
     try:
         stream = best_stream(container)
         if stream is None:
@@ -68,7 +78,7 @@ def open_video(
         if codec is None:
             raise VideoError("unreadable", "the codec of the video is unknown")
         if not codec.width or not codec.height:
-            raise _without_size(path)
+            raise _without_size(path, span)
         if codec.width * codec.height > MAX_PIXELS:
             raise _too_large(f"{codec.width}x{codec.height}")
     except VideoError:
@@ -79,6 +89,11 @@ def open_video(
     # beyond the last frame that is wanted.
     codec.thread_count = 1
     return container, stream
+
+
+def _open(path: Path, span: Span) -> av.container.InputContainer:
+    source = str(path) if span.size is None else span.open(path)
+    return av.open(source, metadata_errors="replace", options=OPTIONS)
 
 
 def declared_duration(
@@ -161,15 +176,20 @@ def _too_large(size: str) -> VideoError:
     return VideoError("too_large", f"the header says frames of {size} pixels")
 
 
-def _without_size(path: Path) -> VideoError:
-    """Why FFmpeg gives no size: it forgets one that it refuses, and says so in its log alone."""
-    av.logging.set_level(av.logging.ERROR)
-    try:
-        with av.logging.Capture() as log:
-            av.open(str(path), metadata_errors="replace", options=OPTIONS).close()
-    finally:
-        av.logging.set_level(None)
-    for _, _, message in log:
+def _without_size(path: Path, span: Span) -> VideoError:
+    """Why FFmpeg gives no size: it forgets one that it refuses."""
+    for message in _log_of(path, span):
         if found := re.search(r"Picture size (\d+x\d+)", message):
             return _too_large(found[1])
     return VideoError("unreadable", "not a readable video: nothing says how large its frames are")
+
+
+def _log_of(path: Path, span: Span) -> list[str]:
+    """What FFmpeg says in its log alone when it opens a file."""
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as log, contextlib.suppress(av.error.FFmpegError):
+            _open(path, span).close()
+    finally:
+        av.logging.set_level(None)
+    return [message for _, _, message in log]

@@ -67,6 +67,41 @@ def test_what_a_busy_sbatch_has_taken_all_the_same_is_not_submitted_twice(slurm,
     assert len(calls(tmp_path, "sbatch")) == 1
 
 
+def test_what_it_takes_a_moment_later_is_not_submitted_twice_either(slurm, tmp_path, monkeypatch):
+    monkeypatch.setattr(commands.time, "sleep", lambda _: (tmp_path / "later").touch())
+    slurm(
+        sbatch="echo 'sbatch: error: Batch job submission failed: Socket timed out' >&2; exit 1",
+        squeue=f"[ ! -e {tmp_path}/later ] || {ROW} 8 x '' PENDING None N/A",
+    )
+    assert commands.sbatch(tmp_path / "x.sh", [], "x") == "8"
+    assert len(calls(tmp_path, "sbatch")) == 1
+
+
+def test_whether_it_would_take_a_job_is_asked_again(slurm, tmp_path):
+    busy = "echo 'sbatch: error: Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    slurm(sbatch=after(2, "true", busy))
+    assert commands.job_refusal("x.sh") is None
+    assert len(calls(tmp_path, "sbatch")) == 3
+
+
+def test_jobs_that_a_busy_slurm_does_not_cancel_are_no_cancelled_ones(slurm):
+    slurm(scancel=BUSY)
+    with pytest.raises(RequestError, match="scancel failed: .*Socket timed out"):
+        commands.cancel(["7"])
+
+
+def test_greetings_in_colours_and_in_any_encoding(slurm, tmp_path):
+    hello = r"printf '\033[1;32mGr\xfc\xdfe | 42\033[0m\n'"
+    slurm(
+        squeue=rf"{hello}; {ROW} 7 x $'\xe9' PENDING None N/A; {hello}",
+        sbatch=rf"{hello} >&2; printf '\033[1m12;c\033[0m\n'; {hello}",
+    )
+    assert [job.id for job in commands.queued(["x"])] == ["7"]
+    assert commands.sbatch(tmp_path / "x.sh", [], "x") == "12"
+    slurm(sbatch=r"printf '\033[31mno\033[0m\n' >&2; exit 1")
+    assert commands.job_refusal("x.sh") == "no"
+
+
 def test_all_of_a_reason_is_shown():
     """A site's plug-in speaks before Slurm does."""
     text = "sbatch: error: gpu takes an hour at most\nsbatch: error: see wiki.site.org\n"
@@ -82,13 +117,18 @@ def test_all_of_a_reason_is_shown():
 def test_hidden_partitions_are_partitions(slurm):
     """Jobs in them are jobs as well."""
     shown = "case \" $* \" in *' -a '*) {} ;; esac"
+    # 1024 nodes are 1K of them, unless one asks.
+    nodes = "case $* in *--noconvert*) nodes=1024 ;; *) nodes=1K ;; esac; "
+    gpus = "gpu:2080ti:8(S:0,1),gpu:1g.10gb:7(S:0),mps:4,gpu:3"
     slurm(
-        sinfo=shown.format("echo 'secret|up|1:00:00|2|64|gpu:h100:8'"),
+        sinfo=nodes + shown.format(f'echo "secret|up|1:00:00|$nodes|64|{gpus}"'),
         squeue=shown.format(f"{ROW} 7 x '' PENDING None N/A"),
         scontrol="echo 'ClusterName = c'",
         srun="",
     )
-    assert [partition.name for partition in read_facts().partitions] == ["secret"]
+    (partition,) = read_facts().partitions
+    assert (partition.name, partition.nodes) == ("secret", 1024)
+    assert partition.gpus == {"2080ti": 8, "1g.10gb": 7, "": 3}
     assert len(commands.queued(["x"])) == 1
 
 

@@ -30,6 +30,8 @@ def profile(tmp_path, **gpus):
         ("rtx_a6000_48gb", 48.0),
         ("a100_1g.5gb", 5.0),
         ("nvidia_h100_80gb_hbm3_3g.40gb", 40.0),
+        ("1g.10gb", 10.0),
+        ("a100_2g_10gb", 10.0),
     ],
 )
 def test_names_that_say_what_they_are(tmp_path, name, gpu):
@@ -37,7 +39,7 @@ def test_names_that_say_what_they_are(tmp_path, name, gpu):
     assert (cluster.gpu, cluster.gres) == (gpu, f"gpu:{name}")
 
 
-@pytest.mark.parametrize("name", ["tesla", "ha100x", "rtx"])
+@pytest.mark.parametrize("name", ["tesla", "ha100x", "rtx", "3090", "nvidia_gh200_480gb"])
 def test_others_are_asked_for_and_not_guessed(tmp_path, name):
     with pytest.raises(RequestError, match=r"gpu: say what GPUs there are: .* such as 48GB"):
         load_cluster(profile(tmp_path, **{name: 4}))

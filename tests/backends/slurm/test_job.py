@@ -204,7 +204,7 @@ def test_a_warning_between_tasks_begins_no_other(job):
     ("squeue", "why", "reason"),
     [
         ("echo PENDING", "killed", ""),  # Slurm was faster
-        ("echo CANCELLED", "cancelled", ""),
+        ("echo 'Welcome to HPC'; echo CANCELLED; echo 'Have a nice day'", "cancelled", ""),
         ("echo COMPLETING", "cancelled", ""),
         ("exit 1", "killed", "Slurm did not say whether it is to be queued again"),
     ],

@@ -66,6 +66,16 @@ def test_orientations_in_other_containers(tmp_path, matrix, name):
     assert psnr(shown(clip).copy(), upright.copy()) > 25
 
 
+@pytest.mark.parametrize(("number", "matrix"), zip((1, 6, 3, 8, 2, 4, 5, 7), WAYS, strict=True))
+def test_orientations_of_a_camera_that_writes_jpegs(tmp_path, number, matrix):
+    path = make_videos.write(tmp_path / "plain.mov", pictures(), "mjpeg", "yuvj420p")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01" + struct.pack(">HHIHxxI", 0x112, 3, 1, number, 0)
+    segment = struct.pack(">HH", 0xFFE1, len(exif) + 2) + exif
+    path = make_videos.copy(path, tmp_path / "v.mov", insert=segment, at=2)
+    upright = WAYS[matrix][2](pictures())
+    assert psnr(shown(read_clip(path, 5, *upright.shape[1:3])).copy(), upright.copy()) > 25
+
+
 @pytest.mark.parametrize(("rotate", "flip"), [(90, ""), (0, "horizontal"), (90, "horizontal")])
 def test_an_orientation_that_the_frames_carry_holds_until_the_next_key_frame(
     tmp_path, rotate, flip

@@ -97,6 +97,15 @@ def test_sound_with_a_cover_is_no_video(tmp_path):
     assert list(declared_frames([str(path)])) == [0]
 
 
+@pytest.mark.parametrize(("name", "codec"), [("v.mxf", "mpeg2video"), ("v.gif", "gif")])
+def test_containers_that_are_not_read_are_named_as_such(tmp_path, name, codec):
+    pix_fmt = "rgb8" if codec == "gif" else "yuv420p"
+    path = make_videos.write(tmp_path / name, make_videos.frames(9), codec, pix_fmt)
+    with pytest.raises(VideoError, match="none of those that are read; convert it to MP4") as e:
+        read_clip(path, 9, 48, 80)
+    assert e.value.kind == "unreadable"
+
+
 def test_the_best_stream_goes_on_after_any_clip(tmp_path):
     path = make_videos.write_streams(
         tmp_path / "v.mp4",
