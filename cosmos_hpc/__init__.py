@@ -12,6 +12,7 @@ What there is:
   puts their losses and scores beside each other;
 - ``generate`` continues pictures and videos with the weights of a run or a model;
 - ``init_cluster`` writes a profile of a Slurm cluster, ``check_cluster`` checks one;
+- ``sample_videos`` makes videos to try all this with;
 - ``CosmosError`` is what they raise: ``RequestError``, the request was wrong and nothing was
   started, or ``WorkError``, the work failed.
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         plan,
         recipe,
         runs,
+        sample_videos,
         submit,
     )
     from cosmos_hpc.errors import CosmosError, RequestError, WorkError
@@ -51,6 +53,7 @@ __all__ = [
     "plan",
     "recipe",
     "runs",
+    "sample_videos",
     "submit",
 ]
 
@@ -69,4 +72,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    # What is meant for people, so that a completion shows no more than that.
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cosmos_hpc.backends.findings import Findings
 from cosmos_hpc.backends.kinds import load_cluster, open_backend
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
 from cosmos_hpc.config.overrides import Overrides, as_list
@@ -17,13 +18,14 @@ from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.run import Run, generate, split_overrides
 from cosmos_hpc.runs.listing import find_runs
-from cosmos_hpc.runs.stages import (
-    default_stages,
-)
-from cosmos_hpc.utils.console import Console
+from cosmos_hpc.runs.requirements import install_command
+from cosmos_hpc.runs.stages import default_stages
+from cosmos_hpc.utils.console import Console, usual_console
+from cosmos_hpc.utils.settings import apply_overrides, validate
 
 __all__ = [
     "Run",
+    "Runs",
     "check_cluster",
     "compare",
     "download",
@@ -32,17 +34,40 @@ __all__ = [
     "plan",
     "recipe",
     "runs",
+    "sample_videos",
     "submit",
 ]
 
 if TYPE_CHECKING:
-    from cosmos_hpc.backends.findings import Finding
+    from cosmos_hpc.hub.cache import Fetched
     from cosmos_hpc.planning.plans import Plan
     from cosmos_hpc.runs.comparison import Comparison
+    from cosmos_hpc.runs.listing import ListedRun
 
 
-def runs(place: str | Path = "runs", cluster: str | None = None) -> list[Run]:
-    """The runs of a folder, by name.
+class Runs(list[Run]):
+    """Runs, which show themselves as the table of ``cosmos-hpc runs``."""
+
+    def __str__(self) -> str:
+        from cosmos_hpc.runs.listing import render_list
+
+        return render_list(self._listed())
+
+    def _repr_html_(self) -> str:
+        from cosmos_hpc.runs.listing import list_html
+
+        return list_html(self._listed())
+
+    def _listed(self) -> list[ListedRun]:
+        from cosmos_hpc.backends.kinds import queues_of
+        from cosmos_hpc.runs.listing import list_runs
+
+        folders = [run.folder for run in self]
+        return list_runs(folders, queues_of(folders))
+
+
+def runs(place: str | Path = "runs", cluster: str | None = None) -> Runs:
+    """The runs of a folder, by name: a list, which prints as a table of their states.
 
     Args:
         place: the folder that holds them.
@@ -52,7 +77,7 @@ def runs(place: str | Path = "runs", cluster: str | None = None) -> list[Run]:
         RequestError: there is no such folder or profile.
     """
     folder = Path(load_cluster(cluster).runs if cluster else place)
-    return [Run(found.path) for found in find_runs(folder)]
+    return Runs(Run(found.path) for found in find_runs(folder))
 
 
 def compare(runs: Sequence[Run | str | Path]) -> Comparison:
@@ -85,18 +110,18 @@ def recipe(name: str, overrides: Overrides = ()) -> Recipe:
     return load_recipe(name, as_list(overrides))
 
 
-def download(names: Sequence[str], overrides: Overrides = ()) -> dict[str, Path]:
+def download(names: str | Sequence[str], overrides: Overrides = ()) -> Fetched:
     """Fetch what recipes need from the Hub into its cache below HF_HOME, each repository once.
 
     Complete files are not fetched again, partial ones are resumed; without a network a filled cache
     will do.
 
     Args:
-        names: of recipes, or paths of YAML files.
+        names: of recipes, or paths of YAML files; or one of them.
         overrides: ``key=value`` in a list, or a dict, for each of the recipes.
 
     Returns:
-        The folder of each repository.
+        The folder of each repository: a dict, which prints as text.
 
     Raises:
         RequestError: an unknown recipe, HF_HOME is not set, no access, no network or too small a
@@ -115,6 +140,28 @@ def download(names: Sequence[str], overrides: Overrides = ()) -> dict[str, Path]
     return fetch_all([*wanted, *(f for r in recipes for f in datasets.recipe_files(r))])
 
 
+def sample_videos(folder: str | Path = "videos", overrides: Overrides = ()) -> Path:
+    """Make videos of drifting lights, to try the package with; returns their folder.
+
+    Args:
+        folder: where; it is made if need be.
+        overrides: of :class:`cosmos_hpc.worker.video.samples.SampleVideos`, such as ``count=20``,
+            in a list, or a dict.
+
+    Raises:
+        RequestError: an unknown setting, or the extra ``worker`` is not installed.
+    """
+    try:
+        from cosmos_hpc.worker.video.samples import SampleVideos, make_sample_videos
+    except ModuleNotFoundError as e:
+        raise RequestError(
+            f"making videos needs {e.name}, which is not installed; {install_command('worker')}"
+        ) from None
+    changes = apply_overrides({}, as_list(overrides), SampleVideos)
+    make_sample_videos(folder, validate(SampleVideos, changes, "request"))
+    return Path(folder)
+
+
 def init_cluster(name: str | None = None) -> Path:
     """Write a profile for the Slurm cluster that this machine belongs to; returns its path.
 
@@ -126,7 +173,7 @@ def init_cluster(name: str | None = None) -> Path:
     return init(name)
 
 
-def check_cluster(name: str, overrides: Overrides = ()) -> list[Finding]:
+def check_cluster(name: str, overrides: Overrides = ()) -> Findings:
     """What works and what does not of a cluster's profile, before anything is started.
 
     Args:
@@ -137,7 +184,7 @@ def check_cluster(name: str, overrides: Overrides = ()) -> list[Finding]:
         RequestError: no such profile, or the cluster cannot be asked from here.
     """
     profile = load_cluster(name, [o.removeprefix(OVERRIDE_PREFIX) for o in as_list(overrides)])
-    return open_backend(profile).check()
+    return Findings(open_backend(profile).check())
 
 
 def _resolve(name: str, cluster: str, overrides: Overrides) -> tuple[Recipe, Cluster]:
@@ -188,7 +235,7 @@ def submit(
         dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
         output: folder for the scripts of a dry run.
         wait: False: return as soon as the work has begun, also on this machine, where a process of
-            its own goes on with it when this one ends. :meth:`Run.status` and :meth:`Run.follow`
+            its own goes on with it when this one ends. :meth:`Run.status` and :meth:`Run.watch`
             show how far it is, :meth:`Run.cancel` stops it.
 
     Raises:
@@ -205,8 +252,8 @@ def submit(
         from cosmos_hpc.backends.detached import carry_out
 
         # All that can be wrong with the request is said here, before anything begins.
-        start(request, profile, console or Console())
+        start(request, profile, console or usual_console())
         carry_out(request.folder, request.stages)
         return Run(request.folder.path)
-    text = start(request, profile, console or Console(), Path(output) if output else None)
+    text = start(request, profile, console or usual_console(), Path(output) if output else None)
     return Run(request.folder.path, dry_run=text)

@@ -10,6 +10,10 @@ class CosmosError(Exception):
 
     exit_code = 1
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback; ``raise ... from`` adds nothing to it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class WorkError(CosmosError):
     """The work itself failed: exit code 1."""

@@ -35,7 +35,7 @@ from cosmos_hpc.runs.stages import (
     stage_named,
     stages_of,
 )
-from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.console import usual_console
 from cosmos_hpc.utils.imports import large_imports
 from cosmos_hpc.utils.settings import Section, parse_yaml, validate
 
@@ -281,7 +281,7 @@ def _carry_out(recipe: Any, name: str, runs: str, stages: list[str]) -> None:
     data = _plain(recipe)
     resolved = validate(Recipe, data, f"recipe {data.get('name')}")
     profile = load_cluster(BUILT_IN, [f"runs={runs}"])
-    start(make_request(resolved, profile, name, stages), profile, Console())
+    start(make_request(resolved, profile, name, stages), profile, usual_console())
 
 
 def _register() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +17,7 @@ from cosmos_hpc.runs.display import Page
 from cosmos_hpc.runs.folder import RunFolder, find_run
 from cosmos_hpc.runs.logs import follow
 from cosmos_hpc.runs.samples import Samples, read_samples
-from cosmos_hpc.runs.sources import newest_checkpoint
+from cosmos_hpc.runs.sources import saved_checkpoint
 from cosmos_hpc.runs.stages import (
     STAGES,
     asked_for,
@@ -27,12 +29,24 @@ from cosmos_hpc.runs.stages import (
     stages_of,
 )
 from cosmos_hpc.runs.status import RunState, read_state
+from cosmos_hpc.runs.watch import watch
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.console import Console, usual_console
 from cosmos_hpc.utils.settings import apply_overrides, validate
 
 if TYPE_CHECKING:
     import pandas
+
+#: Columns of the metrics that are there also while no step is.
+_METRICS = (
+    "step",
+    "loss",
+    "validation_loss",
+    "learning_rate",
+    "seconds",
+    "tokens_per_second",
+    "time",
+)
 
 
 class Run:
@@ -63,17 +77,16 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r})"
 
+    def __str__(self) -> str:
+        return self.status().render()
+
     def _repr_html_(self) -> str:
         return self.status()._repr_html_()
 
     @property
-    def checkpoint(self) -> Path:
-        """The checkpoint that the training ended with, or the last one that it has saved whole.
-
-        Raises:
-            RequestError: there is none yet.
-        """
-        return newest_checkpoint(self.folder)
+    def checkpoint(self) -> Path | None:
+        """The checkpoint that the training ended with, or the last whole one; None before that."""
+        return saved_checkpoint(self.folder)
 
     def _backend(self) -> AnyBackend:
         return open_backend(read_cluster(self.folder.cluster_file))
@@ -82,10 +95,17 @@ class Run:
         """State of the run and its stages, from what is on the disk and in the queue."""
         return read_state(self.folder, self._backend().queue(self.folder))
 
-    @property
-    def look_seconds(self) -> float:
-        """Seconds between looks at a run that works: a queue is not asked more often."""
-        return 2.0 if self._backend().returns_when == "done" else 10.0
+    def watch(self) -> None:
+        """Show the state as it changes, until nothing works on the run.
+
+        On a terminal and in a notebook it is drawn in place. Interrupting this does not stop the
+        run.
+        """
+        # A queue is not asked more often.
+        every = 2.0 if self._backend().returns_when == "done" else 10.0
+        watch(self.status, sys.stdout, every)
+        while files.is_locked(self.folder.lock):  # a submit that is about to end
+            time.sleep(0.1)
 
     def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.
@@ -130,7 +150,7 @@ class Run:
         Raises:
             RequestError: Slurm does not answer.
         """
-        return self._backend().cancel(self.folder, now, console or Console())
+        return self._backend().cancel(self.folder, now, console or usual_console())
 
     def retry(
         self, stage: str | None = None, task: int | None = None, console: Console | None = None
@@ -160,7 +180,7 @@ class Run:
             names, tasks = names[:1], [task]
             _check_task(folder, names[0], task)
         request = Request(folder, folder.recipe(), names, tasks)
-        start(request, read_cluster(folder.cluster_file), console or Console())
+        start(request, read_cluster(folder.cluster_file), console or usual_console())
 
     def generate(self, *overrides: str | Overrides, name: str | None = None) -> Run:
         """Generate from the newest checkpoint of this run; see :func:`generate`.
@@ -215,7 +235,7 @@ class Run:
         if all(self._is_done(stage) for stage in stages):
             return
         request = Request(self.folder, self.folder.recipe(), stages)
-        start(request, read_cluster(self.folder.cluster_file), console or Console())
+        start(request, read_cluster(self.folder.cluster_file), console or usual_console())
 
     def losses(self) -> list[tuple[int, float]]:
         """(step, training loss in nats per token) of every step so far."""
@@ -233,7 +253,8 @@ class Run:
         """The metrics of the training so far, one row per step or validation.
 
         Columns are ``step``, ``loss`` and ``validation_loss`` (nats per token, one of them missing
-        in each row), ``learning_rate``, ``seconds`` of the step and ``time`` (Unix).
+        in each row), ``learning_rate``, ``seconds`` of the step, ``tokens_per_second`` of all
+        ranks, ``time`` (Unix), and what else ``train/metrics.jsonl`` holds.
 
         Raises:
             RequestError: pandas is not installed.
@@ -245,8 +266,9 @@ class Run:
                 "metrics() gives a pandas DataFrame, and pandas is not installed: pip install "
                 "pandas, or take losses() and validation_losses()"
             ) from None
-        columns = ["step", "loss", "validation_loss", "learning_rate", "seconds", "time"]
-        return pandas.DataFrame(files.read_jsonl(self.folder.train.metrics), columns=columns)
+        rows = files.read_jsonl(self.folder.train.metrics)
+        columns = dict.fromkeys([*_METRICS, *(name for row in rows for name in row)])
+        return pandas.DataFrame(rows, columns=[*columns])
 
     def samples(self) -> Samples:
         """The generated videos, which a notebook shows side by side; none before there are any."""
@@ -331,7 +353,7 @@ def generate(
     else:
         profile = load_cluster(cluster or BUILT_IN, stripped)
     request = make_request(resolved, profile, name, default_stages(), dry_run)
-    text = start(request, profile, console or Console(), Path(output) if output else None)
+    text = start(request, profile, console or usual_console(), Path(output) if output else None)
     return Run(request.folder.path, dry_run=text)
 
 

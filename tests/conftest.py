@@ -37,6 +37,7 @@ LONGEST = (
     "slurm/test_interruptions.py",
     "test_end_to_end.py",
     "slurm/test_submit.py",
+    "test_notebooks.py",
     "test_tasks_end_to_end.py",
     "slurm/test_nemo_run.py",
     "test_nemo_run.py",

@@ -17,7 +17,7 @@ STAGES["count"] = Stage(
     array={array},
     time="00:20:00",
     optional={optional},
-    progress=lambda run, markers: f"{{sum(path.exists() for path in markers)}} counted",
+    progress=lambda run, markers: HowFar(f"{{sum(path.exists() for path in markers)}} counted"),
 )
 """
 _WORK = '''

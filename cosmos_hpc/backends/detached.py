@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.stages import ask_for
 from cosmos_hpc.utils import files
 
 _CODE = """
@@ -33,6 +34,7 @@ def carry_out(run: RunFolder, stages: Sequence[str]) -> None:
     Raises:
         WorkError: it ended before that, or a stage failed at once.
     """
+    ask_for(run, stages)  # before the process does: status tells from it what is still to be done
     run.logs.mkdir(exist_ok=True)
     log = run.logs / "submit.log"
     with open(log, "ab") as said:

@@ -14,6 +14,7 @@ from cosmos_hpc.errors import WorkError, explain_os_error
 from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.html import table
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,21 @@ class Finding:
 
     level: str
     text: str
+
+
+class Findings(list[Finding]):
+    """What a check has found, which shows itself as text and in a notebook."""
+
+    @property
+    def problems(self) -> int:
+        """How many findings are problems."""
+        return sum(finding.level == "problem" for finding in self)
+
+    def __str__(self) -> str:
+        return "\n".join(f"  {finding.level:<8} {finding.text}" for finding in self)
+
+    def _repr_html_(self) -> str:
+        return table((), [(finding.level, finding.text) for finding in self])
 
 
 def libraries() -> dict[str, str]:

@@ -252,7 +252,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             if missing:
                 self._carry_out(request, stage, missing, opened, console)
             else:
-                progress = stage_progress(run, stage)
+                progress = stage_progress(run, stage).words
                 console.say(f"  {stage.name:<11} done before, {progress}".rstrip(", "))
 
     def _carry_out(
@@ -270,13 +270,13 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             self._run_job(run, stage, opened, gpus[: stage.ranks], console)
         still = missing_tasks(run, request.recipe, stage, tasks)
         if still and run.stop_request.exists():
-            console.end(stage.name, "stopped", stage_progress(run, stage))
+            console.end(stage.name, "stopped", stage_progress(run, stage).words)
             raise WorkError("stopped on request; the same command resumes from here")
         if still:
             _note_silent_deaths(run, stage, still)
-            console.end(stage.name, "failed", stage_progress(run, stage))
+            console.end(stage.name, "failed", stage_progress(run, stage).words)
             raise WorkError(_reasons(run, stage, still))
-        console.end(stage.name, "done", stage_progress(run, stage))
+        console.end(stage.name, "done", stage_progress(run, stage).words)
 
     def _run_array(
         self,
@@ -300,7 +300,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
                 time.sleep(_POLL_SECONDS)
                 array.forget_ended()
                 if console.due():
-                    console.progress(stage.name, stage_progress(run, stage))
+                    console.progress(stage.name, *stage_progress(run, stage))
         finally:
             stopped = array.running
             array.cancel()
@@ -319,8 +319,8 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
                     if not noted and job.log:
                         note_log(run, stage.name, 0, job.log)
                         noted = True
-                    if console.due() and (text := stage_progress(run, stage)):
-                        console.progress(stage.name, text)
+                    if console.due() and (how_far := stage_progress(run, stage)).words:
+                        console.progress(stage.name, *how_far)
             finally:
                 job.cancel()
             if not noted and job.log:

@@ -129,10 +129,7 @@ def _download(arguments: argparse.Namespace) -> None:
         raise RequestError(f"download needs a recipe; there are {', '.join(recipe_names())}")
     with _going_on():
         folders = api.download(names, overrides)
-    for repository, folder in folders.items():
-        print(f"{repository}  {folder}")
-    if not folders:
-        print(f"{' and '.join(names)}: nothing of the Hub is needed")
+    print(folders if folders else f"{' and '.join(names)}: {folders}")
 
 
 def _cluster(arguments: argparse.Namespace) -> None:
@@ -144,10 +141,8 @@ def _cluster(arguments: argparse.Namespace) -> None:
         print(f"wrote {path}", file=sys.stderr)
         return
     findings = api.check_cluster(arguments.name, arguments.settings)
-    for finding in findings:
-        print(f"  {finding.level:<8} {finding.text}")
-    problems = sum(finding.level == "problem" for finding in findings)
-    if problems:
+    print(findings)
+    if problems := findings.problems:
         raise RequestError(
             f"{problems} problem{'s' * (problems > 1)} with cluster {arguments.name}"
         )
@@ -253,9 +248,9 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _sample_videos(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.worker.video.samples import SampleVideos, make_sample_videos
+    from cosmos_hpc import api
 
-    make_sample_videos(arguments.folder, _section(SampleVideos, arguments.settings))
+    api.sample_videos(arguments.folder, arguments.settings)
     print(f"wrote videos into {arguments.folder}")
 
 

@@ -172,9 +172,7 @@ def status(arguments: argparse.Namespace) -> None:
     if arguments.watch and arguments.json:
         raise RequestError("--watch shows a run to people and --json to programs; choose one")
     if arguments.watch:
-        from cosmos_hpc.runs.watch import watch
-
-        watch(run.status, sys.stdout, every=run.look_seconds)
+        run.watch()
         return
     state = run.status()
     print(json.dumps(state.as_dict(), indent=2) if arguments.json else state.render())

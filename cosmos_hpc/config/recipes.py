@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,10 +20,12 @@ from cosmos_hpc.data.videos import ignore
 from cosmos_hpc.data.wanted import Note, Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture, ModelConfig
+from cosmos_hpc.utils.html import folded, table
 from cosmos_hpc.utils.settings import (
     Section,
     Synonym,
     apply_overrides,
+    dump_yaml,
     flatten,
     load_mapping,
     merge,
@@ -57,6 +60,22 @@ class Recipe(Section):
     train: Train
     generate: Generate = Generate()
     evaluate: Evaluate = Evaluate()
+
+    def __repr__(self) -> str:
+        return dump_yaml(self).rstrip()
+
+    def __str__(self) -> str:  # pydantic has one of its own
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        head, parts = [], []
+        for name, value in self.model_dump(mode="json").items():
+            if isinstance(value, dict):
+                rows = ((key, json.dumps(inner)) for key, inner in flatten(value).items())
+                parts.append(folded(name, table((), rows)))
+            elif value:
+                head.append((name, value))
+        return table((), head) + "".join(parts)
 
     @property
     def trains(self) -> bool:

@@ -20,6 +20,7 @@ from cosmos_hpc.errors import RequestError, explain_os_error
 from cosmos_hpc.hub.errors import explain, gated, joined, status_of
 from cosmos_hpc.hub.needs import HubFiles, matches
 from cosmos_hpc.hub.transfer import HubFile, Snapshot, transfer
+from cosmos_hpc.utils.html import table
 from cosmos_hpc.utils.progress import gigabytes, say
 
 
@@ -33,7 +34,18 @@ def check_home(wanted: Sequence[HubFiles]) -> None:
         _cache_folder(wanted)
 
 
-def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
+class Fetched(dict[str, Path]):
+    """Folders by repository, which show themselves as text and in a notebook."""
+
+    def __str__(self) -> str:
+        lines = (f"{repository}  {folder}" for repository, folder in self.items())
+        return "\n".join(lines) or "nothing of the Hub is needed"
+
+    def _repr_html_(self) -> str:
+        return table(("repository", "folder"), self.items()) if self else f"<p>{self}</p>"
+
+
+def fetch_all(wanted: Iterable[HubFiles]) -> Fetched:
     """Fetch what the cache does not hold yet, after checking everything possible.
 
     Complete files are left alone, partial files are resumed. Where the Hub cannot
@@ -51,7 +63,7 @@ def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
     """
     merged = _merged(wanted)
     if not merged:
-        return {}
+        return Fetched()
     cache = _cache_folder(merged)
     with _quietly():
         found = _look_up_all(merged, cache)
@@ -60,7 +72,7 @@ def fetch_all(wanted: Iterable[HubFiles]) -> dict[str, Path]:
             transfer(found)
     for snapshot in found:
         snapshot.remember()
-    return {snapshot.name: snapshot.folder for snapshot in found}
+    return Fetched({snapshot.name: snapshot.folder for snapshot in found})
 
 
 def _merged(wanted: Iterable[HubFiles]) -> list[HubFiles]:

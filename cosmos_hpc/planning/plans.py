@@ -91,6 +91,9 @@ class Plan:
     all_clips: bool = False
     generation: GenerationPlan
 
+    def __repr__(self) -> str:
+        return self.render()
+
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         return asdict(self)

@@ -35,18 +35,15 @@ class Comparison:
     Attributes:
         names: of the runs, in order.
         scores: of each run ``step``, ``loss`` of the last step and ``validation_loss`` of the last
-            validation, both in nats per token. Of the evaluate stage ``test_loss`` (nats per
-            token) and ``top1`` of held-out clips, ``psnr`` (dB), ``ssim`` and ``lpips`` of
-            generated ones. None where there is none.
+            validation, both in nats per token, and ``tokens_per_second``. Of the evaluate stage
+            ``test_loss`` (nats per token) and ``top1`` of held-out clips, ``psnr`` (dB), ``ssim``
+            and ``lpips`` of generated ones. None where there is none.
         settings: those of the recipes that differ, each with its value in every run.
     """
 
     names: list[str]
     scores: list[dict[str, float | None]]
     settings: dict[str, list[Any]]
-
-    def __str__(self) -> str:
-        return self.render()
 
     def __repr__(self) -> str:
         return self.render()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_hpc.utils.html import data_uri, escaped, table
+from cosmos_hpc.utils.notebook import progress_line
 
 if TYPE_CHECKING:
     from cosmos_hpc.runs.samples import Sample, Samples
@@ -50,9 +51,14 @@ class Page:
 
 
 def state_html(state: RunState) -> str:
-    """The state of a run: one row per stage, then what has failed, and the results."""
+    """The state of a run: one row per stage, bars of those that run, failures, and results."""
     rows = [(s.name, s.state, _tasks(s), _details(s)) for s in state.stages]
     parts = [table(("stage", "state", "tasks", "progress"), rows, f"{state.name}: {state.state}")]
+    parts += [
+        progress_line(stage.name, "", stage.fraction)
+        for stage in state.stages
+        if stage.state == "running" and stage.fraction is not None
+    ]
     if state.failed_videos:
         title = f"failed videos, listed in {state.failed_list}"
         parts.append(table(("kind", "videos"), state.failed_videos.items(), title))

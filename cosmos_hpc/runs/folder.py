@@ -75,6 +75,8 @@ class Generated:
         self.path = path
         #: What the guard has refused and what could not be used: a JSON file each.
         self.refused = path / "refused"
+        #: How many samples all array tasks make together; not a marker, and so not ``*.json``.
+        self.total = path / "tasks" / "total"
 
     def video(self, key: str) -> Path:
         """The sample as H.264."""

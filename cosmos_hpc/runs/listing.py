@@ -18,6 +18,7 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.scores import aligned
 from cosmos_hpc.runs.status import RunState, StageState, read_state
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.html import escaped, table
 from cosmos_hpc.utils.progress import duration
 
 #: Folders of a run whose files are its results: the newest of them tells when it last got on.
@@ -133,14 +134,25 @@ def _measured(folder: Path) -> tuple[int, float | None]:
     return use.bytes, newest or None
 
 
+_HEADS = ("run", "state", "stage", "step", "loss", "last progress", "size")
+
+
 def render_list(listed: Sequence[ListedRun]) -> str:
     """The list as text: one line per run, and what is not known of some."""
-    heads = ("run", "state", "stage", "step", "loss", "last progress", "size")
-    lines = [heads, *(_cells(run) for run in listed)]
+    lines = [_HEADS, *(_cells(run) for run in listed)]
+    return "\n".join([aligned(lines), *(f"  {text}" for text in _summary(listed))])
+
+
+def list_html(listed: Sequence[ListedRun]) -> str:
+    """The list as :func:`render_list` says it, as HTML."""
+    rows = [_cells(run) for run in listed]
+    return table(_HEADS, rows) + "".join(f"<p>{escaped(text)}</p>" for text in _summary(listed))
+
+
+def _summary(listed: Sequence[ListedRun]) -> list[str]:
     problems = dict.fromkeys(run.problem for run in listed if run.problem)
     total = sum(run.bytes for run in listed)
-    summary = f"{len(listed)} run{'s' * (len(listed) != 1)}, {size(total)}"
-    return "\n".join([aligned(lines), f"  {summary}", *(f"  {text}" for text in problems)])
+    return [f"{len(listed)} run{'s' * (len(listed) != 1)}, {size(total)}", *problems]
 
 
 def _cells(run: ListedRun) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
-"""How far a stage is, in words, from what it has written so far.
+"""How far a stage is, from what it has written so far.
 
 Each function takes the run and the markers of the stage's tasks, of an array those that may be
-there, and returns an empty text where there is nothing to say.
+there, and returns no words where there is nothing to say.
 """
 
 from __future__ import annotations
@@ -17,9 +17,21 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration
 
 
-def nothing(run: RunFolder, markers: Sequence[Path]) -> str:
+class HowFar(NamedTuple):
+    """How far a stage is.
+
+    Attributes:
+        words: for a person; may be empty.
+        fraction: of its work that is done, from 0 to 1; None where that is not known.
+    """
+
+    words: str = ""
+    fraction: float | None = None
+
+
+def nothing(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """For stages that are either done or not."""
-    return ""
+    return HowFar()
 
 
 def no_results(run: RunFolder, marker: Path) -> dict[str, Path]:
@@ -33,7 +45,7 @@ def train_results(run: RunFolder, marker: Path) -> dict[str, Path]:
     return {"checkpoint": checkpoint, "loss curve": run.train.loss_curve}
 
 
-def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
+def preprocess(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """Videos of all shards that are finished, and those that failed."""
     videos = failed = padded = 0
     published = {path.parent.name: read_marker(path.parent) for path in markers}
@@ -51,51 +63,64 @@ def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
             padded += sum(bool(row.get("padded")) for row in rows)
     notes = [f"{failed} failed"] if failed else []
     notes += [f"{padded} shorter than a clip, last frame repeated"] if padded else []
-    return ", ".join([f"{videos}/{run.data.num_videos()} videos", *notes])
+    total = run.data.num_videos()
+    words = ", ".join([f"{videos}/{total} videos", *notes])
+    return HowFar(words, videos / total if total else None)
 
 
-def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
+def finalize(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """Clips, once they are counted."""
     marker = files.read_json(markers[0])
-    return f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
+    words = f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
+    return HowFar(words)
 
 
 #: Bytes at the end of the metrics that are looked at, the more where they hold no validation.
 _TAILS = (1 << 16, 1 << 22)
 
 
+#: Steps whose median says how fast a training is: a step beside a checkpoint takes longer.
+_RECENT = 20
+
+
 class Numbers(NamedTuple):
-    """How far a training is.
+    """How far a training is; each None where there is none yet.
 
     Attributes:
         step: steps so far.
         loss: of the last step, in nats per token.
-        validation_loss: of the last validation, in nats per token; None before the first.
+        validation_loss: of the last validation, in nats per token.
+        tokens_per_second: of all ranks, in the last steps.
     """
 
     step: int | None = None
     loss: float | None = None
     validation_loss: float | None = None
+    tokens_per_second: float | None = None
 
 
 def numbers(run: RunFolder) -> Numbers:
-    """The last step of the training, and its last validation; None where there is none yet."""
+    """The last step of the training, its last validation, and its speed."""
     path = run.train.metrics
     last: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     for tail in _TAILS if path.exists() else ():
-        for row in files.last_rows(path, tail):
+        rows = files.last_rows(path, tail)
+        for row in rows:
             last |= row if "loss" in row else {"validation_loss": row.get("validation_loss")}
         if "validation_loss" in last or path.stat().st_size <= tail:
             break  # else it may stand further up
-    return Numbers(last.get("step"), last.get("loss"), last.get("validation_loss"))
+    speeds = [row["tokens_per_second"] for row in rows if "tokens_per_second" in row][-_RECENT:]
+    speed = statistics.median(speeds) if speeds else None
+    return Numbers(last.get("step"), last.get("loss"), last.get("validation_loss"), speed)
 
 
-def train(run: RunFolder, markers: Sequence[Path]) -> str:
+def train(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """Steps, losses and the time that is left."""
     rows = files.last_rows(run.train.metrics)
     steps = [row for row in rows if "loss" in row]
     if not steps:
-        return ""
+        return HowFar()
     last = steps[-1]
     total = files.read_json(run.spec("train"))["recipe"]["train"]["max_steps"]
     text = f"step {last['step']}/{total}, loss {last['loss']:.3f}"
@@ -105,19 +130,21 @@ def train(run: RunFolder, markers: Sequence[Path]) -> str:
         if last["step"] == total != validated[-1]["step"]:
             text += f" at step {validated[-1]['step']}"
     if last["step"] < total:
-        # The median: a step beside a checkpoint takes longer.
-        seconds = statistics.median(row["seconds"] for row in steps[-20:])
+        seconds = statistics.median(row["seconds"] for row in steps[-_RECENT:])
         left = duration((total - last["step"]) * seconds)
         text += f", {seconds:.2f} s/step, {left} left"
-    return text
+    return HowFar(text, min(1.0, last["step"] / total))
 
 
-def generate(run: RunFolder, markers: Sequence[Path]) -> str:
+def generate(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """Samples so far, and those that were refused."""
     made = len(list(run.generated.path.glob("*-s*.mp4")))
     refused = [files.read_json(path) for path in sorted(run.generated.refused.glob("*.json"))]
     first = f", {len(refused)} refused: {refused[0]['reason']}" if refused else ""
-    return f"{made} sample{'s' * (made != 1)}{first}" if made or refused else ""
+    words = f"{made} sample{'s' * (made != 1)}{first}" if made or refused else ""
+    total = files.read_json(run.generated.total)
+    ended = len(list(run.generated.path.glob("*.mp4"))) + len(refused)
+    return HowFar(words, min(1.0, ended / total) if total else None)
 
 
 def generate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
@@ -125,11 +152,11 @@ def generate_results(run: RunFolder, marker: Path) -> dict[str, Path]:
     return {"samples": run.generated.path}
 
 
-def evaluate(run: RunFolder, markers: Sequence[Path]) -> str:
+def evaluate(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """Scores of the generated frames, beside the references."""
     metrics = files.read_json(run.evaluation.metrics)
     if not metrics or not metrics["generated"]:
-        return ""
+        return HowFar()
     words = {
         "trained": "generated",
         "repeat": "last frame repeated",
@@ -137,7 +164,7 @@ def evaluate(run: RunFolder, markers: Sequence[Path]) -> str:
     }
     scores = metrics["generated"]
     said = [f"{scores[name]['psnr']:.1f} {word}" for name, word in words.items() if name in scores]
-    return f"PSNR (dB) {', '.join(said)}"
+    return HowFar(f"PSNR (dB) {', '.join(said)}")
 
 
 def evaluate_results(run: RunFolder, marker: Path) -> dict[str, Path]:

@@ -69,23 +69,28 @@ def newest_checkpoint(run: RunFolder) -> Path:
     Raises:
         RequestError: there is none yet.
     """
-    marker = files.read_json(run.train.done)
-    if marker is not None:
-        return run.path / str(marker["checkpoint"])
+    if found := saved_checkpoint(run):
+        return found
     if not run.recipe().trains:
         raise RequestError(
             f"run {run.name} only generates; name what it generates from, "
             f"{run.recipe().train.init_from}"
         )
+    raise RequestError(f"run {run.name} has no checkpoint yet; cosmos-hpc status says more")
+
+
+def saved_checkpoint(run: RunFolder) -> Path | None:
+    """As :func:`newest_checkpoint`, or None."""
+    marker = files.read_json(run.train.done)
+    if marker is not None:
+        return run.path / str(marker["checkpoint"])
     found = {}
     for path in run.train.checkpoints.glob("step=*"):
         step = re.match(r"step=(\d+)", path.name)
         unfinished = path.with_name(f"{path.name}-unfinished").exists()
         if step and not unfinished and (path / "weights" / "metadata.json").is_file():
             found[int(step[1])] = path
-    if not found:
-        raise RequestError(f"run {run.name} has no checkpoint yet; cosmos-hpc status says more")
-    return found[max(found)]
+    return found[max(found)] if found else None
 
 
 def _published(recipe: Recipe) -> Source:

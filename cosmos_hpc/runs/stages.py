@@ -16,6 +16,7 @@ from cosmos_hpc.runs import completion
 from cosmos_hpc.runs import pace as paces
 from cosmos_hpc.runs import progress as words
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.progress import HowFar
 from cosmos_hpc.runs.snapshots import LAUNCHER
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import nearest, setting
@@ -41,8 +42,7 @@ class Stage:
         time: limit of a job where the cluster has limits, ``HH:MM:SS``.
         sources: settings of the recipe that name files, folders or repositories it reads.
         is_done: whether a task's results are complete: run, recipe, marker's path, task.
-        progress: how far it is, in words: run, markers of its tasks; of an array, of those that may
-            be there.
+        progress: how far it is: run, markers of its tasks; of an array, of those that may be there.
         pace: when a task that is worked on last got on: run, stage, task.
         results: paths of what it has made for people, by what it is: run, marker.
         optional: carried out only where it is asked for by its name.
@@ -63,7 +63,7 @@ class Stage:
     time: str = "02:00:00"
     sources: tuple[str, ...] = ()
     is_done: Callable[[RunFolder, Recipe, Path, int], bool] = completion.marked
-    progress: Callable[[RunFolder, Sequence[Path]], str] = words.nothing
+    progress: Callable[[RunFolder, Sequence[Path]], HowFar] = words.nothing
     pace: Callable[[RunFolder, str, int], paces.Pace | None] = paces.of_log
     results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
     optional: bool = False
@@ -348,8 +348,8 @@ def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int = 0) -> bool:
     return STAGES[stage].is_done(run, recipe, marker_path(run, stage, task), task)
 
 
-def stage_progress(run: RunFolder, stage: RunStage) -> str:
-    """How far a stage is, in words; empty where there is nothing to say."""
+def stage_progress(run: RunFolder, stage: RunStage) -> HowFar:
+    """How far a stage is."""
     tasks = _perhaps_done(run, stage, range(stage.tasks))
     return stage.kind.progress(run, [marker_path(run, stage.name, task) for task in tasks])
 

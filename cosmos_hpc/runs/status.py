@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cosmos_hpc.errors import RequestError, WorkError
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs import stages
 from cosmos_hpc.runs.attempts import attempted_tasks
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.pace import hangs, quiet
-from cosmos_hpc.runs.progress import numbers
+from cosmos_hpc.runs.progress import HowFar, numbers
 from cosmos_hpc.runs.queue import Queue
-from cosmos_hpc.runs.sources import newest_checkpoint
+from cosmos_hpc.runs.sources import saved_checkpoint
 from cosmos_hpc.runs.stages import RunStage
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration
@@ -35,6 +35,7 @@ class StageState:
             works on it), ``waiting``, or ``unknown`` where the queue does not answer.
         tasks, done_tasks: array tasks, and those whose results are complete.
         progress: how far the work is, in words.
+        fraction: of the work that is done, from 0 to 1; None where that is not known.
         errors: reasons of failed tasks, by task.
         jobs: jobs and array tasks in the queue, by its words for their states.
         waiting_for: why some are pending, and when the first may begin.
@@ -52,6 +53,7 @@ class StageState:
     waiting_for: str = ""
     last_progress: float | None = None
     quiet: dict[int, str] = field(default_factory=dict)
+    fraction: float | None = None
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ class RunState:
         results: paths of what stages that are done have made, by what it is.
         failed_list: where the failed videos are listed.
         step: training steps so far; None before the first.
+        max_steps: of the whole training; None of a run that only generates.
         loss: of the last step, in nats per token.
         validation_loss: of the last validation, in nats per token.
+        tokens_per_second: that the training takes in, all ranks together, in its last steps.
         checkpoint: path of the newest whole checkpoint of the training; None before the first.
     """
 
@@ -78,9 +82,14 @@ class RunState:
     results: dict[str, str] = field(default_factory=dict)
     failed_list: str = ""
     step: int | None = None
+    max_steps: int | None = None
     loss: float | None = None
     validation_loss: float | None = None
+    tokens_per_second: float | None = None
     checkpoint: str | None = None
+
+    def __repr__(self) -> str:
+        return self.render()
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -150,18 +159,20 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         state = _state(run, stage, missing, queue, errors, done)
         jobs = queue.stage(stage.name)
         last, quiet = _pace(run, stage, missing, queue, state)
+        how_far = HowFar() if state == "waiting" else stages.stage_progress(run, stage)
         found.append(
             StageState(
                 stage.name,
                 state,
                 stage.tasks,
                 done_tasks=stage.tasks - len(missing),
-                progress="" if state == "waiting" else stages.stage_progress(run, stage),
+                progress=how_far.words,
                 errors=errors,
                 jobs=jobs.counts,
                 waiting_for=jobs.waiting_for,
                 last_progress=last,
                 quiet=quiet,
+                fraction=1.0 if state == "done" else how_far.fraction,
             )
         )
     asked = {*stages.asked_for(run)}
@@ -174,6 +185,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         or not stages.STAGES[stage.name].looks_back
     ]
     overall = _overall(run, found)
+    checkpoint = saved_checkpoint(run)
     kinds = Counter(row["error"] for row in files.read_jsonl(run.tokens.failed))
     return RunState(
         run.name,
@@ -184,15 +196,10 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         note=_note(run, queue, overall, found),
         results=_results(run, [stage.name for stage in found if stage.state == "done"]),
         failed_list=str(run.tokens.failed),
-        checkpoint=_checkpoint(run),
+        max_steps=recipe.train.max_steps if recipe.trains else None,
+        checkpoint=str(checkpoint) if checkpoint else None,
         **numbers(run)._asdict(),
     )
-
-
-def _checkpoint(run: RunFolder) -> str | None:
-    with contextlib.suppress(RequestError):
-        return str(newest_checkpoint(run))
-    return None
 
 
 def _pace(

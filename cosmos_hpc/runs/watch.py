@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from cosmos_hpc.runs.status import RunState
+from cosmos_hpc.utils.notebook import Output, in_notebook
 
 #: Seconds between lines of progress where they are not drawn over each other.
 _LINES_EVERY = 15.0
@@ -18,18 +19,22 @@ _AT_WORK = ("running", "queued")
 def watch(look: Callable[[], RunState], stream: TextIO, every: float = 2.0) -> RunState:
     """Show a run's state until nothing works on it.
 
-    On a terminal the state is drawn anew every few seconds. Elsewhere a line is printed when the
-    state of a stage has changed, and now and then when only its progress has.
+    On a terminal and in a notebook the state is drawn anew every few seconds. Elsewhere a line is
+    printed when the state of a stage has changed, and now and then when only its progress has.
 
     Args:
         look: reads the state.
-        stream: where to show it.
+        stream: where to show it; not used in a notebook.
         every: seconds between looks.
 
     Returns:
         The state at the end.
     """
-    screen = _Screen(stream) if stream.isatty() else _Lines(stream)
+    screen: _Notebook | _Screen | _Lines
+    if in_notebook():
+        screen = _Notebook()
+    else:
+        screen = _Screen(stream) if stream.isatty() else _Lines(stream)
     known = False
     while True:
         state = look()
@@ -39,6 +44,16 @@ def watch(look: Callable[[], RunState], stream: TextIO, every: float = 2.0) -> R
         if state.state not in _AT_WORK and not (known and state.state == "unknown"):
             return state
         time.sleep(every)
+
+
+class _Notebook:
+    """Draws a state in an output of a cell."""
+
+    def __init__(self) -> None:
+        self._output = Output()
+
+    def show(self, state: RunState) -> None:
+        self._output.draw(state._repr_html_(), state.render())
 
 
 class _Screen:

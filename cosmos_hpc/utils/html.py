@@ -58,6 +58,11 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], caption: st
     return "".join(parts)
 
 
+def folded(title: str, content: str) -> str:
+    """HTML that unfolds below its title."""
+    return f"<details><summary>{escaped(title)}</summary>{content}</details>"
+
+
 def data_uri(data: bytes, kind: str) -> str:
     """A file as an address that holds it; ``kind`` is its media type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -1,4 +1,4 @@
-"""Progress lines that read well in a log file, and where the time goes."""
+"""Progress as lines that read well in a log file, or a bar in a notebook; where the time goes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+from cosmos_hpc.utils.notebook import Output, in_notebook, progress_line
 
 T = TypeVar("T")
 
@@ -18,6 +20,8 @@ def say(message: str) -> None:
 class Progress:
     """Says how far a count is: at most a line every few seconds, and one at the end.
 
+    In a notebook it is a bar instead.
+
     Args:
         what: beginning of each line.
         total: the count at the end.
@@ -29,6 +33,9 @@ class Progress:
         self.what, self.total, self.done, self.every = what, total, done, every
         self._first, self._start = done, time.monotonic()
         self._said = self._start
+        self._output = Output() if in_notebook() else None
+        if self._output:
+            self.every = min(every, 1.0)
 
     def update(self, done: int, note: str = "") -> None:
         """Note the count; prints when it is time to."""
@@ -41,7 +48,12 @@ class Progress:
         left = (
             f", {duration((self.total - done) / rate)} left" if rate and done < self.total else ""
         )
-        say(f"{self.what} {self._counts(rate)}{left}{', ' + note if note else ''}")
+        text = f"{self._counts(rate)}{left}{', ' + note if note else ''}"
+        if self._output:
+            fraction = done / self.total if self.total else 1.0
+            self._output.draw(progress_line(self.what, text, fraction), f"{self.what} {text}")
+        else:
+            say(f"{self.what} {text}")
 
     def _counts(self, rate: float) -> str:
         return f"{self.done}/{self.total}, {rate:.2f}/s"

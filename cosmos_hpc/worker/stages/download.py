@@ -36,7 +36,7 @@ def download(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
         for repository, folder in fetched.items():
             say(f"{repository} is in {folder}")
         start = fetched.get(weights) if weights else None
-        if texts in fetched:
+        if texts and texts in fetched:
             _check_text_encoder(fetched[texts], recipe)
         if weights:
             _check_weights(start / hub.WEIGHTS_FOLDER if start else Path(weights), recipe)

@@ -36,6 +36,7 @@ def generate(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     groups = list(groups_of(items, recipe.generate.batch_size or 1))[task::tasks]
     if task == 0:
         _remove_others(run, {item.key for item in items})
+        files.write_json(run.generated.total, len(items))
     todo = [group for group in groups if not all(is_made(run, item.key, subject) for item in group)]
     _make(generator, todo, sum(map(len, groups)), subject)
     _mark(run, task, tasks, subject, groups, len(items))
