@@ -210,10 +210,14 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             runs_finding(self.cluster),
         ]
 
+    def unchecked(self, opened: Any) -> str:
+        """What a dry run could not check on this machine, as a sentence; empty for nothing."""
+        return ""
+
     def check_request(self, request: Request) -> None:
         """Refuse GPUs that are not there, and what :meth:`open` cannot have."""
-        gpus_here(self.cluster)
-        self.open(request)
+        if not self.unchecked(self.open(request)):
+            gpus_here(self.cluster)
 
     def queue(self, run: RunFolder) -> Queue:
         """There is none; a submit that is alive drives the run."""
@@ -331,10 +335,12 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
     ) -> str:
         """The plan as comments, and commands of the tasks that are missing."""
         run, opened = request.folder, self.open(request)
-        gpus = gpus_here(self.cluster)
-        lines = head_of_dry_run(plan, run)
+        unchecked = self.unchecked(opened)
+        # Of a machine that is elsewhere, CUDA's numbers.
+        here = [str(n) for n in range(self.cluster.gpus)] if unchecked else gpus_here(self.cluster)
+        lines = head_of_dry_run(plan, run, unchecked)
         for stage, tasks in prepared:
-            used = gpus[: stage.ranks] if stage.kind.gpus else []
+            used = here[: stage.ranks] if stage.kind.gpus else []
             commands = [self.command(run, stage, task, opened, used) for task in tasks]
             lines += [shlex.join(command) for command in commands]
         return "\n".join(lines)

@@ -24,7 +24,7 @@ _CLEAN = (
 
 def text(plan: Plan, run: RunFolder, submission: Submission) -> str:
     """The plan as comments, and commands that submit each script with what it waits for."""
-    lines = [*head_of_dry_run(plan, run), "(", *_CLEAN, _forget_cancel(run)]
+    lines = [*head_of_dry_run(plan, run, submission.unchecked), "(", *_CLEAN, _forget_cancel(run)]
     for job, script in submission.jobs:
         lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
         lines += [*script.splitlines(), _END, ")"]
@@ -33,7 +33,8 @@ def text(plan: Plan, run: RunFolder, submission: Submission) -> str:
 
 def write(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> list[Path]:
     """Write each script, and ``submit.sh`` that submits them; returns the files."""
-    lines = ["#!/bin/bash", *head_of_dry_run(plan, run), *_CLEAN, _forget_cancel(run)]
+    head = head_of_dry_run(plan, run, submission.unchecked)
+    lines = ["#!/bin/bash", *head, *_CLEAN, _forget_cancel(run)]
     written = []
     for job, script in submission.jobs:
         path = script_path(folder, job).absolute()
