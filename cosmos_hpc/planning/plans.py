@@ -250,6 +250,25 @@ def _needed(word: str, layout: Layout | None) -> str:
     return f"{word} {layout.gpus} ({layout})" if layout else f"{word}: no number of them would do"
 
 
+def check_gpus(recipe: Recipe, cluster: Cluster) -> None:
+    """Refuse a recipe that wants GPUs which a cluster does not have.
+
+    Raises:
+        RequestError: says what it has.
+    """
+    train = recipe.train
+    if not cluster.max_gpus and train.precision == "bf16":
+        raise RequestError(
+            f"recipe {recipe.name} works in bf16 on GPUs, and cluster {cluster.name} has none; "
+            f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
+        )
+    if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
+        raise RequestError(
+            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
+            f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
+        )
+
+
 def make_plan(
     recipe: Recipe, cluster: Cluster, videos: int | None = None, shards: int | None = None
 ) -> Plan:
@@ -264,16 +283,7 @@ def make_plan(
         RequestError: the cluster cannot run the recipe.
     """
     train, model = recipe.train, recipe.model_for_clips()
-    if not cluster.max_gpus and train.precision == "bf16":
-        raise RequestError(
-            f"recipe {recipe.name} works in bf16 on GPUs, and cluster {cluster.name} has none; "
-            f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
-        )
-    if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
-        raise RequestError(
-            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
-            f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
-        )
+    check_gpus(recipe, cluster)
     generation = plan_generation(recipe, cluster, videos)
     if not recipe.trains:
         return _generating_plan(recipe, cluster, videos, generation)
