@@ -155,19 +155,26 @@ def _cluster(arguments: argparse.Namespace) -> None:
 
 def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
+    from cosmos_hpc.runs.log_filter import LogFilter
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
     if arguments.follow:
-        said = False
+        said, read = False, LogFilter(arguments.raw)
         for text in run.follow(*chosen):
             said = True
-            print(text, end="", flush=True)
+            print(read(text), end="", flush=True)
+        print(read.end(), end="")
         if said:
             return
     for name, path in run.logs(*chosen).items():
         print(f"==> {name}  {path} <==")
-        print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
+        read = LogFilter(arguments.raw)
+        text = path.read_text(errors="replace") if path.exists() else "(nothing yet)"
+        print(read(text) + read.end())
+        if read.left_out:
+            lines = f"{read.left_out} line{'s' * (read.left_out > 1)}"
+            print(f"(without {lines} of libraries, which --raw shows)")
 
 
 def _cancel(arguments: argparse.Namespace) -> None:

@@ -91,6 +91,9 @@ def make_parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="name or path of the run")
     logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only this one")
     logs.add_argument("-f", "--follow", action="store_true", help="follow while the run lasts")
+    logs.add_argument(
+        "--raw", action="store_true", help="with all that libraries say of themselves"
+    )
 
     cancel = command("cancel", "stop a run at a safe point; submitting it again resumes it")
     cancel.add_argument("run", help="name or path of the run")
