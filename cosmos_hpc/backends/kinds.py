@@ -12,7 +12,8 @@ from cosmos_hpc.errors import CosmosError, RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.utils.imports import load
-from cosmos_hpc.utils.settings import apply_overrides, load_mapping, validate
+from cosmos_hpc.utils.mappings import load_mapping
+from cosmos_hpc.utils.settings import apply_overrides, validate
 
 AnyBackend = Backend[Any, Any, Any]
 

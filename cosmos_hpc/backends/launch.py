@@ -51,7 +51,8 @@ from cosmos_hpc.runs.stages import (
 )
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
-from cosmos_hpc.utils.settings import flatten, setting
+from cosmos_hpc.utils.mappings import flatten
+from cosmos_hpc.utils.settings import setting
 
 
 def make_request(

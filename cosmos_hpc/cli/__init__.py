@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# Imports of what every command takes alone: --help and completion answer at once.
 import os
 import sys
 import warnings
@@ -11,7 +12,6 @@ from cosmos_hpc.cli.commands import COMMANDS
 from cosmos_hpc.cli.parser import make_parser
 from cosmos_hpc.cli.runs import with_action
 from cosmos_hpc.errors import CosmosError, explain_os_error
-from cosmos_hpc.utils.imports import end_quickly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen.command:
         parser.print_help()
         return 0
+    from cosmos_hpc.utils.imports import end_quickly
+
     end_quickly()
     try:
         COMMANDS[chosen.command](chosen)

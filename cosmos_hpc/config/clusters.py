@@ -13,14 +13,8 @@ from pydantic import AfterValidator, Field, PositiveInt
 from cosmos_hpc.config.gpus import NODE_GPUS, UNKNOWN_GPU, Gpu, gpu_bytes
 from cosmos_hpc.config.synonyms import CLUSTER_SYNONYMS
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.utils.settings import (
-    InWords,
-    PathText,
-    Section,
-    Synonym,
-    load_mapping,
-    nearest,
-)
+from cosmos_hpc.utils.mappings import load_mapping
+from cosmos_hpc.utils.settings import InWords, PathText, Section, Synonym, nearest
 
 #: Overrides that begin with this are for the cluster, the others for the recipe.
 OVERRIDE_PREFIX = "cluster."

@@ -19,7 +19,8 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.snapshots import git_state, installed_versions, snapshot_code
 from cosmos_hpc.runs.stages import has_results
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.settings import dump_yaml, flatten
+from cosmos_hpc.utils.mappings import flatten
+from cosmos_hpc.utils.settings import dump_yaml
 
 #: Settings that may change when a run is continued: they decide how far or how to continue, not
 #: what the finished parts contain.

@@ -47,9 +47,9 @@ def test_the_text_of_a_dry_run_counts_as_begun_once_a_task_of_it_runs(tmp_path):
     open_run(folder, recipe, cluster, make_plan(recipe, cluster, 8), dry_run=True)
     assert not folder.begun()
     other = load_recipe("ar_tiny", ["data.frames=25"])
-    with files.lock(folder.task_lock("preprocess", 3)):
-        with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25"):
-            check_folder(folder, other)
+    said = "run a was made with data.frames=17, not 25"
+    with files.lock(folder.task_lock("preprocess", 3)), pytest.raises(RequestError, match=said):
+        check_folder(folder, other)
     assert folder.begun()
     assert check_folder(folder, other)  # it has left nothing
 
