@@ -19,9 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         # Of the libraries, about each other: nothing that the person at the terminal can act on.
         warnings.simplefilter("ignore")
-    parser = make_parser()
-    words = sys.argv[1:] if arguments is None else arguments
-    chosen, rest = parser.parse_known_args(with_action(words))
+    words = with_action(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser(words)
+    chosen, rest = parser.parse_known_args(words)
     # argparse stops taking settings at the first flag; they may stand after it as well.
     if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
