@@ -101,11 +101,13 @@ import sys
 from cosmos_hpc.cli import main
 assert main(sys.argv[1:]) in (0, 2)
 heavy = {"torch", "nemo", "megatron", "nemo_run", "submitit", "av", "numpy", "huggingface_hub"}
+heavy |= {"pydantic"} if sys.argv[1:] in (["--help"], ["recipes"]) else set()
 heavy &= set(sys.modules)
 assert not heavy, heavy
 """
     for arguments in (
         ["--help"],
+        ["recipes"],
         ["recipes", "ar4b"],
         ["settings", "cluster"],
         ["plan", "recipe=ar_tiny", f"data.input={scenes}"],

@@ -25,6 +25,7 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.stages import RunStage, missing_tasks, stage_progress, stages_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.progress import count_of
 
 if TYPE_CHECKING:
     from cosmos_hpc.planning.plans import Plan
@@ -46,21 +47,22 @@ class MachineCluster(Cluster):
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:
-        """All GPUs, or all cores where there is none."""
-        gpus = len(visible_gpus())
-        known = {"gpu": this_gpu()} if gpus else {}
-        return {"gpus": gpus, "parallel": gpus or max(2, len(os.sched_getaffinity(0))), **known}
+        """All GPUs."""
+        return {"gpus": len(visible_gpus())}
 
     @classmethod
     def completed(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """On a machine without GPUs, a type of them stands for a node of eight."""
-        if data["gpus"] or not data.get("gpu"):
-            return data
-        # Somebody on a login node asks what a node of such GPUs would do.
-        parallel = data["parallel"]
-        if isinstance(parallel, int):
-            parallel = min(parallel, NODE_GPUS)
-        return {**data, "gpus": NODE_GPUS, "parallel": parallel}
+        """As many tasks as GPUs, or cores without any; a type of GPUs stands for a node of them."""
+        gpus, parallel = data["gpus"], data.get("parallel")
+        if not gpus and data.get("gpu"):
+            # Somebody on a login node asks what a node of such GPUs would do.
+            gpus = NODE_GPUS
+            parallel = min(parallel, gpus) if isinstance(parallel, int) else parallel
+        if parallel is None:
+            cores = max(2, len(os.sched_getaffinity(0)))
+            parallel = gpus if isinstance(gpus, int) and gpus else cores
+        this = {"gpu": this_gpu()} if gpus and visible_gpus() else {}
+        return {**this, **data, "gpus": gpus, "parallel": parallel}
 
     @property
     def max_gpus(self) -> int:
@@ -90,7 +92,7 @@ def gpus_here(cluster: MachineCluster) -> list[str]:
     visible = visible_gpus()
     if len(visible) < cluster.gpus:
         raise RequestError(
-            f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
+            f"cluster {cluster.name} says {count_of(cluster.gpus, 'GPU')}, and this machine has "
             f"{len(visible)}; cluster.gpu plans for GPUs that are elsewhere"
         )
     return visible[: cluster.gpus]

@@ -14,7 +14,7 @@ from cosmos_hpc.planning.layouts import size, trained_of
 from cosmos_hpc.planning.memory import Layout, Memory
 from cosmos_hpc.planning.speed import StepTime
 from cosmos_hpc.utils.html import table
-from cosmos_hpc.utils.progress import gigabytes
+from cosmos_hpc.utils.progress import count_of, gigabytes
 from cosmos_hpc.utils.settings import validate
 
 #: Bytes that a parameter takes in a checkpoint: its weight, and where it is trained its optimizer's
@@ -116,12 +116,13 @@ class Plan:
         if self.videos is None:
             shards = "shards follow from the videos; set data.input"
         else:
-            shards = f"{self.videos} videos in {self.shards} shards, {self.parallel} at a time"
+            videos, shards = count_of(self.videos, "video"), count_of(self.shards or 1, "shard")
+            shards = f"{videos} in {shards}, {self.parallel} at a time"
         where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
         return [
             f"  preprocess  {shards}",
             f"              a clip is {clip} tokens, a sample {self.sequence_length} inputs",
-            f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
+            f"  train       {count_of(self.max_steps, 'step')} of a {self.parameters / 1e6:,.0f} M "
             f"parameter model{self._render_trained()} on {where}{'s' * (self.ranks > 1)}",
             f"              {layout}, {self.micro_batches} micro "
             f"batch{'es' * (self.micro_batches > 1)} per step",
@@ -174,8 +175,9 @@ class Plan:
         )
         lines = [
             f"  time        about {step:.2f} s per step, {tokens:,.0f} tokens/s: {parts}",
-            f"              {self.max_steps} steps take about {_duration(self.train_seconds)}, "
-            f"without starting, checkpoints and waiting in a queue",
+            f"              {count_of(self.max_steps, 'step')} take about "
+            f"{_duration(self.train_seconds)}, without starting, checkpoints and waiting in a "
+            f"queue",
         ]
         lines += [
             f"              {gpus} GPUs: {seconds:.2f} s per step, {step / seconds:.1f} times as "

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.progress import duration
+from cosmos_hpc.utils.progress import count_of, duration
 
 
 def nothing(run: RunFolder, markers: Sequence[Path]) -> str:
@@ -57,7 +57,9 @@ def preprocess(run: RunFolder, markers: Sequence[Path]) -> str:
 def finalize(run: RunFolder, markers: Sequence[Path]) -> str:
     """Clips, once they are counted."""
     marker = files.read_json(markers[0])
-    return f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
+    if not marker:
+        return ""
+    return f"{count_of(marker['clips'], 'clip')} of {count_of(marker['videos'], 'video')}"
 
 
 #: Bytes at the end of the metrics that are looked at, the more where they hold no validation.

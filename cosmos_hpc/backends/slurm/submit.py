@@ -33,7 +33,7 @@ from cosmos_hpc.runs.stages import (
 )
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
-from cosmos_hpc.utils.progress import duration
+from cosmos_hpc.utils.progress import count_of, duration
 
 #: Jobs that a limit must have room for, for each stage that looks back on a run.
 _CROWDED = 4
@@ -141,8 +141,8 @@ def prepare(
     active = [(stage, job) for stage, job in queue.jobs if job.reason not in STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
-            f"run {run.name} is being cancelled: {len(active)} jobs are in the queue still; "
-            f"submit again when they have ended, as cosmos-hpc status shows"
+            f"run {run.name} is being cancelled: {count_of(len(active), 'job')} still in the "
+            f"queue; submit again when they have ended, as cosmos-hpc status shows"
         )
     _make_folders(run, request.stages)
     folders = folders_outside(run, recipe) if cluster.container else []
@@ -254,8 +254,9 @@ def _check_room(cluster: SlurmCluster, submission: Submission) -> None:
     there = commands.mine() - len(submission.stuck)
     if there + needed > cluster.max_submit:
         raise RequestError(
-            f"you have {there} jobs in the queue, and max_submit={cluster.max_submit} leaves no "
-            f"room for {needed} more; submit again when some have ended. Nothing was submitted"
+            f"you have {count_of(there, 'job')} in the queue, and max_submit="
+            f"{cluster.max_submit} leaves no room for {needed} more; submit again when some have "
+            f"ended. Nothing was submitted"
         )
 
 
