@@ -100,7 +100,9 @@ def train(run: RunFolder, markers: Sequence[Path]) -> str:
         return ""
     last = steps[-1]
     total = files.read_json(run.spec("train"))["recipe"]["train"]["max_steps"]
-    text = f"step {last['step']}/{total}, loss {last['loss']:.3f}"
+    # It may have been asked for more before.
+    of = f"/{total}" if last["step"] <= total else f" (asked for: {total})"
+    text = f"step {last['step']}{of}, loss {last['loss']:.3f}"
     validated = [row for row in rows if "validation_loss" in row]
     if validated:
         text += f", validation loss {validated[-1]['validation_loss']:.3f}"

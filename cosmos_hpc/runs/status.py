@@ -174,7 +174,8 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         or not stages.STAGES[stage.name].looks_back
     ]
     overall = _overall(run, found)
-    kinds = Counter(row["error"] for row in files.read_jsonl(run.tokens.failed))
+    # Older versions called it an error.
+    kinds = Counter(r.get("kind") or r["error"] for r in files.read_jsonl(run.tokens.failed))
     return RunState(
         run.name,
         str(run.path),

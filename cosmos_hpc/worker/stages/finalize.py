@@ -195,7 +195,9 @@ def _report(run: RunFolder, failed: list[dict[str, Any]]) -> dict[str, int]:
         }
         for kind, rows in ordered
     }
-    files.write_jsonl(run.tokens.failed, failed)
+    # A kind, as everywhere that people look at; shards call it an error.
+    named = [{"kind" if key == "error" else key: row[key] for key in row} for row in failed]
+    files.write_jsonl(run.tokens.failed, named)
     files.write_json(
         run.tokens.failed_summary, {"videos": run.data.num_videos(), "failed": summary}
     )

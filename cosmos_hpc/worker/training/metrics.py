@@ -115,6 +115,13 @@ class MetricsFile(pl.Callback):
         # A validation is not part of the next step's time.
         self._step_started = time.monotonic()
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Draw the curve of a training that was stopped, or has failed."""
+        if trainer.is_global_zero and self.path.exists():
+            draw_losses(files.read_jsonl(self.path), self.curve, self.reference)
+
     def _append(self, **row: float) -> None:
         with open(self.path, "a") as f:
             f.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
@@ -145,6 +152,7 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, flo
     """Draw training and validation loss over steps as PNG, with ``reference`` losses as lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -154,6 +162,7 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, flo
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     for (name, loss), style in zip(reference.items(), ("--", ":", "-."), strict=False):
         axes.axhline(loss, color="grey", linestyle=style, linewidth=1, label=f"{name}, {loss:.2f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
