@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MetricsFile(pl.Callback):
@@ -151,6 +154,14 @@ def doubtful_start(loss: float, reference: dict[str, float]) -> str | None:
 def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, float]) -> None:
     """Draw training and validation loss over steps as PNG, with ``reference`` losses as lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    FigureCanvasAgg(loss_figure(rows, reference)).print_png(str(temporary))
+    temporary.replace(path)
+
+
+def loss_figure(rows: list[dict[str, Any]], reference: dict[str, float]) -> Figure:
+    """The picture of :func:`draw_losses`."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -167,6 +178,4 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, flo
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    return figure
