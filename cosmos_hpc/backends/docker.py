@@ -19,7 +19,8 @@ from cosmos_hpc.backends.docker_engine import (
 )
 from cosmos_hpc.backends.findings import Finding, environment_findings
 from cosmos_hpc.backends.local import torchrun_flags
-from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
+from cosmos_hpc.backends.machine import Array, MachineBackend, MachineJob
+from cosmos_hpc.backends.machine_profile import MachineCluster
 from cosmos_hpc.config.clusters import MACHINE_DEFAULTS, PASSED_ON, Line, MountText, Variable
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.videos import source_folder

@@ -1,23 +1,20 @@
-"""What this machine's backends share: their profiles, and stages carried out one after another."""
+"""What this machine's backends share: stages carried out one after another."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-from pydantic import NonNegativeInt, model_validator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cosmos_hpc.backends.base import Backend, Request, head_of_dry_run
 from cosmos_hpc.backends.findings import Finding, runs_finding
-from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.gpus import NODE_GPUS, this_gpu, visible_gpus
-from cosmos_hpc.errors import RequestError, WorkError
+from cosmos_hpc.backends.machine_profile import MachineCluster, gpus_here, threads_of
+from cosmos_hpc.config.gpus import visible_gpus
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.in_flight import clear_in_flight
 from cosmos_hpc.runs.logs import note_log
@@ -25,7 +22,6 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.stages import RunStage, missing_tasks, stage_progress, stages_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
-from cosmos_hpc.utils.progress import count_of
 
 if TYPE_CHECKING:
     from cosmos_hpc.planning.plans import Plan
@@ -33,74 +29,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.3
 #: Seconds between looks for workers that were asked to stop.
 _LOOK_SECONDS = 0.2
-
-
-class MachineCluster(Cluster):
-    """This machine alone: ``submit`` runs everything on it, and waits.
-
-    Attributes:
-        gpus: GPUs of this machine that tasks may use.
-    """
-
-    gpus: NonNegativeInt
-    takes_all_gpus: ClassVar[bool] = True
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """All GPUs."""
-        return {"gpus": len(visible_gpus())}
-
-    @classmethod
-    def completed(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """As many tasks as GPUs, or cores without any; a type of GPUs stands for a node of them."""
-        gpus, parallel = data["gpus"], data.get("parallel")
-        if not gpus and data.get("gpu"):
-            # Somebody on a login node asks what a node of such GPUs would do.
-            gpus = NODE_GPUS
-            parallel = min(parallel, gpus) if isinstance(parallel, int) else parallel
-        if parallel is None:
-            cores = max(2, len(os.sched_getaffinity(0)))
-            parallel = gpus if isinstance(gpus, int) and gpus else cores
-        this = {"gpu": this_gpu()} if gpus and visible_gpus() else {}
-        return {**this, **data, "gpus": gpus, "parallel": parallel}
-
-    @property
-    def max_gpus(self) -> int:
-        """All of them."""
-        return self.gpus
-
-    @property
-    def node_gpus(self) -> int:
-        """GPUs of this machine, or of the usual node; planning also looks beyond it."""
-        return max(self.gpus, NODE_GPUS)
-
-    @model_validator(mode="after")
-    def _a_gpu_for_every_task(self) -> MachineCluster:
-        if self.gpus and self.parallel > self.gpus:
-            raise ValueError(
-                f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
-            )
-        return self
-
-
-def gpus_here(cluster: MachineCluster) -> list[str]:
-    """The GPUs of this machine that a profile may use, as CUDA_VISIBLE_DEVICES names them.
-
-    Raises:
-        RequestError: there are fewer than it says.
-    """
-    visible = visible_gpus()
-    if len(visible) < cluster.gpus:
-        raise RequestError(
-            f"cluster {cluster.name} says {count_of(cluster.gpus, 'GPU')}, and this machine has "
-            f"{len(visible)}; cluster.gpu plans for GPUs that are elsewhere"
-        )
-    return visible[: cluster.gpus]
-
-
-def threads_of(cluster: MachineCluster) -> int:
-    """Threads per array task; several tasks share the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // cluster.parallel)
 
 
 class Array(ABC):

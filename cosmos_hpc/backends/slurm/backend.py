@@ -98,13 +98,13 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         """Commands that submit each script with what it waits for."""
         from cosmos_hpc.backends.slurm.dry_run import text
 
-        return text(plan, request.folder, prepared)
+        return text(plan, request.folder, prepared, self.cluster)
 
     def write(self, request: Request, prepared: Submission, plan: Plan, folder: Path) -> list[Path]:
         """Each script, and one that submits them."""
         from cosmos_hpc.backends.slurm.dry_run import write
 
-        return write(plan, request.folder, prepared, folder)
+        return write(plan, request.folder, prepared, self.cluster, folder)
 
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""

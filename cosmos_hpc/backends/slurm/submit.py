@@ -54,7 +54,6 @@ class Submission:
         waiting: stages of one job that is in the queue and has not begun.
         stuck: ids of jobs in the queue that will never begin.
         secrets: what the jobs read by themselves.
-        unchecked: what Slurm alone could say, and was not asked; empty where it was.
     """
 
     jobs: list[tuple[JobSpec, str]] = field(default_factory=list)
@@ -62,7 +61,6 @@ class Submission:
     waiting: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     secrets: Secrets = field(default_factory=Secrets)
-    unchecked: str = ""
 
     def stage_jobs(self, stage: str) -> list[JobSpec]:
         """The jobs of a stage that are to be submitted."""
@@ -146,8 +144,9 @@ def prepare(
         )
     _make_folders(run, request.stages)
     folders = folders_outside(run, recipe) if cluster.container else []
-    elsewhere = commands.is_elsewhere()  # a dry run may be
-    pyxis = container_options() if cluster.container and not elsewhere else None
+    # A dry run may be elsewhere.
+    asks = cluster.container and not commands.is_elsewhere()
+    pyxis = container_options() if asks else None
     every = stages_of(run, recipe)
     missing_of = {
         stage.name: missing_tasks(run, recipe, stage, request.tasks)
@@ -164,7 +163,6 @@ def prepare(
     run_id, code = run.id(), run.code()
     secrets = find_secrets(cluster)
     found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
-    found.unchecked = _unchecked(cluster) if elsewhere else ""
     for stage in every:
         here = [job for name, job in active if name == stage.name]
         if here:
@@ -182,18 +180,6 @@ def prepare(
             script = render(job, run, cluster, run_id, code, folders, pyxis, secrets)
             found.jobs.append((job, script))
     return found
-
-
-def _unchecked(cluster: SlurmCluster) -> str:
-    """What of a profile only its cluster can say."""
-    lines = ["partitions and their limits", "account and qos", "jobs in the queue"]
-    lines += ["the disk of cluster.runs", "HF_HOME"]
-    lines.append(f"MaxArraySize (max_array_size={cluster.max_array_size})")
-    lines.append(f"container={cluster.container}" if cluster.container else "the nodes' libraries")
-    return (
-        f"Not checked, as Slurm is not on this machine: {', '.join(lines)}; cosmos-hpc cluster "
-        f"check does so on a login node."
-    )
 
 
 def _settled(queue: SlurmQueue, console: Console) -> SlurmQueue:
