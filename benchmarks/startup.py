@@ -1,4 +1,4 @@
-"""How long the command line takes to answer: the median of ten runs of each command.
+"""How long the command line takes to answer: the median of 15 runs of each command, in turns.
 
 python benchmarks/startup.py
 """
@@ -8,9 +8,32 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
-GOALS = {("--help",): 0.3, ("recipes",): None, ("plan", "recipe=ar_tiny"): 0.5}
+#: Times of a bare ``python -c ''`` that each command may take at most.
+GOALS = {
+    ("--help",): 2,
+    ("recipes",): 4,
+    ("plan", "recipe=ar_tiny"): 4,
+    ("status", "nothing"): None,
+}
+ROUNDS = 15
+#: What every typed setting needs, whatever the package does itself.
+PYDANTIC = """
+from pydantic import BaseModel
+class Setting(BaseModel):
+    value: int
+Setting(value=1)
+"""
+#: Completes a line as readline does, which calls this function in a shell that has the script.
+COMPLETE = """
+source "$1"
+COMP_LINE="cosmos-hpc submit recipe=ar_tiny train.max_s" COMP_POINT=44
+TIMEFORMAT=%R
+time for ((i = 0; i < 20; i++)); do _cosmos_hpc; done
+"""
 
 #: Modules of the worker side that bring large libraries: torch and PyAV, Megatron, NeMo.
 WORKERS = ("datasets.shard", "stages.finalize", "training.nemo")
@@ -19,19 +42,46 @@ WORKERS = ("datasets.shard", "stages.finalize", "training.nemo")
 def seconds(command: list[str]) -> float:
     """Wall time of a command."""
     started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return time.perf_counter() - started
 
 
-def main() -> None:
-    """Print the medians, beside a Python that does nothing."""
-    bare = statistics.median(seconds([sys.executable, "-c", ""]) for _ in range(10))
-    print(f"python -c ''                    {bare:.3f} s")
+def commands() -> None:
+    """Print what commands take, beside a Python that does nothing, in turns with it."""
+    python = [sys.executable, "-c"]
+    runs: dict[str, tuple[list[str], int | None]] = {
+        "python -c ''": ([*python, ""], None),
+        "pydantic": ([*python, PYDANTIC], None),
+    }
     for arguments, goal in GOALS.items():
-        command = [sys.executable, "-m", "cosmos_hpc", *arguments]
-        median = statistics.median(seconds(command) for _ in range(10))
-        aim = f" (goal: under {goal} s)" if goal else ""
-        print(f"cosmos-hpc {' '.join(arguments):<20} {median:.3f} s{aim}")
+        name = f"cosmos-hpc {' '.join(arguments)}"
+        runs[name] = ([sys.executable, "-m", "cosmos_hpc", *arguments], goal)
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, (command, _) in runs.items():
+            taken[name].append(seconds(command))
+    bare = statistics.median(taken["python -c ''"])
+    for name, times in taken.items():
+        median, goal = statistics.median(times), runs[name][1]
+        aim = f" (goal: at most {goal} times)" if goal else ""
+        print(f"{name:<32} {median:.3f} s, {median / bare:.1f} times{aim}")
+
+
+def completion(folder: Path) -> None:
+    """Print what completing a word takes."""
+    script = folder / "completion"
+    words = [sys.executable, "-m", "cosmos_hpc", "completion", "bash"]
+    script.write_bytes(subprocess.run(words, check=True, capture_output=True).stdout)
+    bash = ["bash", "-c", COMPLETE, "complete", str(script)]
+    done = subprocess.run(bash, check=True, capture_output=True, text=True, cwd=folder)
+    print(f"completing a word in bash        {float(done.stderr) / 20:.3f} s")
+
+
+def main() -> None:
+    """Print all of it."""
+    commands()
+    with tempfile.TemporaryDirectory() as folder:
+        completion(Path(folder))
     for name in WORKERS:
         plain = f"import cosmos_hpc.worker.{name}"
         quick = "from cosmos_hpc.utils.imports import *; end_quickly()\n"

@@ -21,9 +21,11 @@ What there is:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+# As in typing, whose import takes longer than all else of `cosmos-hpc --help`.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from cosmos_hpc.api import (
         Run,
         check_cluster,

@@ -7,6 +7,7 @@ the rendering of scripts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -252,6 +253,7 @@ def submit(
         from cosmos_hpc.backends.detached import carry_out
 
         # All that can be wrong with the request is said here, before anything begins.
+        open_backend(profile).check_request(replace(request, dry_run=False))
         start(request, profile, console or usual_console())
         carry_out(request.folder, request.stages)
         return Run(request.folder.path)

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, read_cluster
 from cosmos_hpc.backends.launch import make_request, start
 from cosmos_hpc.config.clusters import BUILT_IN, Cluster
-from cosmos_hpc.config.recipes import Recipe, load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.config.sections import Data
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture
@@ -37,7 +38,8 @@ from cosmos_hpc.runs.stages import (
 )
 from cosmos_hpc.utils.console import usual_console
 from cosmos_hpc.utils.imports import large_imports
-from cosmos_hpc.utils.settings import Section, parse_yaml, validate
+from cosmos_hpc.utils.mappings import parse_yaml
+from cosmos_hpc.utils.settings import Section, validate
 
 if TYPE_CHECKING:
     from cosmos_hpc.api import Run

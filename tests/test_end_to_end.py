@@ -72,6 +72,8 @@ def test_status_and_logs(finished):
     assert [stage["state"] for stage in as_json["stages"]] == ["done"] * 5
     logs = cosmos_hpc("logs", "whole", "train", cwd=finished.home)
     assert "step 40/40, loss" in logs.out
+    assert "[NeMo " not in logs.out and "Warning: " not in logs.out
+    assert "[NeMo " in cosmos_hpc("logs", "whole", "train", "--raw", cwd=finished.home).out
     one = cosmos_hpc("logs", str(finished.path), "preprocess.1", cwd=finished.home)
     assert one.out.count("==> preprocess.1 ") == 1
     assert "==> preprocess.0 " not in one.out

@@ -49,12 +49,19 @@ class Request:
     dry_run: bool = False
 
 
-def head_of_dry_run(plan: Plan, run: RunFolder) -> list[str]:
-    """What the text of a dry run begins with: the plan, as comments of a shell."""
+def head_of_dry_run(plan: Plan, run: RunFolder, unchecked: str = "") -> list[str]:
+    """What the text of a dry run begins with: the plan, as comments of a shell.
+
+    Args:
+        plan: of the run.
+        run: its folder.
+        unchecked: says what could not be checked on this machine; may be empty.
+    """
     return [
         *(f"# {line}" for line in plan.render().splitlines()),
         f"# The run folder {str(run.path)!r} is prepared; nothing was started.",
         "# These commands do what submit does.",
+        *([f"# {unchecked}"] if unchecked else []),
     ]
 
 
@@ -82,6 +89,10 @@ class Backend(ABC, Generic[C, Q, P]):
 
     def take_note(self, run: RunFolder) -> None:
         """Record in a run what was started without this package, such as pasted text."""
+
+    def is_elsewhere(self) -> bool:
+        """Whether nothing of this place can be asked from this machine: dry runs do without."""
+        return False
 
     @abstractmethod
     def check_request(self, request: Request) -> None:

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from cosmos_hpc.backends.base import Request
-from cosmos_hpc.backends.docker_engine import Containers, docker_command, engine, image_id
+from cosmos_hpc.backends.docker_engine import (
+    Containers,
+    NoEngine,
+    docker_command,
+    engine,
+    image_id,
+)
 from cosmos_hpc.backends.findings import Finding, environment_findings
 from cosmos_hpc.backends.local import torchrun_flags
-from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
+from cosmos_hpc.backends.machine import Array, MachineBackend, MachineJob
+from cosmos_hpc.backends.machine_profile import MachineCluster
 from cosmos_hpc.config.clusters import MACHINE_DEFAULTS, PASSED_ON, Line, MountText, Variable
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.videos import source_folder
@@ -115,7 +122,12 @@ class DockerBackend(MachineBackend[DockerCluster]):
         Raises:
             RequestError: the engine or the image is not there, or a folder cannot be mounted.
         """
-        return containers_of(request.folder, request.recipe, self.cluster)
+        folder, recipe = request.folder, request.recipe
+        return containers_of(folder, recipe, self.cluster, may_be_elsewhere=request.dry_run)
+
+    def unchecked(self, opened: Containers) -> str:
+        """What no engine was asked."""
+        return opened.unchecked
 
     def array(
         self, run: RunFolder, stage: RunStage, opened: Any, threads: int, gpus: list[str]
@@ -158,21 +170,36 @@ class DockerBackend(MachineBackend[DockerCluster]):
         return docker_task(run, stage, number, self.cluster.python, threads)
 
 
-def containers_of(run: RunFolder, recipe: Recipe | None, cluster: DockerCluster) -> Containers:
+def containers_of(
+    run: RunFolder,
+    recipe: Recipe | None,
+    cluster: DockerCluster,
+    may_be_elsewhere: bool = False,
+) -> Containers:
     """What the containers of a run are given.
 
     Args:
         run: the run folder, which need not exist yet.
         recipe: resolved, its folders absolute. None: nothing is known of what the run reads.
         cluster: the profile.
+        may_be_elsewhere: whether containers are only to be described, also without an engine.
 
     Raises:
         RequestError: the engine or the image is not there, or a folder cannot be mounted.
     """
-    with engine() as client:
-        image = image_id(client, cluster.image)
-        # There the engine is the user's own, and its root is that user.
-        rootless = any("rootless" in o for o in client.info().get("SecurityOptions") or [])
+    image, rootless, unchecked = cluster.image, False, ""
+    try:
+        with engine() as client:
+            image = image_id(client, cluster.image)
+            # There the engine is the user's own, and its root is that user.
+            rootless = any("rootless" in o for o in client.info().get("SecurityOptions") or [])
+    except NoEngine:
+        if not may_be_elsewhere:
+            raise
+        unchecked = (
+            f"Not checked, as no Docker engine answers on this machine: image={image}, whether "
+            f"the engine is rootless, and GPUs; cosmos-hpc cluster check does so where it is."
+        )
     hub_folders = hub.folders(recipe) if recipe else {}
     names = [name for name in cluster.environment if name in os.environ and name not in hub_folders]
     # The user is not in the image's list of users: its home would be /, and its name unknown.
@@ -186,6 +213,7 @@ def containers_of(run: RunFolder, recipe: Recipe | None, cluster: DockerCluster)
         shm_size=cluster.shm_size,
         values=person | hub_folders,
         names=names,
+        unchecked=unchecked,
     )
 
 

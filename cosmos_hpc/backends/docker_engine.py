@@ -30,6 +30,7 @@ class Containers:
         shm_size: limit of shared memory.
         values: variables that are no secrets.
         names: variables whose values are read when a container is created.
+        unchecked: what the engine was not asked, because none is here; empty where it was.
     """
 
     image: str
@@ -40,6 +41,11 @@ class Containers:
     shm_size: str
     values: dict[str, str] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
+    unchecked: str = ""
+
+
+class NoEngine(RequestError):
+    """No engine answers on this machine."""
 
 
 @contextlib.contextmanager
@@ -47,7 +53,8 @@ def engine() -> Iterator[docker.DockerClient]:
     """A client of this machine's engine.
 
     Raises:
-        RequestError: none answers, or it is another machine's.
+        NoEngine: none answers.
+        RequestError: it is another machine's.
     """
     import docker
     import requests
@@ -64,7 +71,7 @@ def engine() -> Iterator[docker.DockerClient]:
         client = docker.from_env()
     except DockerException as e:
         reason = str(e).removeprefix("Error while fetching server API version: ")
-        raise RequestError(
+        raise NoEngine(
             f"no Docker engine answers at {where} ({reason}); start it, or set DOCKER_HOST"
         ) from None
     try:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cosmos_hpc.backends.docker_engine import Containers, engine
-from cosmos_hpc.backends.machine import MachineCluster, MachineJob, gpus_here, threads_of
+from cosmos_hpc.backends.machine import MachineJob
+from cosmos_hpc.backends.machine_profile import MachineCluster, gpus_here, threads_of
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, task_script

@@ -12,7 +12,8 @@ from cosmos_hpc.errors import CosmosError, RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.utils.imports import load
-from cosmos_hpc.utils.settings import apply_overrides, load_mapping, validate
+from cosmos_hpc.utils.mappings import load_mapping
+from cosmos_hpc.utils.settings import apply_overrides, validate
 
 AnyBackend = Backend[Any, Any, Any]
 
@@ -44,11 +45,18 @@ def load_cluster(name: str = BUILT_IN, overrides: Iterable[str] = ()) -> Cluster
     Raises:
         RequestError: no such profile, an unknown key or a wrong type.
     """
-    data = find_profile(name)
+    changes = list(overrides)
+    data = find_profile(name, _kind_in(changes))
     where = f"cluster {data['name']}"
     schema = _backend(data["kind"], where).schema
-    data = apply_overrides({**schema.defaults(), **data}, overrides, schema)
+    data = apply_overrides({**schema.defaults(), **data}, changes, schema)
     return validate(schema, schema.completed(data), where)
+
+
+def _kind_in(overrides: Iterable[str]) -> str | None:
+    """The kind that overrides ask for, which says what else they may hold."""
+    kinds = [value for key, _, value in (o.partition("=") for o in overrides) if key == "kind"]
+    return kinds[-1] if kinds else None
 
 
 def read_cluster(path: Path) -> Cluster:

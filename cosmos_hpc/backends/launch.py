@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,12 +22,14 @@ from cosmos_hpc.errors import RequestError, WorkError, explain_os_error
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.hub.cache import check_home
 from cosmos_hpc.hub.datasets import located
-from cosmos_hpc.planning.plans import Plan, make_plan, resolved
+from cosmos_hpc.planning.plans import Plan, check_gpus, make_plan, resolved
 from cosmos_hpc.runs.create import (
+    CHANGEABLE,
     check_folder,
     check_name,
     default_name,
     forget_plan,
+    keeps_settings,
     open_run,
 )
 from cosmos_hpc.runs.folder import RunFolder
@@ -34,16 +37,22 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.requirements import check_disk, install_command
 from cosmos_hpc.runs.stages import (
     STAGES,
+    RunStage,
     absent_stages,
     ask_for,
     is_done,
+    list_stages,
+    missing_tasks,
+    nearest_before,
+    needed_for,
     source_settings,
     stage_named,
     write_specs,
 )
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
-from cosmos_hpc.utils.settings import flatten, setting
+from cosmos_hpc.utils.mappings import flatten
+from cosmos_hpc.utils.settings import setting
 
 
 def make_request(
@@ -69,6 +78,7 @@ def make_request(
         stage_named(stage)
     name = name or default_name(recipe, cluster)
     check_name(name)
+    check_gpus(recipe, cluster)
     hub.check_sources(recipe)
     absent = absent_stages(recipe)
     if recipe.trains and recipe.data.input is None:
@@ -102,8 +112,12 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     backend = open_backend(cluster)
     backend.take_note(folder)
     check_folder(folder, recipe)
-    forget_plan(folder)
-    _check_home(request)
+    if not _is_worked_on(folder):
+        forget_plan(folder)
+    # A dry run may be for a cluster that this machine does not belong to.
+    elsewhere = request.dry_run and backend.is_elsewhere()
+    if not elsewhere:
+        _check_home(request)
     backend.check_request(request)
     # An existing run keeps its videos.
     pinned = folder.data.num_videos()
@@ -116,41 +130,63 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
         costs = costs_of(root, videos, recipe.data, console.say)
     what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
     recipe = resolved(recipe, what)
-    try:
-        folder.path.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise RequestError(explain_os_error(e, "making the run folder")) from None
-    try:
-        if cluster.check_disk:
+    with _folder_made(folder):
+        if cluster.check_disk and not elsewhere:
             check_disk(what.disk_bytes, folder.path)
-    except RequestError:
-        with contextlib.suppress(OSError):
-            folder.path.rmdir()  # if it is new, and so empty
-        raise
-    try:
-        with _alone(folder):
-            # Asked once, when no other submit can add to it any more.
-            queue = backend.queue(folder)
-            if queue.problem:
-                raise RequestError(queue.problem)
-            _check_queued(request, recipe, backend, queue)
-            # What is queued may still be refused; jobs are what begins such a run.
-            only_prepared = request.dry_run or backend.returns_when == "queued"
-            continued = open_run(folder, recipe, cluster, what, only_prepared)
-            folder.data.pin(root, videos, what.shards or 1, costs)
-            write_specs(folder, recipe)
-            if not request.dry_run:
+        try:
+            with _alone(folder):
+                with _nothing_left(folder):
+                    # Asked once, when no other submit can add to it any more.
+                    queue = backend.queue(folder)
+                    if queue.problem and not (elsewhere and not folder.begun()):
+                        raise RequestError(queue.problem)
+                    _check_queued(request, recipe, backend, queue)
+                    request = replace(request, recipe=recipe)
+                    _check_results(request, list_stages(what.shards or 1, recipe), queue)
+                    # What is queued may still be refused; jobs are what begins such a run.
+                    only_prepared = request.dry_run or backend.returns_when == "queued"
+                    continued = open_run(folder, recipe, cluster, what, only_prepared)
+                    folder.data.pin(root, videos, what.shards or 1, costs)
+                    write_specs(folder, recipe)
+                    prepared = backend.prepare(request, queue, console)
+                    if request.dry_run:
+                        return _dry_run(backend, request, prepared, what, output)
                 ask_for(folder, request.stages)
                 console.say(what.render())
                 console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
-            request = replace(request, recipe=recipe)
-            prepared = backend.prepare(request, queue, console)
-            if not request.dry_run:
                 backend.submit(request, prepared, console)
                 return ""
-            return _dry_run(backend, request, prepared, what, output)
+        except OSError as e:
+            raise WorkError(explain_os_error(e, "submit")) from e
+
+
+@contextlib.contextmanager
+def _folder_made(run: RunFolder) -> Iterator[None]:
+    """Make the run folder; empty ones that are new do not outlast a refusal."""
+    new = [path for path in (run.path, *run.path.parents) if not path.exists()]
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise WorkError(explain_os_error(e, "submit")) from e
+        raise RequestError(explain_os_error(e, "making the run folder")) from None
+    try:
+        yield
+    except RequestError:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _nothing_left(run: RunFolder) -> Iterator[None]:
+    """Remove what the block writes for a new run, where the request is refused after all."""
+    new = not run.recipe_file.exists()
+    try:
+        yield
+    except RequestError:
+        if new:
+            shutil.rmtree(run.path)
+        raise
 
 
 def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:
@@ -159,7 +195,7 @@ def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:
     A run that has begun keeps what it found then, and does without its input.
     """
     run, recipe = request.folder, request.recipe
-    if run.recipe_file.exists() and run.begun():
+    if keeps_settings(run):
         model = recipe.model
         if model.action_width is None:
             kept = {"action_width": run.recipe().model.action_width}
@@ -206,6 +242,16 @@ def costs_of(
     return video_costs(root, videos, clips=data.clips, frames=data.frames, probe=probe, note=note)
 
 
+def _is_worked_on(run: RunFolder) -> bool:
+    """Whether jobs or another submit may be going to read the run as it is."""
+    if not run.info.exists() or keeps_settings(run) or not run.begun():
+        return False  # the files say all
+    if files.is_locked(run.lock):
+        return True
+    queue = open_backend(read_cluster(run.cluster_file)).queue(run)
+    return bool(queue.problem) or queue.working
+
+
 def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: Queue) -> None:
     """Refuse changes of what jobs in the queue are going to read.
 
@@ -240,10 +286,31 @@ def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: 
         )
     counted = {key for stage in queue.stages for key in (STAGES[stage].ranks, STAGES[stage].tasks)}
     differ = [key for key in after if before.get(key) != after[key]]
-    fixed = [key for key in differ if request.dry_run or key in counted]
+    fixed = [key for key in differ if request.dry_run or key in counted or key not in CHANGEABLE]
     if fixed:
         key = fixed[0]
         raise RequestError(f"{what}, with {key}={before.get(key)}, not {after[key]}; {then}")
+
+
+def _check_results(request: Request, stages: Sequence[RunStage], queue: Queue) -> None:
+    """Refuse a stage without the results that it needs, where nothing is going to make them.
+
+    Raises:
+        RequestError: names the stages that would.
+    """
+    run, recipe = request.folder, request.recipe
+    missing = {s.name for s in stages if missing_tasks(run, recipe, s)}
+    lacking = missing - {*request.stages, *queue.stages}
+    there = [stage.name for stage in stages]
+    for name in missing.intersection(request.stages):
+        before = nearest_before(name, there.__contains__)
+        if STAGES[name].takes_what_there_is or not lacking.intersection(before):
+            continue
+        needed = [one for one in there if one in lacking & needed_for(name)]
+        raise RequestError(
+            f"stage {name} needs the results of {', '.join(needed)}, which run {run.name} does "
+            f"not have; --stages {','.join([*needed, name])} makes them"
+        )
 
 
 @contextlib.contextmanager
@@ -262,7 +329,10 @@ def _dry_run(
 ) -> str:
     if output is None:
         return backend.render(request, prepared, plan)
-    return "\n".join(map(str, backend.write(request, prepared, plan, output)))
+    try:
+        return "\n".join(map(str, backend.write(request, prepared, plan, output)))
+    except OSError as e:
+        raise RequestError(explain_os_error(e, "writing the scripts")) from None
 
 
 def absolute_paths(recipe: Recipe) -> Recipe:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.findings import Finding, missing_here, python_finding
-from cosmos_hpc.backends.machine import Array, MachineBackend, MachineCluster, MachineJob
+from cosmos_hpc.backends.machine import Array, MachineBackend, MachineJob
+from cosmos_hpc.backends.machine_profile import MachineCluster
 from cosmos_hpc.config.clusters import MACHINE_DEFAULTS
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.requirements import check_installed

@@ -1,23 +1,20 @@
-"""What this machine's backends share: their profiles, and stages carried out one after another."""
+"""What this machine's backends share: stages carried out one after another."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-from pydantic import NonNegativeInt, model_validator
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cosmos_hpc.backends.base import Backend, Request, head_of_dry_run
 from cosmos_hpc.backends.findings import Finding, runs_finding
-from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.gpus import NODE_GPUS, this_gpu, visible_gpus
-from cosmos_hpc.errors import RequestError, WorkError
+from cosmos_hpc.backends.machine_profile import MachineCluster, gpus_here, threads_of
+from cosmos_hpc.config.gpus import visible_gpus
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.in_flight import clear_in_flight
 from cosmos_hpc.runs.logs import note_log
@@ -32,73 +29,6 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.3
 #: Seconds between looks for workers that were asked to stop.
 _LOOK_SECONDS = 0.2
-
-
-class MachineCluster(Cluster):
-    """This machine alone: ``submit`` runs everything on it, and waits.
-
-    Attributes:
-        gpus: GPUs of this machine that tasks may use.
-    """
-
-    gpus: NonNegativeInt
-    takes_all_gpus: ClassVar[bool] = True
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """All GPUs, or all cores where there is none."""
-        gpus = len(visible_gpus())
-        known = {"gpu": this_gpu()} if gpus else {}
-        return {"gpus": gpus, "parallel": gpus or max(2, len(os.sched_getaffinity(0))), **known}
-
-    @classmethod
-    def completed(cls, data: dict[str, Any]) -> dict[str, Any]:
-        """On a machine without GPUs, a type of them stands for a node of eight."""
-        if data["gpus"] or not data.get("gpu"):
-            return data
-        # Somebody on a login node asks what a node of such GPUs would do.
-        parallel = data["parallel"]
-        if isinstance(parallel, int):
-            parallel = min(parallel, NODE_GPUS)
-        return {**data, "gpus": NODE_GPUS, "parallel": parallel}
-
-    @property
-    def max_gpus(self) -> int:
-        """All of them."""
-        return self.gpus
-
-    @property
-    def node_gpus(self) -> int:
-        """GPUs of this machine, or of the usual node; planning also looks beyond it."""
-        return max(self.gpus, NODE_GPUS)
-
-    @model_validator(mode="after")
-    def _a_gpu_for_every_task(self) -> MachineCluster:
-        if self.gpus and self.parallel > self.gpus:
-            raise ValueError(
-                f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
-            )
-        return self
-
-
-def gpus_here(cluster: MachineCluster) -> list[str]:
-    """The GPUs of this machine that a profile may use, as CUDA_VISIBLE_DEVICES names them.
-
-    Raises:
-        RequestError: there are fewer than it says.
-    """
-    visible = visible_gpus()
-    if len(visible) < cluster.gpus:
-        raise RequestError(
-            f"cluster {cluster.name} says {cluster.gpus} GPUs, and this machine has "
-            f"{len(visible)}; cluster.gpu plans for GPUs that are elsewhere"
-        )
-    return visible[: cluster.gpus]
-
-
-def threads_of(cluster: MachineCluster) -> int:
-    """Threads per array task; several tasks share the cores."""
-    return max(1, len(os.sched_getaffinity(0)) // cluster.parallel)
 
 
 class Array(ABC):
@@ -210,10 +140,14 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             runs_finding(self.cluster),
         ]
 
+    def unchecked(self, opened: Any) -> str:
+        """What a dry run could not check on this machine, as a sentence; empty for nothing."""
+        return ""
+
     def check_request(self, request: Request) -> None:
         """Refuse GPUs that are not there, and what :meth:`open` cannot have."""
-        gpus_here(self.cluster)
-        self.open(request)
+        if not self.unchecked(self.open(request)):
+            gpus_here(self.cluster)
 
     def queue(self, run: RunFolder) -> Queue:
         """There is none; a submit that is alive drives the run."""
@@ -331,10 +265,12 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
     ) -> str:
         """The plan as comments, and commands of the tasks that are missing."""
         run, opened = request.folder, self.open(request)
-        gpus = gpus_here(self.cluster)
-        lines = head_of_dry_run(plan, run)
+        unchecked = self.unchecked(opened)
+        # Of a machine that is elsewhere, CUDA's numbers.
+        here = [str(n) for n in range(self.cluster.gpus)] if unchecked else gpus_here(self.cluster)
+        lines = head_of_dry_run(plan, run, unchecked)
         for stage, tasks in prepared:
-            used = gpus[: stage.ranks] if stage.kind.gpus else []
+            used = here[: stage.ranks] if stage.kind.gpus else []
             commands = [self.command(run, stage, task, opened, used) for task in tasks]
             lines += [shlex.join(command) for command in commands]
         return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# Imports of what every command takes alone: --help and completion answer at once.
 import os
 import sys
 import warnings
@@ -11,7 +12,6 @@ from cosmos_hpc.cli.commands import COMMANDS
 from cosmos_hpc.cli.parser import make_parser
 from cosmos_hpc.cli.runs import with_action
 from cosmos_hpc.errors import CosmosError, explain_os_error
-from cosmos_hpc.utils.imports import end_quickly
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,9 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not sys.warnoptions:
         # Of the libraries, about each other: nothing that the person at the terminal can act on.
         warnings.simplefilter("ignore")
-    parser = make_parser()
-    words = sys.argv[1:] if arguments is None else arguments
-    chosen, rest = parser.parse_known_args(with_action(words))
+    words = with_action(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser(words)
+    chosen, rest = parser.parse_known_args(words)
     # argparse stops taking settings at the first flag; they may stand after it as well.
     if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -35,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen.command:
         parser.print_help()
         return 0
+    # Pydantic would look for its plugins in all packages that are installed: NeMo brings hundreds.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    from cosmos_hpc.utils.imports import end_quickly
+
     end_quickly()
     try:
         COMMANDS[chosen.command](chosen)

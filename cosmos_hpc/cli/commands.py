@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 # Everything else is imported by the command that needs it: --help stays quick.
 from cosmos_hpc.cli import completion, runs
 from cosmos_hpc.cli.parser import make_parser
 from cosmos_hpc.errors import RequestError
 
-T = TypeVar("T")
+TYPE_CHECKING = False  # as in typing
+if TYPE_CHECKING:
+    from typing import Any
 
 
-def _named(settings: Sequence[str], named: dict[str, T]) -> tuple[dict[str, T | str], list[str]]:
+def _named(settings: Sequence[str], named: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """``named`` with the values of these keys, and the other ``key=value`` arguments."""
-    found: dict[str, T | str] = {**named}
+    found = {**named}
     others = []
     for setting in settings:
         key, sep, value = setting.partition("=")
@@ -37,7 +36,7 @@ def _split_settings(settings: Sequence[str]) -> tuple[str, str, list[str]]:
 
     named, overrides = _named(settings, {"recipe": "", "cluster": BUILT_IN})
     if not named["recipe"]:
-        from cosmos_hpc.config.recipes import recipe_names
+        from cosmos_hpc.config.recipe_files import recipe_names
         from cosmos_hpc.utils.settings import nearest
 
         hints = [nearest(o.partition("=")[0], named) for o in overrides]
@@ -70,6 +69,8 @@ def _submit(arguments: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _going_on() -> Iterator[None]:
     """Say of an interrupted command that it can be repeated."""
+    import signal
+
     # A closed terminal or a kill stops the tasks as Ctrl-C does.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -92,14 +93,17 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _recipes(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.config.recipes import load_recipe, recipe_names
-    from cosmos_hpc.utils.settings import dump_yaml
+    from cosmos_hpc.config.recipe_files import read_recipe, recipe_names
 
     if arguments.name:
+        from cosmos_hpc.config.recipes import load_recipe
+        from cosmos_hpc.utils.settings import dump_yaml
+
         recipe = load_recipe(arguments.name, arguments.settings)
         _print(recipe.model_dump(mode="json") if arguments.json else dump_yaml(recipe).rstrip())
         return
-    described = {name: load_recipe(name).description for name in recipe_names()}
+    # As the files say it: shipped recipes are known to be right, and checking them takes longer.
+    described = {name: read_recipe(name).get("description", "") for name in recipe_names()}
     width = max(map(len, described))
     lines = [f"{name:<{width}}  {text}" for name, text in described.items()]
     _print(described if arguments.json else "\n".join(lines))
@@ -124,7 +128,7 @@ def _download(arguments: argparse.Namespace) -> None:
     names = [setting for setting in arguments.settings if "=" not in setting]
     overrides = [setting for setting in arguments.settings if "=" in setting]
     if not names:
-        from cosmos_hpc.config.recipes import recipe_names
+        from cosmos_hpc.config.recipe_files import recipe_names
 
         raise RequestError(f"download needs a recipe; there are {', '.join(recipe_names())}")
     with _going_on():
@@ -150,19 +154,26 @@ def _cluster(arguments: argparse.Namespace) -> None:
 
 def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
+    from cosmos_hpc.runs.log_filter import LogFilter
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
     if arguments.follow:
-        said = False
+        said, read = False, LogFilter(arguments.raw)
         for text in run.follow(*chosen):
             said = True
-            print(text, end="", flush=True)
+            print(read(text), end="", flush=True)
+        print(read.end(), end="")
         if said:
             return
     for name, path in run.logs(*chosen).items():
         print(f"==> {name}  {path} <==")
-        print(path.read_text(errors="replace") if path.exists() else "(nothing yet)")
+        read = LogFilter(arguments.raw)
+        text = path.read_text(errors="replace") if path.exists() else "(nothing yet)"
+        print(read(text) + read.end())
+        if read.left_out:
+            lines = f"{read.left_out} line{'s' * (read.left_out > 1)}"
+            print(f"(without {lines} of libraries, which --raw shows)")
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
@@ -275,6 +286,8 @@ def _section(schema: Any, settings: Sequence[str]) -> Any:
 
 
 def _print(value: Any) -> None:
+    import json
+
     print(value if isinstance(value, str) else json.dumps(value, indent=2))
 
 

@@ -7,11 +7,8 @@ itself: completing starts no Python.
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
-_FOLDER = Path(__file__).parent
 SHELLS = ("bash", "zsh")
 #: Functions of the script that complete an argument, by its name in the parser.
 _ARGUMENTS = {
@@ -42,10 +39,14 @@ def completion_script(shell: str, parser: argparse.ArgumentParser) -> str:
         shell: its name.
         parser: of the command line.
     """
-    from cosmos_hpc.config.recipes import recipe_names
+    import shlex
+    from pathlib import Path
+
+    from cosmos_hpc.config.recipe_files import recipe_names
     from cosmos_hpc.runs.stages import STAGES
 
-    text = (_FOLDER / "completion.sh").read_text() + (_FOLDER / f"completion.{shell}").read_text()
+    folder = Path(__file__).parent
+    text = (folder / "completion.sh").read_text() + (folder / f"completion.{shell}").read_text()
     filled = {
         "@CASES@": "\n".join(_cases(parser)),
         "@STAGES@": shlex.join(STAGES),
@@ -74,6 +75,8 @@ def _settings() -> list[str]:
 
 def _cases(parser: argparse.ArgumentParser, before: str = "") -> Iterator[str]:
     """Branches of the script, those of more words first."""
+    import shlex
+
     inner = _subparsers(parser)
     for name, below in inner.items():
         yield from _cases(below, f"{before} {name}".strip())

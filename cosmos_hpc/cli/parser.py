@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from cosmos_hpc.cli import runs as of_runs
 from cosmos_hpc.cli.completion import SHELLS
+
+TYPE_CHECKING = False  # as in typing
+if TYPE_CHECKING:
+    from typing import Any
 
 _EPILOG = """\
 examples:
@@ -19,8 +24,33 @@ exit codes: 0 done, 1 the work failed, 2 the request was wrong
 """
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
+class _Unasked:
+    """Stands for the parser of a command that is not called: making all of them takes time."""
+
+    def __init__(self, **_: object) -> None:
+        pass
+
+    def _nothing(self, *_: object, **__: object) -> _Unasked:
+        return self
+
+    add_argument = add_subparsers = add_parser = add_mutually_exclusive_group = _nothing
+
+
+def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands.
+
+    Args:
+        words: that it is going to parse, where it need not know the arguments of other commands.
+    """
+    first = words[0] if words else "--help"
+
+    def parser_of(prog: str, **options: Any) -> argparse.ArgumentParser | _Unasked:
+        # Behind a flag the command is not known yet.
+        known = words is None or (first[:1] == "-" and first not in ("-h", "--help"))
+        if known or prog.endswith(f" {first}"):
+            return argparse.ArgumentParser(prog=prog, **options)
+        return _Unasked()
+
     parser = argparse.ArgumentParser(
         prog="cosmos-hpc",
         description="Post-train NVIDIA's Cosmos-1.0 autoregressive world models.",
@@ -29,7 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(  # type: ignore[call-overload]
+        dest="command",
+        metavar="COMMAND",
+        parser_class=parser_of,
+    )
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
@@ -91,6 +125,9 @@ def make_parser() -> argparse.ArgumentParser:
     logs.add_argument("run", help="name or path of the run")
     logs.add_argument("stage", nargs="?", metavar="STAGE[.TASK]", help="only this one")
     logs.add_argument("-f", "--follow", action="store_true", help="follow while the run lasts")
+    logs.add_argument(
+        "--raw", action="store_true", help="with all that libraries say of themselves"
+    )
 
     cancel = command("cancel", "stop a run at a safe point; submitting it again resumes it")
     cancel.add_argument("run", help="name or path of the run")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from cosmos_hpc.errors import RequestError
 
+TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -87,6 +86,8 @@ def _list(arguments: argparse.Namespace) -> None:
     folder, found = _found(arguments.place)
     listed = list_runs(found, queues_of(found))
     if arguments.json:
+        import json
+
         print(json.dumps([run.as_dict() for run in listed], indent=2))
     else:
         print(render_list(listed) if listed else f"no runs in {folder.absolute()}")
@@ -175,4 +176,9 @@ def status(arguments: argparse.Namespace) -> None:
         run.watch()
         return
     state = run.status()
-    print(json.dumps(state.as_dict(), indent=2) if arguments.json else state.render())
+    if arguments.json:
+        import json
+
+        print(json.dumps(state.as_dict(), indent=2))
+    else:
+        print(state.render())

@@ -13,14 +13,8 @@ from pydantic import AfterValidator, Field, PositiveInt
 from cosmos_hpc.config.gpus import NODE_GPUS, UNKNOWN_GPU, Gpu, gpu_bytes
 from cosmos_hpc.config.synonyms import CLUSTER_SYNONYMS
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.utils.settings import (
-    InWords,
-    PathText,
-    Section,
-    Synonym,
-    load_mapping,
-    nearest,
-)
+from cosmos_hpc.utils.mappings import load_mapping
+from cosmos_hpc.utils.settings import InWords, PathText, Section, Synonym, nearest
 
 #: Overrides that begin with this are for the cluster, the others for the recipe.
 OVERRIDE_PREFIX = "cluster."
@@ -140,8 +134,13 @@ def cluster_names() -> list[str]:
     return sorted({BUILT_IN} | {p.stem for f in profile_folders() for p in f.glob("*.yaml")})
 
 
-def find_profile(name: str) -> dict[str, Any]:
+def find_profile(name: str, kind: str | None = None) -> dict[str, Any]:
     """A profile as plain data with its ``name``, by name, or by path when it ends in ``.yaml``.
+
+    Args:
+        name: see above.
+        kind: that is wanted instead of the profile's own. Of another one than the built-in
+            profile's, all else is said by overrides, and the profile is named after its kind.
 
     Raises:
         RequestError: there is no such profile, or it is not a mapping in YAML.
@@ -156,5 +155,7 @@ def find_profile(name: str) -> dict[str, Any]:
             nearest(name, cluster_names()) or f"; looked for {' and '.join(map(str, candidates))}"
         )
         raise RequestError(f"unknown cluster {name!r}{hint}")
-    data = load_mapping(path) if path else {}
-    return {"kind": BUILT_IN, **data, "name": path.stem if path else name}
+    data = {"kind": BUILT_IN, **(load_mapping(path) if path else {})}
+    if kind:
+        data["kind"] = kind
+    return {**data, "name": path.stem if path else str(data["kind"])}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.utils.settings import flatten
+from cosmos_hpc.utils.mappings import flatten
 
 #: ``["train.max_steps=10"]``, ``{"train.max_steps": 10}`` or ``{"train": {"max_steps": 10}}``.
 Overrides = Iterable[str] | Mapping[str, Any]

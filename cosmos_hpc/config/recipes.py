@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import model_validator
 
 from cosmos_hpc.config.generation import Evaluate, Generate
+from cosmos_hpc.config.recipe_files import read_recipe
 from cosmos_hpc.config.sections import Data, Train
 from cosmos_hpc.config.synonyms import SYNONYMS
 from cosmos_hpc.config.tasks import TASKS, Task, TaskName, set_wrongly, wanted
@@ -21,15 +21,12 @@ from cosmos_hpc.data.wanted import Note, Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.utils.html import folded, table
+from cosmos_hpc.utils.mappings import flatten
 from cosmos_hpc.utils.settings import (
     Section,
     Synonym,
     apply_overrides,
     dump_yaml,
-    flatten,
-    load_mapping,
-    merge,
-    nearest,
     setting,
     validate,
 )
@@ -208,43 +205,11 @@ def fitted_to_data(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def recipes_folder() -> Path:
-    """Where the shipped recipes lie: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parents[1]
-    return next(p for p in (package / "recipe_files", package.parent / "recipes") if p.is_dir())
-
-
-def recipe_names() -> list[str]:
-    """Names of the shipped recipes, sorted."""
-    return sorted(p.stem for p in recipes_folder().glob("*.yaml"))
-
-
-def _read(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A recipe file as plain data, on top of the recipe that its ``base`` names."""
-    if name in above:
-        raise RequestError(f"recipe {name} is its own base, through {' and '.join(above)}")
-    own = name.endswith((".yaml", ".yml"))
-    path = Path(name) if own else recipes_folder() / f"{name}.yaml"
-    if not own and name not in recipe_names():
-        known = recipe_names()
-        hint = nearest(name, known) or f"; there are {', '.join(known)}"
-        raise RequestError(f"unknown recipe {name!r}{hint}")
-    data = load_mapping(path)
-    base = data.pop("base", None)
-    data["name"] = path.stem
-    return merge(_read(str(base), (*above, name)), data) if base else data
-
-
-def settings_in(name: str) -> dict[str, Any]:
-    """What the file of a recipe sets, by dotted name and as written, its bases included."""
-    return flatten(_read(name))
-
-
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe by name, or by path when it ends in ``.yaml``, with ``key=value`` overrides.
 
     Raises:
         RequestError: no such recipe, an unknown key, a wrong type or an impossible size.
     """
-    data = apply_overrides(_read(name), overrides, Recipe)
+    data = apply_overrides(read_recipe(name), overrides, Recipe)
     return validate(Recipe, data, f"recipe {data['name']}")

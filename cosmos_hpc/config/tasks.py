@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cosmos_hpc.config.sections import Data
 from cosmos_hpc.data import sources
+from cosmos_hpc.data.lists import first_without
 from cosmos_hpc.data.tokens import TEXT_POSITIONS
 from cosmos_hpc.data.wanted import Note, Row, Wanted
 from cosmos_hpc.errors import RequestError
@@ -88,9 +89,11 @@ def _captioned_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
         row for row in rows if "error" not in row and not str(row.get("prompt") or "").strip()
     ]
     if without:
+        line = first_without(str(data.input), "prompt")
+        where = f"{without[0]['path']!r}{f' in {line}' if line else ''}"
         raise RequestError(
             f"data.input={data.input} has {len(without)} of {len(rows)} videos without a prompt, "
-            f"the first is {without[0]['path']!r}; task video2world takes a list with a prompt of "
+            f"the first is {where}; task video2world takes a list with a prompt of "
             f"each video, a LeRobot data set, or a folder in the Bridge layout"
         )
     return root, rows

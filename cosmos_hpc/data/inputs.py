@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from cosmos_hpc.data.lists import EXTENSIONS, JSONL, LISTS, Entries, read_list, short
+from cosmos_hpc.data.lists import EXTENSIONS, JSONL, LISTS, Entries, first_without, read_list, short
 from cosmos_hpc.data.videos import files_below
 from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
@@ -98,6 +98,8 @@ def _check(source: str, rows: list[Row], needs: str | None) -> None:
     for number, row in enumerate(rows, 1):
         which = f"generate.input={source}: {short(os.fspath(row['path']))} (entry {number})"
         if needs and not row.get(needs, "").strip():
+            line = first_without(source, needs, _ENTRIES)
+            which = which.replace(f"(entry {number})", f"({line})") if line else which
             how = "a file, " if needs == "actions" else ""
             raise RequestError(
                 f"{which} has no {needs}, which the model reads; give generate.{needs}={how}or "

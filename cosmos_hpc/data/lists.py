@@ -100,6 +100,21 @@ def read_list(
     return kept
 
 
+def first_without(source: str, key: str, entries: Entries = VIDEOS) -> str:
+    """Where a list that was read has its first entry without a text, such as ``line 3``.
+
+    Returns:
+        Nothing, where no entry lacks it or the source is no list.
+    """
+    if not source.endswith(LISTS) or os.path.isdir(source):  # noqa: PTH112 - as it is written
+        return ""
+    kind = "row" if source.endswith(PARQUET) else "line"
+    for number, read in _entries(source, source, entries):
+        if not str(read().get(key) or "").strip():
+            return f"{kind} {number}"
+    return ""
+
+
 def _each_once(
     rows: list[Row],
     root: str,

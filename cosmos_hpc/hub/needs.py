@@ -112,10 +112,12 @@ def check_sources(recipe: Recipe) -> None:
     """Refuse what is neither on this machine nor a name on the Hub.
 
     Raises:
-        RequestError: says which setting.
+        RequestError: says which setting, or what a folder lacks.
     """
     for source in SOURCES:
         value = source.value(recipe)
+        if value and source.is_here(value) and not source.may_be_file:
+            check_folder(f"{source.setting}={value}", Path(value), source.patterns)
         if not value or source.is_here(value) or is_hub_name(value):
             continue
         what = "a file or folder on this machine" if source.may_be_file else "a folder"
@@ -123,6 +125,23 @@ def check_sources(recipe: Recipe) -> None:
             f"{source.setting}={value} is neither {what}, nor a Hub repository (owner/name)"
             f"{source.otherwise}"
         )
+
+
+def check_folder(where: str, folder: Path, patterns: Iterable[str]) -> None:
+    """Refuse a folder that lacks files.
+
+    Args:
+        where: names the folder in the error.
+        folder: that the patterns are relative to.
+        patterns: see :class:`HubFiles`.
+
+    Raises:
+        RequestError: says what it lacks.
+    """
+    names = [path.name for path in folder.iterdir()]
+    lacks = [pattern for pattern in patterns if matches(pattern, names) is None]
+    if lacks:
+        raise RequestError(f"{where} has no {' and no '.join(lacks).replace('|', ' or ')}")
 
 
 def folders(recipe: Recipe) -> dict[str, str]:

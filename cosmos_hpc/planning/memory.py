@@ -9,6 +9,7 @@ from typing import Literal
 
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.shapes import ACTION_MLP, published_shapes
+from cosmos_hpc.utils.progress import count_of
 
 Recompute = Literal["none", "selective", "full"]
 
@@ -51,7 +52,7 @@ class Layout:
             parts.append("sequence parallel")
         recomputed = {"none": "no"}.get(self.recompute, self.recompute) + " recomputation"
         if self.recompute_layers:
-            recomputed += f" of {self.recompute_layers} layers"
+            recomputed += f" of {count_of(self.recompute_layers, 'layer')}"
         parts.append(recomputed)
         return ", ".join(parts)
 

@@ -14,7 +14,7 @@ from cosmos_hpc.planning.layouts import size, trained_of
 from cosmos_hpc.planning.memory import Layout, Memory
 from cosmos_hpc.planning.speed import StepTime
 from cosmos_hpc.utils.html import table
-from cosmos_hpc.utils.progress import gigabytes
+from cosmos_hpc.utils.progress import count_of, gigabytes
 from cosmos_hpc.utils.settings import validate
 
 #: Bytes that a parameter takes in a checkpoint: its weight, and where it is trained its optimizer's
@@ -119,12 +119,13 @@ class Plan:
         if self.videos is None:
             shards = "shards follow from the videos; set data.input"
         else:
-            shards = f"{self.videos} videos in {self.shards} shards, {self.parallel} at a time"
+            videos, shards = count_of(self.videos, "video"), count_of(self.shards or 1, "shard")
+            shards = f"{videos} in {shards}, {self.parallel} at a time"
         where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
         return [
             f"  preprocess  {shards}",
             f"              a clip is {clip} tokens, a sample {self.sequence_length} inputs",
-            f"  train       {self.max_steps} steps of a {self.parameters / 1e6:,.0f} M "
+            f"  train       {count_of(self.max_steps, 'step')} of a {self.parameters / 1e6:,.0f} M "
             f"parameter model{self._render_trained()} on {where}{'s' * (self.ranks > 1)}",
             f"              {layout}, {self.micro_batches} micro "
             f"batch{'es' * (self.micro_batches > 1)} per step",
@@ -177,8 +178,9 @@ class Plan:
         )
         lines = [
             f"  time        about {step:.2f} s per step, {tokens:,.0f} tokens/s: {parts}",
-            f"              {self.max_steps} steps take about {_duration(self.train_seconds)}, "
-            f"without starting, checkpoints and waiting in a queue",
+            f"              {count_of(self.max_steps, 'step')} take about "
+            f"{_duration(self.train_seconds)}, without starting, checkpoints and waiting in a "
+            f"queue",
         ]
         lines += [
             f"              {gpus} GPUs: {seconds:.2f} s per step, {step / seconds:.1f} times as "
@@ -253,6 +255,25 @@ def _needed(word: str, layout: Layout | None) -> str:
     return f"{word} {layout.gpus} ({layout})" if layout else f"{word}: no number of them would do"
 
 
+def check_gpus(recipe: Recipe, cluster: Cluster) -> None:
+    """Refuse a recipe that wants GPUs which a cluster does not have.
+
+    Raises:
+        RequestError: says what it has.
+    """
+    train = recipe.train
+    if not cluster.max_gpus and train.precision == "bf16":
+        raise RequestError(
+            f"recipe {recipe.name} works in bf16 on GPUs, and cluster {cluster.name} has none; "
+            f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
+        )
+    if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
+        raise RequestError(
+            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
+            f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
+        )
+
+
 def make_plan(
     recipe: Recipe, cluster: Cluster, videos: int | None = None, shards: int | None = None
 ) -> Plan:
@@ -267,16 +288,7 @@ def make_plan(
         RequestError: the cluster cannot run the recipe.
     """
     train, model = recipe.train, recipe.model_for_clips()
-    if not cluster.max_gpus and train.precision == "bf16":
-        raise RequestError(
-            f"recipe {recipe.name} works in bf16 on GPUs, and cluster {cluster.name} has none; "
-            f"recipe ar_tiny trains on a CPU, and cluster.gpu=TYPE plans for GPUs elsewhere"
-        )
-    if cluster.max_gpus and (train.gpus or 0) > cluster.max_gpus:
-        raise RequestError(
-            f"train.gpus={train.gpus}, but cluster {cluster.name} has {cluster.max_gpus}; "
-            f"leave train.gpus out, or set it and train.tensor_parallel to what it has"
-        )
+    check_gpus(recipe, cluster)
     generation = plan_generation(recipe, cluster, videos)
     if not recipe.trains:
         return _generating_plan(recipe, cluster, videos, generation)

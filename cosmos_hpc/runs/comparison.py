@@ -11,7 +11,7 @@ from cosmos_hpc.runs.progress import numbers
 from cosmos_hpc.runs.scores import aligned
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.html import table
-from cosmos_hpc.utils.settings import flatten
+from cosmos_hpc.utils.mappings import flatten
 
 #: Columns: what each holds, and its digits.
 _COLUMNS = {

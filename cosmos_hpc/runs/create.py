@@ -17,8 +17,10 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.plans import Plan
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.snapshots import git_state, installed_versions, snapshot_code
+from cosmos_hpc.runs.stages import has_results
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.settings import dump_yaml, flatten
+from cosmos_hpc.utils.mappings import flatten
+from cosmos_hpc.utils.settings import dump_yaml
 
 #: Settings that may change when a run is continued: they decide how far or how to continue, not
 #: what the finished parts contain.
@@ -125,13 +127,21 @@ def check_folder(folder: RunFolder, recipe: Recipe) -> bool:
         RequestError: the folder holds another run, or something that is no run.
     """
     if folder.recipe_file.exists():
-        if folder.begun():
+        if keeps_settings(folder):
             _check_same(folder, recipe)
         return True
     # The package's own temporary files begin with a dot: of a submit that was killed early.
     if folder.path.is_dir() and any(not p.name.startswith(".") for p in folder.path.iterdir()):
         raise RequestError(f"{folder.path} exists and is not a run; choose another --name")
     return False
+
+
+def keeps_settings(run: RunFolder) -> bool:
+    """Whether there is anything in a run that was made with its settings, or is being made."""
+    if not (run.recipe_file.exists() and run.begun()):
+        return False
+    locks = run.task_lock("x", 0).parent
+    return has_results(run) or any(map(files.is_locked, locks.glob("*")))
 
 
 def _check_same(folder: RunFolder, recipe: Recipe) -> None:
@@ -148,8 +158,8 @@ def _check_same(folder: RunFolder, recipe: Recipe) -> None:
 
 
 def forget_plan(folder: RunFolder) -> None:
-    """Unpin what a dry run has pinned: the request may be another one now."""
-    if not folder.begun():
+    """Unpin what a dry run has pinned, or a run without results: it may be another request now."""
+    if not keeps_settings(folder):
         folder.data.shards.unlink(missing_ok=True)
 
 

@@ -23,7 +23,8 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.pinned import PinnedVideos
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.settings import load_mapping, validate
+from cosmos_hpc.utils.mappings import load_mapping
+from cosmos_hpc.utils.settings import validate
 
 #: Names the file that the script of a job creates to have its worker stop at a safe point.
 STOP_VARIABLE = "COSMOS_HPC_STOP"

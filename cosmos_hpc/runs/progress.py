@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.progress import duration
+from cosmos_hpc.utils.progress import count_of, duration
 
 
 class HowFar(NamedTuple):
@@ -71,8 +71,9 @@ def preprocess(run: RunFolder, markers: Sequence[Path]) -> HowFar:
 def finalize(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     """Clips, once they are counted."""
     marker = files.read_json(markers[0])
-    words = f"{marker['clips']} clips of {marker['videos']} videos" if marker else ""
-    return HowFar(words)
+    if not marker:
+        return HowFar()
+    return HowFar(f"{count_of(marker['clips'], 'clip')} of {count_of(marker['videos'], 'video')}")
 
 
 #: Bytes at the end of the metrics that are looked at, the more where they hold no validation.
@@ -123,7 +124,9 @@ def train(run: RunFolder, markers: Sequence[Path]) -> HowFar:
         return HowFar()
     last = steps[-1]
     total = files.read_json(run.spec("train"))["recipe"]["train"]["max_steps"]
-    text = f"step {last['step']}/{total}, loss {last['loss']:.3f}"
+    # It may have been asked for more before.
+    of = f"/{total}" if last["step"] <= total else f" (asked for: {total})"
+    text = f"step {last['step']}{of}, loss {last['loss']:.3f}"
     validated = [row for row in rows if "validation_loss" in row]
     if validated:
         text += f", validation loss {validated[-1]['validation_loss']:.3f}"

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from cosmos_hpc.config.clusters import OVERRIDE_PREFIX, Cluster
-from cosmos_hpc.config.recipes import Recipe, recipe_names, settings_in
+from cosmos_hpc.config.recipe_files import recipe_names, settings_in
+from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.synonyms import SYNONYMS
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.create import CHANGEABLE

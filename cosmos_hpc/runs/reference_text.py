@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from cosmos_hpc.config.recipes import recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.runs.reference import Reference, Setting
 from cosmos_hpc.utils.described import first_sentence
 

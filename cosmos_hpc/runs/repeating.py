@@ -8,9 +8,10 @@ import shlex
 from typing import Any
 
 from cosmos_hpc.config.clusters import BUILT_IN
-from cosmos_hpc.config.recipes import Recipe, load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.utils.settings import flatten
+from cosmos_hpc.utils.mappings import flatten
 
 #: Follow from the name of the recipe.
 _OF_THE_NAME = ("name", "description")

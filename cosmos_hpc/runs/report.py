@@ -19,7 +19,7 @@ from cosmos_hpc.runs.stages import asked_for, marker_path
 from cosmos_hpc.runs.status import StageState, read_state
 from cosmos_hpc.runs.timeline import Stay, read_stays
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.settings import flatten, load_mapping
+from cosmos_hpc.utils.mappings import flatten, load_mapping
 
 #: The stage that writes the page, which has nothing to say of itself.
 STAGE = "report"

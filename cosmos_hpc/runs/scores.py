@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cosmos_hpc.utils.progress import count_of
+
 #: What is compared, in the words of a table.
 ROWS = {
     "trained": "after post-training",
@@ -28,7 +30,9 @@ def render_scores(runs: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for name, metrics in runs.items():
         part = (
-            f"{metrics['clips']} clips of part {metrics['part']}" if metrics["part"] else "no clips"
+            f"{count_of(metrics['clips'], 'clip')} of part {metrics['part']}"
+            if metrics["part"]
+            else "no clips"
         )
         parts.append(f"{name + ': ' if several else ''}{metrics['task']}, {part}")
         parts += [f"  note: {note}" for note in metrics["notes"]]

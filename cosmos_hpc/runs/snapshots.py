@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cosmos_hpc.config.recipes import recipes_folder
+from cosmos_hpc.config.recipe_files import recipes_folder
 from cosmos_hpc.utils import files
 
 _PACKAGES = [

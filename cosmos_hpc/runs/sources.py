@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cosmos_hpc.config.generation import Generate
-from cosmos_hpc.config.recipes import Recipe, load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files

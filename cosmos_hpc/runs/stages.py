@@ -47,6 +47,7 @@ class Stage:
         results: paths of what it has made for people, by what it is: run, marker.
         optional: carried out only where it is asked for by its name.
         looks_back: makes nothing that the run is for, but shows what that is worth.
+        takes_what_there_is: need not wait for the results of the stages before it to exist.
         stops_anywhere: left as soon as that is asked for, not at a safe point: everywhere is one.
     """
 
@@ -68,6 +69,7 @@ class Stage:
     results: Callable[[RunFolder, Path], dict[str, Path]] = words.no_results
     optional: bool = False
     looks_back: bool = False
+    takes_what_there_is: bool = False
     stops_anywhere: bool = False
 
     def marker_of(self, task: int) -> str:
@@ -182,6 +184,7 @@ STAGES = {
         Stage(
             "report",
             looks_back=True,
+            takes_what_there_is=True,
             work="cosmos_hpc.worker.stages.report:report",
             marker="report/done.json",
             libraries={"jinja2": "worker", "matplotlib": "worker", "av": "worker"},
@@ -341,6 +344,13 @@ def task_command(run: RunFolder, stage: RunStage, task: int = 0) -> list[str]:
 def marker_path(run: RunFolder, stage: str, task: int = 0) -> Path:
     """The file whose presence says that a task of a stage is done."""
     return run.path / STAGES[stage].marker_of(task)
+
+
+def has_results(run: RunFolder) -> bool:
+    """Whether any task is done, or has kept a part of its work."""
+    markers = (stage.marker.replace("%05d", "*") for stage in STAGES.values())
+    parts = (run.tokens.journal(0).parent, run.tokens.prompts, run.train.checkpoints)
+    return any(any(run.path.glob(marker)) for marker in markers) or any(map(files.names_in, parts))
 
 
 def is_done(run: RunFolder, recipe: Recipe, stage: str, task: int = 0) -> bool:

@@ -186,7 +186,8 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
     ]
     overall = _overall(run, found)
     checkpoint = saved_checkpoint(run)
-    kinds = Counter(row["error"] for row in files.read_jsonl(run.tokens.failed))
+    # Older versions called it an error.
+    kinds = Counter(r.get("kind") or r["error"] for r in files.read_jsonl(run.tokens.failed))
     return RunState(
         run.name,
         str(run.path),

@@ -92,6 +92,11 @@ class Stopwatch:
         self._last = now
 
 
+def count_of(count: int, noun: str) -> str:
+    """A count with its noun: ``1 shard``, ``2 shards``."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person would say them: ``45 s``, ``3 min 20 s``, ``2 h 05 min``."""
     whole = round(seconds)

@@ -12,7 +12,8 @@ from typing import Literal
 
 import torch
 
-from cosmos_hpc.config.recipes import load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.checkpoints.stored import Weights, same_sizes

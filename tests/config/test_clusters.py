@@ -40,8 +40,19 @@ def test_only_the_gpus_that_are_ours(monkeypatch):
     assert (cluster.gpus, cluster.parallel) == (2, 2)
     with pytest.raises(RequestError, match="parallel=3 array tasks need as many GPUs, and gpus=2"):
         load_cluster("local", ["parallel=3"])
+    assert load_cluster("local", ["gpus=0"]).gpus == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert load_cluster().gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "gpus"),
+    [(["gpus=1"], 1), (["gpus=1", "gpu=H100-80"], 1), (["gpu=H100-80"], 8)],
+)
+def test_as_many_tasks_run_at_a_time_as_there_are_gpus(monkeypatch, overrides, gpus):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    cluster = load_cluster("local", overrides)
+    assert (cluster.gpus, cluster.parallel) == (gpus, gpus)
 
 
 def test_a_wrong_key_in_a_profile(tmp_path):

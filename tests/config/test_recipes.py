@@ -1,6 +1,7 @@
 import pytest
 
-from cosmos_hpc.config.recipes import load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.settings import dump_yaml
 

@@ -28,8 +28,8 @@ def test_a_video_without_a_prompt_is_refused(tmp_path, prompt):
     (tmp_path / "b.mp4").touch()
     entries = [{"visual_input": "a.mp4", "prompt": "x"}, {"visual_input": "b.mp4"}]
     entries[1].update({} if prompt is None else {"prompt": prompt})
-    listed.write_text("\n".join(map(json.dumps, entries)))
-    with pytest.raises(RequestError, match=r"1 of 2 videos without a prompt, the first is 'b.mp4'"):
+    listed.write_text("\n\n".join(map(json.dumps, entries)))
+    with pytest.raises(RequestError, match="1 of 2 videos without .* 'b.mp4' in line 3;"):
         rows(listed)
 
 

@@ -91,7 +91,7 @@ def test_a_transfer_that_broke_off_goes_on_and_a_full_cache_does_without_the_hub
 def test_files_that_the_data_set_lacks_are_listed(published, tmp_path):
     del published.repositories[f"datasets/{NAME}"][f"videos/{WRIST}/chunk-000/file-001.mp4"]
     run = prepared(tmp_path / "run", *HOW, "data.decoders=0", shards=1)
-    assert [(row["video"], row["error"]) for row in files.read_jsonl(run.tokens.failed)] == [
+    assert [(row["video"], row["kind"]) for row in files.read_jsonl(run.tokens.failed)] == [
         ("episode_000002", "missing"),
         ("episode_000003", "missing"),
     ]

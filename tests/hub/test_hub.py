@@ -203,8 +203,12 @@ def test_a_submit_needs_hf_home_before_anything_starts(tmp_path, scenes, monkeyp
     assert list(tmp_path.iterdir()) == []
     # Not for stages that take nothing from the Hub.
     monkeypatch.setattr("cosmos_hpc.backends.local.LocalBackend.submit", lambda *_: None)
-    run = ch.submit(*request, stages=["finalize"])
+    with pytest.raises(RequestError, match="finalize needs the results of download, preprocess"):
+        ch.submit(*request, stages=["finalize"])
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    run = ch.submit(*request, dry_run=True)
     assert run.folder.recipe().train.init_from == AR4B
+    monkeypatch.delenv("HF_HOME")
     files.write_json(marker_path(run.folder, "download"), {"tokenizer": "small", "folder": "."})
     ch.submit(*request)
 

@@ -19,6 +19,7 @@ def plan(videos=None, recipe=(), cluster=("parallel=2", "gpus=0")):
 )
 def test_shards_of_at_most_so_many_videos_but_enough_to_keep_all_tasks_busy(videos, shards):
     assert plan(videos).shards == shards
+    assert (" 1 video in 1 shard, " in plan(videos).render()) == (videos == 1)
 
 
 def test_the_disk_holds_shards_and_joined_files_or_only_the_shards():

@@ -6,6 +6,7 @@ from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.create import check_folder, check_name, default_name, open_run
 from cosmos_hpc.runs.folder import RunFolder, find_run
+from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 
 
@@ -32,20 +33,25 @@ def test_continuing_keeps_the_request_but_may_go_further(tmp_path):
     )
     assert existed
     assert folder.recipe().train.max_steps == 9
+    # Nothing is done yet: nothing was made with other settings either.
+    open_with(tmp_path / "a", "data.frames=33")
+    open_with(tmp_path / "a")
+    files.write_json(marker_path(folder, "preprocess", 3), {})
     with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25; choose"):
         open_with(tmp_path / "a", "data.frames=25")
 
 
-def test_the_text_of_a_dry_run_counts_as_begun_once_a_task_of_it_ran(tmp_path):
+def test_the_text_of_a_dry_run_counts_as_begun_once_a_task_of_it_runs(tmp_path):
     recipe, cluster = load_recipe("ar_tiny"), load_cluster()
     folder = RunFolder(tmp_path / "a")
     open_run(folder, recipe, cluster, make_plan(recipe, cluster, 8), dry_run=True)
     assert not folder.begun()
-    with files.lock(folder.task_lock("preprocess", 3)):
-        pass
+    other = load_recipe("ar_tiny", ["data.frames=25"])
+    said = "run a was made with data.frames=17, not 25"
+    with files.lock(folder.task_lock("preprocess", 3)), pytest.raises(RequestError, match=said):
+        check_folder(folder, other)
     assert folder.begun()
-    with pytest.raises(RequestError, match="run a was made with data.frames=17, not 25"):
-        check_folder(folder, load_recipe("ar_tiny", ["data.frames=25"]))
+    assert check_folder(folder, other)  # it has left nothing
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):

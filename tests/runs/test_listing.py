@@ -115,6 +115,8 @@ def test_status_in_numbers(home):
     rows = [{"step": n, "loss": 1.0, "seconds": 1.0, "time": 1.7e9} for n in range(4, 2000)]
     files.write_jsonl(run.train.metrics, [*files.read_jsonl(run.train.metrics), *rows])
     assert ch.Run("mine").status().validation_loss == 4.5
+    write_run(home / "runs/longer", "train.max_steps=2", steps=3, saved=[3], done=True)
+    assert "step 3 (asked for: 2), loss 4.700" in ch.Run("longer").status().render()
     write_run(home / "runs/fresh")
     state = ch.Run("fresh").status()
     assert (state.step, state.loss, state.checkpoint) == (None, None, None)

@@ -9,13 +9,15 @@ from pydantic import Field, PositiveInt
 
 from cosmos_hpc.backends.kinds import schemas
 from cosmos_hpc.config.clusters import OVERRIDE_PREFIX
-from cosmos_hpc.config.recipes import Recipe, load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.create import CHANGEABLE
 from cosmos_hpc.runs.reference import reference
 from cosmos_hpc.runs.reference_text import markdown, render
 from cosmos_hpc.utils.described import describe, first_sentence
-from cosmos_hpc.utils.settings import Section, flatten, leaf_keys
+from cosmos_hpc.utils.mappings import flatten
+from cosmos_hpc.utils.settings import Section, leaf_keys
 from tests.conftest import REPOSITORY, cosmos_hpc
 
 

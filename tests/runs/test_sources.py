@@ -82,6 +82,8 @@ def test_settings_of_the_section_generate_need_not_name_it(home):
         generation_recipe(find_source("mine"), ["input=frame.png", "topp=0.5"])
 
 
+#: That of a recipe for GPUs, which are refused first where there are none.
+CPU = "train.precision=fp32"
 LIST = "\n".join(
     json.dumps({"visual_input": name, **more})
     for name, more in (("frame.png", {"prompt": "a street"}), ("drive.MP4", {}))
@@ -95,11 +97,11 @@ LIST = "\n".join(
         ("mine", ["input=notes.md"], "neither a picture nor a video by its name"),
         ("mine", ["input=frame.png", "prompt=a street"], "models of task=video read no text"),
         ("mine", ["input=list.jsonl"], "has a prompt, and the model reads frames alone"),
-        ("ar5b_v2w", ["input=frame.png"], r"\(entry 1\) has no prompt, which the model reads"),
-        ("ar5b_v2w", ["input=list.jsonl"], r"drive.MP4\" \(entry 2\) has no prompt"),
-        ("ar5b_v2w", ["input=list.jsonl", "prompt=x"], "goes with one picture or video"),
+        ("ar5b_v2w", [CPU, "input=frame.png"], r"\(entry 1\) has no prompt, which the model reads"),
+        ("ar5b_v2w", [CPU, "input=list.jsonl"], r"drive.MP4\" \(line 2\) has no prompt"),
+        ("ar5b_v2w", [CPU, "input=list.jsonl", "prompt=x"], "goes with one picture or video"),
         ("ar5b_v2w", ["input=frame.png", "prompt= "], "prompt is blank"),
-        ("ar5b_v2w_action", ["input=frame.png"], "has no actions, which the model reads"),
+        ("ar5b_v2w_action", [CPU, "input=frame.png"], "has no actions, which the model reads"),
         ("ar5b_v2w_action", ["input=frame.png", "seconds=3"], "does not go with task=action"),
         ("mine", ["input=frame.png", "condition_frames=4"], "possible: 1, 9"),
         ("mine", ["input=frame.png", "frames=9"], "generate.frames=9 .*9 given frames"),

@@ -75,7 +75,7 @@ class Login:
     def explain(self, name: str) -> str:
         """All that helps to understand what went wrong."""
         queue = self.lab.run("squeue", "-r")
-        logs = self.command("logs", name).out[-6000:]
+        logs = self.command("logs", name, "--raw").out[-6000:]
         return f"{self.command('status', name).out}\n{queue}\n{logs}"
 
     def queue(self, form: str = "%i %T", *flags: str) -> list[str]:

@@ -54,7 +54,7 @@ def test_a_run_in_a_folder_of_any_name(lab, tmp_path, scenes):
     login.wait("run", "preprocess", "done", "failed")
     assert login.stage("run", "preprocess")["state"] == "done", login.explain("run")
     logs = login.command("logs", "run", "preprocess.1").out
-    assert "shard 1 is complete: 1 clips" in logs
+    assert "shard 1 is complete: 1 clip," in logs
     assert not list(tmp_path.rglob("pwned"))
     assert login.command("logs", "run", "download").code == 0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cosmos_hpc.backends.base import Backend, Request
 from cosmos_hpc.backends.findings import Finding
+from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue, read_queues
 from cosmos_hpc.errors import RequestError
@@ -53,6 +54,10 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
 
             record_pasted(run, read_queue(run))
 
+    def is_elsewhere(self) -> bool:
+        """Whether Slurm's commands are missing here."""
+        return commands.is_elsewhere()
+
     def check_request(self, request: Request) -> None:
         """Refuse what the cluster cannot do, as far as is known without asking about a job."""
         from cosmos_hpc.backends.slurm.check import PYTHON_OF_JOBS, problems
@@ -60,7 +65,8 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         from cosmos_hpc.backends.slurm.secrets import find_secrets
         from cosmos_hpc.runs.requirements import check_installed
 
-        if self.cluster.python == sys.executable:
+        known = not (request.dry_run and self.is_elsewhere())
+        if self.cluster.python == sys.executable and known:
             check_installed(request.stages, PYTHON_OF_JOBS)
         check_path(request.folder.path)
         find_secrets(self.cluster)
@@ -92,13 +98,13 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         """Commands that submit each script with what it waits for."""
         from cosmos_hpc.backends.slurm.dry_run import text
 
-        return text(plan, request.folder, prepared)
+        return text(plan, request.folder, prepared, self.cluster)
 
     def write(self, request: Request, prepared: Submission, plan: Plan, folder: Path) -> list[Path]:
         """Each script, and one that submits them."""
         from cosmos_hpc.backends.slurm.dry_run import write
 
-        return write(plan, request.folder, prepared, folder)
+        return write(plan, request.folder, prepared, self.cluster, folder)
 
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""

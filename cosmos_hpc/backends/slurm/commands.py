@@ -95,6 +95,11 @@ def is_here(name: str) -> bool:
     return shutil.which(name) is not None
 
 
+def is_elsewhere() -> bool:
+    """Whether this machine belongs to no cluster, as far as its PATH says."""
+    return not is_here("sbatch")
+
+
 def command(*words: str) -> subprocess.CompletedProcess[str]:
     """Run one of Slurm's commands.
 

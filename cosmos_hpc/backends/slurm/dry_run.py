@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 
 from cosmos_hpc.backends.base import head_of_dry_run
+from cosmos_hpc.backends.slurm.commands import is_elsewhere
 from cosmos_hpc.backends.slurm.jobs import JobSpec
+from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.submit import Submission, script_path
 from cosmos_hpc.planning.plans import Plan
 from cosmos_hpc.runs.folder import RunFolder
@@ -22,18 +24,21 @@ _CLEAN = (
 )
 
 
-def text(plan: Plan, run: RunFolder, submission: Submission) -> str:
+def text(plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmCluster) -> str:
     """The plan as comments, and commands that submit each script with what it waits for."""
-    lines = [*head_of_dry_run(plan, run), "(", *_CLEAN, _forget_cancel(run)]
+    lines = [*head_of_dry_run(plan, run, _unchecked(cluster)), "(", *_CLEAN, _forget_cancel(run)]
     for job, script in submission.jobs:
         lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
         lines += [*script.splitlines(), _END, ")"]
     return "\n".join([*lines, *_changed(submission), _said(submission), ")"])
 
 
-def write(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> list[Path]:
+def write(
+    plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmCluster, folder: Path
+) -> list[Path]:
     """Write each script, and ``submit.sh`` that submits them; returns the files."""
-    lines = ["#!/bin/bash", *head_of_dry_run(plan, run), *_CLEAN, _forget_cancel(run)]
+    head = head_of_dry_run(plan, run, _unchecked(cluster))
+    lines = ["#!/bin/bash", *head, *_CLEAN, _forget_cancel(run)]
     written = []
     for job, script in submission.jobs:
         path = script_path(folder, job).absolute()
@@ -44,6 +49,20 @@ def write(plan: Plan, run: RunFolder, submission: Submission, folder: Path) -> l
     lines += [*_changed(submission), _said(submission)]
     files.write_atomic(folder.absolute() / "submit.sh", "\n".join(lines) + "\n")
     return [*written, folder / "submit.sh"]
+
+
+def _unchecked(cluster: SlurmCluster) -> str:
+    """What of a profile only its cluster can say, where it cannot be asked."""
+    if not is_elsewhere():
+        return ""
+    lines = ["partitions and their limits", "account and qos", "jobs in the queue"]
+    lines += ["the disk of cluster.runs", "HF_HOME"]
+    lines.append(f"MaxArraySize (max_array_size={cluster.max_array_size})")
+    lines.append(f"container={cluster.container}" if cluster.container else "the nodes' libraries")
+    return (
+        f"Not checked, as Slurm is not on this machine: {', '.join(lines)}; cosmos-hpc cluster "
+        f"check does so on a login node."
+    )
 
 
 def _variable(job: JobSpec) -> str:

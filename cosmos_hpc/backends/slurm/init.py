@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
-from cosmos_hpc.backends.slurm.profile import minutes
+from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.config.clusters import PASSED_ON, profile_folders
 from cosmos_hpc.config.gpus import GPU_GIGABYTES, UNKNOWN_GPU
 from cosmos_hpc.errors import RequestError
@@ -60,6 +60,7 @@ def propose(facts: Facts) -> str:
     known, note = _memory(kind) if count else (UNKNOWN_GPU, "")
     accounts = list(facts.associations)  # the default one first
     yours = "yours, the default first" if len(accounts) > 1 else "yours"
+    parallel = SlurmCluster.model_fields["parallel"].default
     lines = [
         f"# Proposed for {facts.cluster} (Slurm {facts.version}); change what does not fit, then",
         "# run cosmos-hpc cluster check.",
@@ -73,7 +74,7 @@ def propose(facts: Facts) -> str:
         _setting("cpus_per_gpu", gpu.cpus // count if count else None),
         _setting("gres", f"gpu:{kind}" if kind else "gpu"),
         _setting("nodes", 1, f"most nodes of a job; {gpu.name} has {gpu.nodes}"),
-        _setting("parallel", 32, "array tasks at the same time"),
+        _setting("parallel", parallel, "array tasks at the same time"),
         _setting("max_array_size", facts.max_array_size),
         _setting(
             "max_submit",

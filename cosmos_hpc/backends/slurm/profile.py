@@ -126,10 +126,12 @@ class SlurmCluster(Cluster):
 
     default_words: ClassVar[Mapping[str, str]] = {
         **Cluster.default_words,
+        "cpu_partition": "``gpu_partition``",
         "python": "python3 in a container, else the Python that submits",
     }
 
     kind: Literal["slurm"]
+    parallel: PositiveInt = 32
     account: Name | None = None
     qos: Name | None = None
     gpu_partition: Name
@@ -184,9 +186,12 @@ class SlurmCluster(Cluster):
 
     @model_validator(mode="before")
     @classmethod
-    def _which_python(cls, data: dict[str, Any]) -> dict[str, Any]:
-        default = "python3" if data.get("container") else sys.executable
-        return {**data, "python": data.get("python") or default}
+    def _what_follows(cls, data: dict[str, Any]) -> dict[str, Any]:
+        python = "python3" if data.get("container") else sys.executable
+        follows = {"python": data.get("python") or python}
+        if "cpu_partition" not in data and "gpu_partition" in data:
+            follows["cpu_partition"] = data["gpu_partition"]
+        return {**data, **follows}
 
     @model_validator(mode="after")
     def _mounts_need_a_container(self) -> SlurmCluster:

@@ -31,6 +31,7 @@ from cosmos_hpc.runs.stages import (
 )
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.progress import count_of
 
 #: Jobs that a limit must have room for, for each stage that looks back on a run.
 _CROWDED = 4
@@ -134,12 +135,14 @@ def prepare(
     active = [(stage, job) for stage, job in queue.jobs if job.reason not in STUCK]
     if run.stop_request.exists() and active:
         raise RequestError(
-            f"run {run.name} is being cancelled: {len(active)} jobs are in the queue still; "
-            f"submit again when they have ended, as cosmos-hpc status shows"
+            f"run {run.name} is being cancelled: {count_of(len(active), 'job')} still in the "
+            f"queue; submit again when they have ended, as cosmos-hpc status shows"
         )
     _make_folders(run, request.stages)
     folders = folders_outside(run, recipe) if cluster.container else []
-    pyxis = container_options() if cluster.container else None
+    # A dry run may be elsewhere.
+    asks = cluster.container and not commands.is_elsewhere()
+    pyxis = container_options() if asks else None
     every = stages_of(run, recipe)
     missing_of = {
         stage.name: missing_tasks(run, recipe, stage, request.tasks)
@@ -207,7 +210,7 @@ def _rooms(
     """
     if cluster.max_submit is None:
         return {stage.name: cluster for stage in stages}
-    left = cluster.max_submit - commands.mine()
+    left = cluster.max_submit - (0 if commands.is_elsewhere() else commands.mine())
     looking = [stage for stage in stages if stage.kind.looks_back]
     if len(looking) < len(stages) and left < _CROWDED * len(looking):
         stages = [stage for stage in stages if not stage.kind.looks_back]
@@ -233,8 +236,9 @@ def _check_room(cluster: SlurmCluster, submission: Submission) -> None:
     there = commands.mine() - len(submission.stuck)
     if there + needed > cluster.max_submit:
         raise RequestError(
-            f"you have {there} jobs in the queue, and max_submit={cluster.max_submit} leaves no "
-            f"room for {needed} more; submit again when some have ended. Nothing was submitted"
+            f"you have {count_of(there, 'job')} in the queue, and max_submit="
+            f"{cluster.max_submit} leaves no room for {needed} more; submit again when some have "
+            f"ended. Nothing was submitted"
         )
 
 

@@ -46,7 +46,7 @@ class RobotShard(VideoShard):
     as many frames as their source says.
     """
 
-    documents = "frames"
+    document = "frame"
 
     def __init__(self, run: RunFolder, recipe: Recipe, shard: int, journal: Journal) -> None:
         super().__init__(run, recipe, shard, journal)

@@ -23,7 +23,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.in_flight import InFlight
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.progress import Progress, Stopwatch, say
+from cosmos_hpc.utils.progress import Progress, Stopwatch, count_of, say
 from cosmos_hpc.worker.datasets.journal import ID_DTYPE, Journal, in_order
 from cosmos_hpc.worker.tokenizers.video import Encoding, VideoTokenizer
 from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError
@@ -63,11 +63,11 @@ class VideoShard:
     """Prepares one shard: from videos to tokens.
 
     Attributes:
-        documents: what its documents hold, in words.
+        document: what each of its documents holds, in a word.
         cut: which clips of its videos are wanted.
     """
 
-    documents = "clips"
+    document = "clip"
 
     def __init__(self, run: RunFolder, recipe: Recipe, shard: int, journal: Journal) -> None:
         self.run, self.data, self.shard, self.journal = run, recipe.data, shard, journal
@@ -88,8 +88,8 @@ class VideoShard:
         if journal.rows:
             clips = sum(row["clips"] for row in journal.rows)
             say(
-                f"shard {shard}: {len(ended)} of {len(self.videos)} videos were finished before, "
-                f"and {clips} {self.documents} in all"
+                f"shard {shard}: {len(ended)} of {count_of(len(self.videos), 'video')} were "
+                f"finished before, and {count_of(clips, self.document)} in all"
             )
         self._clips = collections.Counter({index: clips for index, (clips, _) in begun.items()})
         self._jobs = [
@@ -221,7 +221,7 @@ class VideoShard:
         if self.run.stop_requested():
             self._write()
             done, total = self._progress.done, self._progress.total
-            raise Stopped(f"stopped after {done} of {total} videos")
+            raise Stopped(f"stopped after {done} of {count_of(total, 'video')}")
 
     def _write(self) -> None:
         self.journal.append(self._rows)
@@ -269,8 +269,8 @@ class VideoShard:
         }
         publish_shard(temporary, final, marker, marker_path(self.run, "finalize"))
         say(
-            f"shard {self.shard} is complete: {documents} {self.documents}, "
-            f"{len(failed)} videos failed"
+            f"shard {self.shard} is complete: {count_of(documents, self.document)}, "
+            f"{count_of(len(failed), 'video')} failed"
         )
 
 

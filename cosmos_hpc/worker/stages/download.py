@@ -26,12 +26,12 @@ def download(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
         WorkError: something cannot be had; the message says what to do.
     """
     tokenizer, weights = recipe.data.tokenizer, recipe.train.init_from
-    if tokenizer != SMALL_TOKENIZER and not hub.is_hub_name(tokenizer):
-        _check_folder(tokenizer)
     texts = recipe.data.text_encoder
-    if texts and texts != SMALL_TEXT_ENCODER and not hub.is_hub_name(texts):
-        _check_text_encoder(Path(texts), recipe)
     try:
+        if tokenizer != SMALL_TOKENIZER and not hub.is_hub_name(tokenizer):
+            hub.check_folder(f"data.tokenizer={tokenizer}", Path(tokenizer), hub.TOKENIZER_FILES)
+        if texts and texts != SMALL_TEXT_ENCODER and not hub.is_hub_name(texts):
+            _check_text_encoder(Path(texts), recipe)
         fetched = fetch_all([*hub.needs(recipe), *_dataset(run, recipe)])
         for repository, folder in fetched.items():
             say(f"{repository} is in {folder}")
@@ -59,19 +59,10 @@ def _dataset(run: RunFolder, recipe: Recipe) -> list[hub.HubFiles]:
     return files_of_rows(recipe, Path(folders[0]), files.iterate_jsonl(run.data.videos))
 
 
-def _check_folder(tokenizer: str) -> None:
-    missing = [name for name in hub.TOKENIZER_FILES if not (Path(tokenizer) / name).is_file()]
-    if missing:
-        raise WorkError(f"data.tokenizer={tokenizer} has no {' and no '.join(missing)}")
-
-
 def _check_text_encoder(folder: Path, recipe: Recipe) -> None:
     """Refuse a folder that is no T5 model, or one of another width than the model reads."""
     where = f"data.text_encoder={recipe.data.text_encoder}"
-    names = [p.name for p in folder.iterdir()]
-    lacks = [p for p in hub.TEXT_ENCODER_FILES if hub.matches(p, names) is None]
-    if lacks:
-        raise WorkError(f"{where} has no {' and no '.join(lacks).replace('|', ' or ')}")
+    hub.check_folder(where, folder, hub.TEXT_ENCODER_FILES)
     try:
         config = files.read_json(folder / "config.json")
         kind, width = config["model_type"], config["d_model"]

@@ -22,7 +22,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import load
-from cosmos_hpc.utils.progress import ByteProgress, say
+from cosmos_hpc.utils.progress import ByteProgress, count_of, say
 from cosmos_hpc.worker.datasets.journal import ID_DTYPE
 
 #: Shards that are read at a time: a network file system gives one reader a part of its speed.
@@ -81,7 +81,8 @@ def finalize(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
         **_task_files(run, recipe),
     }
     files.write_json(marker_path(run, "finalize"), marker)
-    say(f"{joined['clips']} clips of {marker['videos']} videos, {len(failed)} videos failed")
+    clips, videos = count_of(joined["clips"], "clip"), count_of(marker["videos"], "video")
+    say(f"{clips} of {videos}, {count_of(len(failed), 'video')} failed")
 
 
 def _task_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
@@ -194,12 +195,14 @@ def _report(run: RunFolder, failed: list[dict[str, Any]]) -> dict[str, int]:
         }
         for kind, rows in ordered
     }
-    files.write_jsonl(run.tokens.failed, failed)
+    # A kind, as everywhere that people look at; shards call it an error.
+    named = [{"kind" if key == "error" else key: row[key] for key in row} for row in failed]
+    files.write_jsonl(run.tokens.failed, named)
     files.write_json(
         run.tokens.failed_summary, {"videos": run.data.num_videos(), "failed": summary}
     )
     for kind, rows in ordered:
-        say(f"failed, {kind}: {len(rows)} of {run.data.num_videos()} videos, of which")
+        say(f"failed, {kind}: {len(rows)} of {count_of(run.data.num_videos(), 'video')}, of which")
         for row in rows[:_EXAMPLES]:
             say(f"  {row['video']!r}: {row['reason']}")
     return {kind: len(rows) for kind, rows in ordered}
@@ -218,7 +221,7 @@ def _check_failures(
     kinds = ", ".join(f"{count} {kind}" for kind, count in by_kind.items())
     first = f"the first is {failed[0]['video']!r}: {failed[0]['reason']}"
     summary = (
-        f"{len(failed)} of {videos} videos failed ({kinds}); {first}; all are in "
+        f"{len(failed)} of {count_of(videos, 'video')} failed ({kinds}); {first}; all are in "
         f"{run.tokens.failed}"
     )
     if nothing:

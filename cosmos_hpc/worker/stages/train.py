@@ -14,7 +14,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import large_imports, load
-from cosmos_hpc.utils.progress import say
+from cosmos_hpc.utils.progress import count_of, say
 from cosmos_hpc.worker.children import (
     end_with_a_killed_child,
     let_managers_end_with_this_process,
@@ -136,4 +136,4 @@ def _mark_done(
         "checkpoint": str(latest[1].relative_to(run.path)),
     }
     files.write_json(marker_path(run, "train"), marker)
-    say(f"trained {latest[0]} steps, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    say(f"trained {count_of(latest[0], 'step')}, loss {losses[0]:.3f} to {losses[-1]:.3f}")

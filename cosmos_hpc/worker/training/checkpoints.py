@@ -44,7 +44,8 @@ class Checkpoints(nl.ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Save now, unless a validation comes first."""
-        if not (self.validate_every and trainer.global_step % self.validate_every == 0):
+        step, every = trainer.global_step, self.validate_every
+        if not every or (step % every and step < trainer.max_steps):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -80,16 +81,35 @@ class Checkpoints(nl.ModelCheckpoint):
         return answer[0]
 
 
+class ValidationLast(pl.Callback):
+    """Validates the last step of a run, where Lightning does not: whichever number it has."""
+
+    def __init__(self) -> None:
+        self._step: int | None = None
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the step."""
+        self._step = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As Lightning does it between two steps."""
+        if trainer.global_step >= trainer.max_steps and trainer.global_step != self._step:
+            _validate(trainer)
+
+
 class ValidationFirst(pl.Callback):
     """Validates before the first step of a run."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """As Lightning does it between two steps."""
-        if trainer.global_step:
-            return
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.run()
-        trainer.training = True
+        if not trainer.global_step:
+            _validate(trainer)
+
+
+def _validate(trainer: pl.Trainer) -> None:
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
 
 
 def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[int, Path] | None:

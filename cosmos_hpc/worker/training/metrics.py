@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration, say
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class MetricsFile(pl.Callback):
@@ -115,6 +118,13 @@ class MetricsFile(pl.Callback):
         # A validation is not part of the next step's time.
         self._step_started = time.monotonic()
 
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Draw the curve of a training that was stopped, or has failed."""
+        if trainer.is_global_zero and self.path.exists():
+            draw_losses(files.read_jsonl(self.path), self.curve, self.reference)
+
     def _append(self, **row: float) -> None:
         with open(self.path, "a") as f:
             f.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
@@ -144,7 +154,16 @@ def doubtful_start(loss: float, reference: dict[str, float]) -> str | None:
 def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, float]) -> None:
     """Draw training and validation loss over steps as PNG, with ``reference`` losses as lines."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    FigureCanvasAgg(loss_figure(rows, reference)).print_png(str(temporary))
+    temporary.replace(path)
+
+
+def loss_figure(rows: list[dict[str, Any]], reference: dict[str, float]) -> Figure:
+    """The picture of :func:`draw_losses`."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
@@ -154,10 +173,9 @@ def draw_losses(rows: list[dict[str, Any]], path: Path, reference: dict[str, flo
             axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
     for (name, loss), style in zip(reference.items(), ("--", ":", "-."), strict=False):
         axes.axhline(loss, color="grey", linestyle=style, linewidth=1, label=f"{name}, {loss:.2f}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
-    temporary = path.with_name(f".{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    return figure

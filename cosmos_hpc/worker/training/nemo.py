@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ from cosmos_hpc.utils.progress import say
 from cosmos_hpc.worker.datasets.samples import SampleDataset
 from cosmos_hpc.worker.training import patches
 from cosmos_hpc.worker.training.accuracy import LossAndAccuracy
-from cosmos_hpc.worker.training.checkpoints import ValidationFirst
+from cosmos_hpc.worker.training.checkpoints import ValidationFirst, ValidationLast
 from cosmos_hpc.worker.training.lora import make_adapters
 from cosmos_hpc.worker.training.schedule import ScheduleModule
 
@@ -333,8 +334,11 @@ def fit(
         callbacks = [*callbacks, _FusedAdam()]
     patches.multiply_shapes()
     patches.add_adapters_without_transformer_engine()
-    if train.validate_first and data.validation is not None:
-        callbacks = [ValidationFirst(), *callbacks]
+    if data.validation is not None:
+        first = [ValidationFirst()] if train.validate_first else []
+        callbacks = [*first, *callbacks, ValidationLast()]
+    # It continues with the sample after the last one: ClipData knows how many there were.
+    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     if train.lora and train.lora.dropout:
         callbacks = [*callbacks, _SeedOfStep(train.seed)]
     micro_batches = train.global_batch_size // (train.micro_batch_size * train.data_parallel)

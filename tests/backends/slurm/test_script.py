@@ -13,7 +13,7 @@ import pytest
 from cosmos_hpc.backends.slurm.jobs import jobs_of, read_array_comment
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.script import check_path, render
-from cosmos_hpc.config.recipes import recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import STAGES, RunStage

@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from cosmos_hpc.config.recipes import load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models import ModelConfig, from_published
 from cosmos_hpc.models.checkpoints.weights import weights_of

@@ -279,7 +279,7 @@ def test_what_is_broken_is_listed_with_its_episode(tmp_path):
     run = prepared(
         tmp_path / "run", ACTIONS, f"data.input={folder}", "data.max_failed_fraction=0.9"
     )
-    failed = {row["video"]: (row["error"], row["reason"]) for row in run_failed(run)}
+    failed = {row["video"]: (row["kind"], row["reason"]) for row in run_failed(run)}
     assert failed == {
         "episode_000004": ("actions", "action of frame 2 holds NaN or infinity"),
         **{f"episode_{i:06d}": ("missing", "the file is not there") for i in (6, 7, 8)},
@@ -301,7 +301,7 @@ def test_episodes_of_other_length_than_their_rows(tmp_path, version):
     how = (f"data.input={folder}", "data.max_failed_fraction=0.9")
     for recipe, more in ((ACTIONS, ()), ("ar_tiny", ("data.clips=all", "data.frames=1"))):
         run = prepared(tmp_path / recipe, recipe, *how, *more)
-        failed = {row["video"]: (row["error"], row["reason"]) for row in run_failed(run)}
+        failed = {row["video"]: (row["kind"], row["reason"]) for row in run_failed(run)}
         assert {video: error for video, (error, _) in failed.items()} == {
             "episode_000001": "length",
             "episode_000002": "length",
@@ -319,7 +319,7 @@ def test_pictures_that_are_damaged(tmp_path, monkeypatch):
     folder = Robot((5, 5, 5), version="v2.1", codec="image").write(tmp_path / "robot")
     run = prepared(tmp_path / "run", ACTIONS, f"data.input={folder}")
     (failed,) = run_failed(run)
-    assert (failed["video"], failed["error"]) == ("episode_000001", "truncated")
+    assert (failed["video"], failed["kind"]) == ("episode_000001", "truncated")
     assert "picture 2: " in failed["reason"]
 
 

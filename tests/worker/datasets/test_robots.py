@@ -171,7 +171,7 @@ def test_clips_that_cannot_be_used_are_listed_and_do_not_stop_the_rest(tmp_path)
     settings = ("ar_tiny_action", f"data.input={folder}")
     run = prepared(tmp_path / "run", *settings, "data.max_failed_fraction=0.6")
     failed = {row["video"].split("/")[2]: row for row in files.read_jsonl(run.tokens.failed)}
-    assert {clip: row["error"] for clip, row in failed.items()} == {
+    assert {clip: row["kind"] for clip, row in failed.items()} == {
         "101": "actions",
         "102": "actions",
         "103": "actions",
@@ -207,7 +207,7 @@ def test_a_clip_that_kills_its_decoder_is_listed_and_the_rest_goes_on(tmp_path):
     assert subprocess.run(task_command(run, stage), env=environment, check=False).returncode == 0
     finalize(run, recipe)
     (failed,) = files.read_jsonl(run.tokens.failed)
-    assert (failed["video"], failed["error"]) == ("videos/train/14/rgb.mp4", "killed_worker")
+    assert (failed["video"], failed["kind"]) == ("videos/train/14/rgb.mp4", "killed_worker")
     assert len(files.read_jsonl(run.tokens.samples / "clips.jsonl")) == 2
 
 

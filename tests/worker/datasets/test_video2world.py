@@ -191,7 +191,7 @@ def test_instructions_of_robot_clips_keep_the_folder_s_own_parts(tmp_path, sourc
         assert row["video"].startswith(f"videos/{row['sample'].split('_')[0]}/")
         assert row["prompt"] == f"move {int(row['video'].split('/')[2]) % 3} to the pot"
     (failed,) = files.read_jsonl(run.tokens.failed)
-    assert (failed["error"], failed["video"]) == ("annotation", "videos/train/999/rgb.mp4")
+    assert (failed["kind"], failed["video"]) == ("annotation", "videos/train/999/rgb.mp4")
 
 
 def test_a_text_encoder_of_another_width_is_refused_by_the_download(tmp_path, source):

@@ -305,7 +305,7 @@ def test_videos_of_a_list_keep_their_identity(tmp_path, scenes):
         (1, 1, str(tmp_path / "one" / "same.mp4")),
         (2, 2, "two/same.mp4"),
     ]
-    assert [(row["index"], row["error"]) for row in files.read_jsonl(run.tokens.failed)] == [
+    assert [(row["index"], row["kind"]) for row in files.read_jsonl(run.tokens.failed)] == [
         (3, "missing")
     ]
     documents = open_documents(str(run.tokens.prefix))

@@ -267,7 +267,7 @@ def test_a_video_that_kills_the_worker_itself_is_listed_at_the_third_try(tmp_pat
     assert codes == [-signal.SIGSEGV, -signal.SIGSEGV, 0]
     finalize(run, recipe)
     (failed,) = files.read_jsonl(run.tokens.failed)
-    assert (failed["video"], failed["error"]) == ("kills.mp4", "killed_worker")
+    assert (failed["video"], failed["kind"]) == ("kills.mp4", "killed_worker")
     assert failed["reason"].startswith("2 workers died")
     assert [row["video"] for row in files.read_jsonl(run.tokens.clips)] == ["a.mp4", "z.mp4"]
 
@@ -282,7 +282,7 @@ def test_a_video_damaged_late_keeps_its_clips_and_is_listed(tmp_path):
     run = prepared(tmp_path / "run", folder, "data.clips=all", shards=1)
     (failed,) = files.read_jsonl(run.tokens.failed)
     kept = [row for row in files.read_jsonl(run.tokens.clips) if row["video"] == "v.mp4"]
-    assert failed["error"] == "truncated"
+    assert failed["kind"] == "truncated"
     assert len(kept) == failed["clips"] > 3
 
 
@@ -390,7 +390,7 @@ def test_broken_videos_are_listed_and_do_not_stop_the_rest(tmp_path, capsys):
         "empty.mp4",
         "text.mp4",
     ]
-    assert all(row["reason"] and row["error"] == "unreadable" for row in failed)
+    assert all(row["reason"] and row["kind"] == "unreadable" for row in failed)
     clips = files.read_jsonl(run.tokens.clips)
     assert [row["video"] for row in clips if row["padded"]] == ["short.mp4"]
     assert len(clips) == 5
@@ -428,7 +428,7 @@ def test_short_videos_can_be_refused(tmp_path):
     folder = mixed_folder(tmp_path / "videos")
     allowed = "data.max_failed_fraction=1"
     run = prepared(tmp_path / "run", folder, "data.short_videos=reject", allowed)
-    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.tokens.failed)}
+    kinds = {row["video"]: row["kind"] for row in files.read_jsonl(run.tokens.failed)}
     assert kinds["short.mp4"] == "short"
 
 
@@ -478,7 +478,7 @@ def test_a_video_that_vanishes_meanwhile(tmp_path):
     for shard in range(2):
         preprocess(run, recipe, shard)
     finalize(run, recipe)
-    kinds = {row["video"]: row["error"] for row in files.read_jsonl(run.tokens.failed)}
+    kinds = {row["video"]: row["kind"] for row in files.read_jsonl(run.tokens.failed)}
     assert kinds["good 1.mp4"] == "missing"
 
 

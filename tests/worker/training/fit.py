@@ -81,7 +81,7 @@ def train(folder: Path, *overrides: str, ranks: int = 1, **env: str) -> list[dic
         timeout=600,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    (folder / "log").write_text(done.stdout)
+    (folder / "log").write_text(done.stdout + done.stderr)
     return files.read_jsonl(RunFolder(folder).train.metrics)
 
 

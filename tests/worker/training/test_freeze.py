@@ -30,12 +30,16 @@ def test_frozen_parts_keep_their_weights(tmp_path):
     settings = (f"train.freeze=[{','.join(parts)}]", f"train.init_from={tmp_path / 'base.pt'}")
     settings += ("train.recompute=full", "train.validate_first=false", "train.wandb.tags=[a-tag]")
     offline = {"WANDB_MODE": "offline"}
-    rows = train(tmp_path / "run", *settings, "train.max_steps=2", **offline)
-    assert [row["step"] for row in rows if "validation_loss" in row] == [2]
-    rows = train(tmp_path / "run", *settings, "train.max_steps=4", **offline)
+    rows = train(tmp_path / "run", *settings, "train.max_steps=3", **offline)
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 3]
+    rows = train(
+        tmp_path / "run", *settings, "train.max_steps=4", "train.validate_every=3", **offline
+    )
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 3, 4]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses == sorted(losses, reverse=True) and len(losses) == 4
     run = RunFolder(tmp_path / "run")
+    assert "resumable" not in (run.path / "log").read_text()
     last = next(run.train.checkpoints.glob("step=3-*-last"))
     trained, base = open_weights(last), open_weights(tmp_path / "base.pt")
     trained.expect(recipe_of([]).model)

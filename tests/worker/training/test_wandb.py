@@ -86,7 +86,7 @@ def test_unreachable_refusing_or_malformed_on_two_ranks_and_on_resume(prepared):
             )
             assert outcome.code == 0, outcome.err
             assert f"step {2 * number}/{2 * number}" in outcome.err
-            log = cosmos_hpc("logs", "x", "train", cwd=home).out
+            log = cosmos_hpc("logs", "x", "train", "--raw", cwd=home).out
             assert log.count("Weights & Biases does not take this run") == 1, log[-3000:]
             assert key.get("WANDB_API_KEY", KEY) not in log
             # A minute and a half is what it takes by default to give up.
