@@ -41,6 +41,15 @@ from cosmos_hpc.runs.stages import (
     stage_named,
     write_specs,
 )
+from cosmos_hpc.runs.sweeps import (
+    LEFT_OUT,
+    TAKES_OVER,
+    Membership,
+    exists,
+    join_sweep,
+    membership,
+    source_of,
+)
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.settings import flatten, setting
@@ -103,10 +112,15 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     backend.take_note(folder)
     check_folder(folder, recipe)
     forget_plan(folder)
+    member = member_of(request)
+    source = source_of(folder, member)
+    if member and member.tokens:
+        request = replace(request, stages=_own_stages(request, source))
     _check_home(request)
     backend.check_request(request)
     # An existing run keeps its videos.
-    pinned = folder.data.num_videos()
+    listing = (source or folder).data
+    pinned = listing.num_videos()
     root, videos = ("", []) if pinned else list_input(listed(), console.say)
     costs = None
     if videos and recipe.trains:
@@ -114,7 +128,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
             # On this machine, and not to be fetched yet.
             check_some_exist(f"data.input={root}", root, videos)
         costs = costs_of(root, videos, recipe.data, console.say)
-    what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
+    what = make_plan(recipe, cluster, pinned or len(videos), listing.num_shards())
     recipe = resolved(recipe, what)
     try:
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -136,13 +150,22 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
             _check_queued(request, recipe, backend, queue)
             # What is queued may still be refused; jobs are what begins such a run.
             only_prepared = request.dry_run or backend.returns_when == "queued"
+            begun = exists(folder)
             continued = open_run(folder, recipe, cluster, what, only_prepared)
-            folder.data.pin(root, videos, what.shards or 1, costs)
+            if member:
+                join_sweep(folder, member)
+            if source:
+                folder.data.take_over(source.data)
+            else:
+                folder.data.pin(root, videos, what.shards or 1, costs)
             write_specs(folder, recipe)
             if not request.dry_run:
                 ask_for(folder, request.stages)
-                console.say(what.render())
-                console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
+                if source is None:  # else that run has shown it
+                    console.say(what.render())
+                # Runs of a sweep are prepared before any of them begins.
+                new = not continued or (request.member and not begun)
+                console.say(f"{'new' if new else 'continuing'} run {folder.path}")
             request = replace(request, recipe=recipe)
             prepared = backend.prepare(request, queue, console)
             if not request.dry_run:
@@ -151,6 +174,30 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
             return _dry_run(backend, request, prepared, what, output)
     except OSError as e:
         raise WorkError(explain_os_error(e, "submit")) from e
+
+
+def member_of(request: Request) -> Membership | None:
+    """The sweep that a run belongs to: as it was submitted first, else as the request says."""
+    folder, member = request.folder, request.member
+    if not exists(folder):
+        return member or membership(folder)
+    # It may have prepared tokens before it came to the sweep.
+    return membership(folder) or (replace(member, tokens=None) if member else None)
+
+
+def _own_stages(request: Request, source: RunFolder | None) -> list[str]:
+    """The stages that a run which takes over tokens has to carry out itself.
+
+    Args:
+        request: of the run.
+        source: whose tokens it is going to take over; None where it has them, or that run is gone.
+    """
+    names = {*request.stages}
+    if source:
+        names -= {LEFT_OUT}
+    elif TAKES_OVER in names and not is_done(request.folder, request.recipe, TAKES_OVER):
+        names |= {LEFT_OUT}
+    return [name for name in STAGES if name in names]
 
 
 def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:

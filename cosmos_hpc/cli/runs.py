@@ -98,10 +98,10 @@ def _remove(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.backends.kinds import queues_of
     from cosmos_hpc.runs import cleaning
     from cosmos_hpc.runs.disk_use import bytes_of, size
-    from cosmos_hpc.runs.folder import find_run
     from cosmos_hpc.runs.listing import find_runs
+    from cosmos_hpc.sweep import runs_named
 
-    named = {run.path: run for run in map(find_run, arguments.runs)}
+    named = {run.path: run.folder for run in runs_named(arguments.runs)}
     chosen = [*named.values()]
     queues = queues_of(chosen)
     for run in chosen:
@@ -114,7 +114,7 @@ def _remove(arguments: argparse.Namespace) -> None:
             if cleaning.why_not(reader, busy[reader.path]):
                 raise RequestError(
                     f"nothing was deleted: run {reader.name}, which is not done, begins from a "
-                    f"checkpoint of run {run.name}"
+                    f"checkpoint of run {run.name}, or takes over its tokens"
                 )
         begin = f"; {', '.join(reader.name for reader in readers)} began from it"
         print(f"{run.path}  {size(bytes_of(run.path))}{begin if readers else ''}")
@@ -166,11 +166,17 @@ def status(arguments: argparse.Namespace) -> None:
     Raises:
         RequestError: there is no such run.
     """
-    from cosmos_hpc.api import Run
+    from cosmos_hpc.sweep import Sweep, named
 
-    run = Run(arguments.run)
+    run = named(arguments.run)
     if arguments.watch and arguments.json:
         raise RequestError("--watch shows a run to people and --json to programs; choose one")
+    if isinstance(run, Sweep):
+        if arguments.watch:
+            raise RequestError(f"{run.name} is a sweep: --watch one of its runs")
+        listed = [one.as_dict() for one in run.status()]
+        print(json.dumps(listed, indent=2) if arguments.json else run.render())
+        return
     if arguments.watch:
         from cosmos_hpc.runs.watch import watch
 

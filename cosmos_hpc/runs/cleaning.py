@@ -21,6 +21,7 @@ from cosmos_hpc.runs.disk_use import bytes_of, entries_below, size
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.sources import newest_checkpoint
+from cosmos_hpc.runs.sweeps import source_of
 from cosmos_hpc.utils import files
 
 #: Temporary names of writers: of files that are renamed when they are whole, and of shards.
@@ -70,13 +71,21 @@ def why_not(run: RunFolder, queue: Queue) -> str:
 
 
 def readers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
-    """Other runs that begin from a checkpoint in a run's folder."""
+    """Other runs that begin from a checkpoint in a run's folder, or still need its tokens."""
     found = []
     for other in others:
         weights = _weights_of(other)
-        if other.path != run.path and weights and weights.is_relative_to(run.path):
+        from_weights = weights is not None and weights.is_relative_to(run.path)
+        if other.path != run.path and (from_weights or _takes_tokens(other, run)):
             found.append(other)
     return found
+
+
+def _takes_tokens(run: RunFolder, source: RunFolder) -> bool:
+    with contextlib.suppress(CosmosError, OSError):
+        found = source_of(run)
+        return found is not None and found.path == source.path
+    return False
 
 
 def _weights_of(run: RunFolder) -> Path | None:

@@ -102,7 +102,7 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
 
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""
-        from cosmos_hpc.backends.slurm.submit import cancel
+        from cosmos_hpc.backends.slurm.cancel import cancel
 
         return cancel(run, now, console)
 
