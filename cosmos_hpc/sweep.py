@@ -110,10 +110,9 @@ class Sweep(Sequence[Run]):
 
     def cancel(self, now: bool = False, console: Console | None = None) -> int:
         """Stop all runs; see :meth:`Run.cancel`. Returns how many processes or jobs there were."""
-        if not self._queues:
-            for run in self.runs:  # those too whose turn has not come
-                files.write_atomic(run.folder.stop_request, "")
-        return sum(run.cancel(now, console) for run in self.runs)
+        # On this machine first those whose turn has not come.
+        runs = sorted(self.runs, key=lambda run: files.is_locked(run.folder.lock))
+        return sum(run.cancel(now, console) for run in runs)
 
     def retry(self, console: Console | None = None) -> None:
         """Start what is neither done nor queued of all runs; see :meth:`Run.retry`.

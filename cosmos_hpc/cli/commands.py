@@ -175,13 +175,21 @@ def _logs(arguments: argparse.Namespace) -> None:
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.sweep import named
+    from cosmos_hpc.runs.cleaning import takers_of
+    from cosmos_hpc.runs.listing import find_runs
+    from cosmos_hpc.runs.sweeps import membership
+    from cosmos_hpc.sweep import Sweep, named
 
     found = named(arguments.run)
     if not found.cancel(now=arguments.now):
         print(f"nothing works on {arguments.run}")
         return
     print(_status_of(found))
+    if not isinstance(found, Sweep) and (member := membership(found.folder)):
+        names = [taker.name for taker in takers_of(found.folder, find_runs(found.path.parent))]
+        sweep = found.path.with_name(member.sweep)
+        if names:
+            print(f"  its tokens are missing to {', '.join(names)}; cosmos-hpc retry {sweep}")
 
 
 def _status_of(found: Run | Sweep) -> str:

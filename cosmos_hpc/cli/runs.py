@@ -108,16 +108,20 @@ def _remove(arguments: argparse.Namespace) -> None:
         if why := cleaning.why_not(run, queues[run.path]):
             raise RequestError(f"nothing was deleted: run {run.name}: {why}")
         others = [other for other in find_runs(run.path.parent) if other.path not in named]
-        readers = cleaning.readers_of(run, others)
-        busy = queues_of(readers)
-        for reader in readers:
-            if cleaning.why_not(reader, busy[reader.path]):
-                raise RequestError(
-                    f"nothing was deleted: run {reader.name}, which is not done, begins from a "
-                    f"checkpoint of run {run.name}, or takes over its tokens"
-                )
-        begin = f"; {', '.join(reader.name for reader in readers)} began from it"
-        print(f"{run.path}  {size(bytes_of(run.path))}{begin if readers else ''}")
+        words = []
+        for needing, what in (
+            (cleaning.readers_of(run, others), "begins from a checkpoint of"),
+            (cleaning.takers_of(run, others), "has yet to take over the tokens of"),
+        ):
+            busy = queues_of(needing)
+            for other in needing:
+                if cleaning.why_not(other, busy[other.path]):
+                    raise RequestError(
+                        f"nothing was deleted: run {other.name}, which is not done, {what} run "
+                        f"{run.name}"
+                    )
+                words.append(f"; run {other.name} {what} it")
+        print(f"{run.path}  {size(bytes_of(run.path))}{''.join(words)}")
     _ask(f"delete {len(chosen)} run{'s' * (len(chosen) > 1)}?", arguments.yes)
     links = [link for name in arguments.runs for link in (Path(name), Path("runs", name))]
     links = [link for link in links if link.is_symlink() and link.resolve() in named]

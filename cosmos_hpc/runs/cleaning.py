@@ -71,21 +71,23 @@ def why_not(run: RunFolder, queue: Queue) -> str:
 
 
 def readers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
-    """Other runs that begin from a checkpoint in a run's folder, or still need its tokens."""
+    """Other runs that begin from a checkpoint in a run's folder."""
     found = []
     for other in others:
         weights = _weights_of(other)
-        from_weights = weights is not None and weights.is_relative_to(run.path)
-        if other.path != run.path and (from_weights or _takes_tokens(other, run)):
+        if other.path != run.path and weights and weights.is_relative_to(run.path):
             found.append(other)
     return found
 
 
-def _takes_tokens(run: RunFolder, source: RunFolder) -> bool:
-    with contextlib.suppress(CosmosError, OSError):
-        found = source_of(run)
-        return found is not None and found.path == source.path
-    return False
+def takers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
+    """Other runs of a sweep that are going to take over a run's tokens, and have not yet."""
+    found = []
+    for other in others:
+        with contextlib.suppress(CosmosError, OSError):
+            source = source_of(other)
+            found += [other] if source and source.path == run.path else []
+    return found
 
 
 def _weights_of(run: RunFolder) -> Path | None:
