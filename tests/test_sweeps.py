@@ -102,6 +102,11 @@ def test_a_dry_run_shows_all_runs(tmp_path, scenes, monkeypatch):
     # A list that is one value is one run.
     one = {"data.input": scenes, "train.fusions": ["rotary", "norms"]}
     assert isinstance(ch.submit("ar_tiny", overrides=one, dry_run=True), ch.Run)
+    # What one of them is refused for, none is begun for.
+    (tmp_path / "runs/none-lr3e-3/mine").mkdir(parents=True)
+    with pytest.raises(ch.RequestError, match="none-lr3e-3 exists and is not a run"):
+        ch.submit("ar_tiny", overrides=given, name="none")
+    assert [path.name for path in tmp_path.glob("runs/none*")] == ["none-lr3e-3"]
     with pytest.raises(ch.RequestError, match=r"train\.learning_rate has 2 values: give one"):
         ch.plan("ar_tiny", overrides=given)
     with pytest.raises(ch.RequestError, match="there is a run s-lr1e-4 in runs"):

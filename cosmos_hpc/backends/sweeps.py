@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +75,17 @@ def prepare_sweep(requests: Sequence[Request], cluster: Cluster) -> None:
     """Prepare the folders of runs that were not submitted yet, and start nothing.
 
     Raises:
-        RequestError: one of them is wrong.
+        RequestError: one of them is wrong; folders that are new were removed again.
     """
-    for request in requests:
-        if not exists(request.folder):
-            start(replace(request, dry_run=True), cluster, _Silent())
+    new = [request.folder.path for request in requests if not request.folder.path.exists()]
+    try:
+        for request in requests:
+            if not exists(request.folder):
+                start(replace(request, dry_run=True), cluster, _Silent())
+    except RequestError:
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 class _Silent(Console):
