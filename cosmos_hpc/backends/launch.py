@@ -41,15 +41,7 @@ from cosmos_hpc.runs.stages import (
     stage_named,
     write_specs,
 )
-from cosmos_hpc.runs.sweeps import (
-    LEFT_OUT,
-    TAKES_OVER,
-    Membership,
-    exists,
-    join_sweep,
-    membership,
-    source_of,
-)
+from cosmos_hpc.runs.sweeps import exists, join_sweep, member_of, own_stages, source_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.settings import flatten, setting
@@ -112,10 +104,10 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     backend.take_note(folder)
     check_folder(folder, recipe)
     forget_plan(folder)
-    member = member_of(request)
+    member = member_of(folder, request.member)
     source = source_of(folder, member)
     if member and member.tokens:
-        request = replace(request, stages=_own_stages(request, source))
+        request = replace(request, stages=own_stages(folder, recipe, request.stages, source))
     _check_home(request)
     backend.check_request(request)
     # An existing run keeps its videos.
@@ -174,30 +166,6 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
             return _dry_run(backend, request, prepared, what, output)
     except OSError as e:
         raise WorkError(explain_os_error(e, "submit")) from e
-
-
-def member_of(request: Request) -> Membership | None:
-    """The sweep that a run belongs to: as it was submitted first, else as the request says."""
-    folder, member = request.folder, request.member
-    if not exists(folder):
-        return member or membership(folder)
-    # It may have prepared tokens before it came to the sweep.
-    return membership(folder) or (replace(member, tokens=None) if member else None)
-
-
-def _own_stages(request: Request, source: RunFolder | None) -> list[str]:
-    """The stages that a run which takes over tokens has to carry out itself.
-
-    Args:
-        request: of the run.
-        source: whose tokens it is going to take over; None where it has them, or that run is gone.
-    """
-    names = {*request.stages}
-    if source:
-        names -= {LEFT_OUT}
-    elif TAKES_OVER in names and not is_done(request.folder, request.recipe, TAKES_OVER):
-        names |= {LEFT_OUT}
-    return [name for name in STAGES if name in names]
 
 
 def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import is_done, marker_path
+from cosmos_hpc.runs.stages import STAGES, is_done, marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.links import Links
 
@@ -77,6 +77,33 @@ def source_of(run: RunFolder, member: Membership | None = None) -> RunFolder | N
     source = RunFolder(run.path.parent / member.tokens)
     # Where that run was deleted before, this one prepares its own.
     return source if source.info.exists() and source.data.num_videos() else None
+
+
+def member_of(run: RunFolder, asked: Membership | None) -> Membership | None:
+    """The sweep that a run belongs to: as it was submitted first, else as it is asked for now."""
+    if not exists(run):
+        return asked or membership(run)
+    # It may have prepared tokens before it came to the sweep.
+    return membership(run) or (replace(asked, tokens=None) if asked else None)
+
+
+def own_stages(
+    run: RunFolder, recipe: Recipe, asked: Sequence[str], source: RunFolder | None
+) -> list[str]:
+    """The stages that a run which takes over tokens carries out itself.
+
+    Args:
+        run: its folder.
+        recipe: of the run.
+        asked: names of stages that are asked for.
+        source: whose tokens it is going to take over; None where it has them, or that run is gone.
+    """
+    names = {*asked}
+    if source:
+        names -= {LEFT_OUT}
+    elif TAKES_OVER in names and not is_done(run, recipe, TAKES_OVER):
+        names |= {LEFT_OUT}
+    return [name for name in STAGES if name in names]
 
 
 def choose_source(runs: Sequence[RunFolder]) -> RunFolder:
