@@ -142,6 +142,11 @@ class Sweep(Sequence[Run]):
         """Losses and scores of the runs beside each other, and the settings that differ."""
         return compare_runs([run.folder for run in self.runs])
 
+    @property
+    def page(self) -> Path:
+        """Where :meth:`report` writes the page that compares the runs."""
+        return self.runs[0].path.with_name(f"{self.name}-sweep.html")
+
     def report(self) -> Page:
         """A page that compares the runs: curves in one picture, scores, swept settings.
 
@@ -160,9 +165,8 @@ class Sweep(Sequence[Run]):
                 f"{install_command('worker')}"
             ) from None
 
-        page = self.runs[0].path.with_name(f"{self.name}-sweep.html")
-        files.write_atomic(page, render(self.name, self.status(), self.compare()))
-        return Page(page)
+        files.write_atomic(self.page, render(self.name, self.status(), self.compare()))
+        return Page(self.page)
 
 
 def named(name: str) -> Run | Sweep:
@@ -179,11 +183,6 @@ def named(name: str) -> Run | Sweep:
         raise
 
 
-def runs_named(names: Sequence[str]) -> list[Run]:
-    """Runs, and those of sweeps in their place, by their names or paths.
-
-    Raises:
-        RequestError: there is none of a name.
-    """
-    found = (named(name) for name in names)
+def runs_of(found: Sequence[Run | Sweep]) -> list[Run]:
+    """These runs, and those of sweeps in their place."""
     return [run for one in found for run in (one.runs if isinstance(one, Sweep) else [one])]

@@ -144,6 +144,8 @@ def test_a_sweep_is_seen_by_its_name(written, tmp_path):
     assert (refused.code, "retry train of one of its runs" in refused.err) == (2, True)
     with pytest.raises(ch.RequestError, match="no sweep 't'"):
         ch.Sweep("t")
+    assert cosmos_hpc("runs", "rm", "s", "--yes", cwd=tmp_path).code == 0
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
 
 
 def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):

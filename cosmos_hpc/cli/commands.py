@@ -243,9 +243,9 @@ def _generate(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import compare
     from cosmos_hpc.runs.scores import render_scores
-    from cosmos_hpc.sweep import runs_named
+    from cosmos_hpc.sweep import named, runs_of
 
-    runs = runs_named(arguments.runs)
+    runs = runs_of([named(name) for name in arguments.runs])
     with _going_on():
         found = {run.folder.name: run.evaluate() for run in runs}
     scores = {name: own for name, own in found.items() if own is not None}

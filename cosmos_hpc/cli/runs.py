@@ -99,15 +99,16 @@ def _remove(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.runs import cleaning
     from cosmos_hpc.runs.disk_use import bytes_of, size
     from cosmos_hpc.runs.listing import find_runs
-    from cosmos_hpc.sweep import runs_named
+    from cosmos_hpc.sweep import Sweep, named, runs_of
 
-    named = {run.path: run.folder for run in runs_named(arguments.runs)}
-    chosen = [*named.values()]
+    wanted = [named(name) for name in arguments.runs]
+    chosen = [*{run.path: run.folder for run in runs_of(wanted)}.values()]
+    paths = {run.path for run in chosen}
     queues = queues_of(chosen)
     for run in chosen:
         if why := cleaning.why_not(run, queues[run.path]):
             raise RequestError(f"nothing was deleted: run {run.name}: {why}")
-        others = [other for other in find_runs(run.path.parent) if other.path not in named]
+        others = [other for other in find_runs(run.path.parent) if other.path not in paths]
         words = []
         for needing, what in (
             (cleaning.readers_of(run, others), "begins from a checkpoint of"),
@@ -124,10 +125,11 @@ def _remove(arguments: argparse.Namespace) -> None:
         print(f"{run.path}  {size(bytes_of(run.path))}{''.join(words)}")
     _ask(f"delete {len(chosen)} run{'s' * (len(chosen) > 1)}?", arguments.yes)
     links = [link for name in arguments.runs for link in (Path(name), Path("runs", name))]
-    links = [link for link in links if link.is_symlink() and link.resolve() in named]
+    links = [link for link in links if link.is_symlink() and link.resolve() in paths]
+    pages = [one.page for one in wanted if isinstance(one, Sweep) and one.page.exists()]
     cleaning.remove_runs(chosen, queues_of)
-    for link in links:
-        link.unlink()
+    for path in (*links, *pages):
+        path.unlink()
 
 
 def _prune(arguments: argparse.Namespace) -> None:
