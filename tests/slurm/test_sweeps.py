@@ -55,6 +55,12 @@ def test_the_pasted_dry_run_links_the_tokens(login, scenes):
 def test_jobs_of_a_sweep_are_cancelled_and_submitted_again(login, scenes):
     """Jobs that do not begin today: nothing is carried out."""
     words = (f"data.input={scenes}", RATES, "cluster.sbatch=['--begin=now+1day']", *PREPARE)
+    # The run that prepares leaves room for the jobs of the others, half of it at most.
+    many = ("train.seed=1,2,3", "data.videos_per_shard=1", "cluster.max_submit=14", *PREPARE)
+    text = login.submit("t", f"data.input={scenes}", *many, "--dry-run").out
+    assert "#SBATCH --array=0-7" in text
+    text = login.submit("t", f"data.input={scenes}", *many, "train.seed=1,2,3,4,5", "--dry-run").out
+    assert "#SBATCH --array=0-5" in text
     # Room for the first run alone.
     full = ("submit", "recipe=ar_tiny", "cluster=mine", "--name", "s", *words)
     refused = login.command(*full, "data.videos_per_shard=8", "cluster.max_submit=4")
@@ -70,12 +76,12 @@ def test_jobs_of_a_sweep_are_cancelled_and_submitted_again(login, scenes):
     assert {name.split(".")[1] for name in login.queue("%j")} == {FIRST}
     assert login.command("retry", "s").code == 0
     assert waits_for(login) == before
-    # Without the run that prepares, the others cannot go on until all are submitted again.
+    # Without the run that prepares, Slurm ends what waits for it, until all are submitted again.
     cancelled = login.command("cancel", FIRST)
     assert f"its tokens are missing to {SECOND}; cosmos-hpc retry" in cancelled.out
+    login.until(lambda: login.queued(SECOND) == [])
     alone = login.command("retry", SECOND)
     assert (alone.code, f"takes over the tokens of run {FIRST}" in alone.err) == (2, True)
-    login.until(lambda: "DependencyNeverSatisfied" in login.queue("%r"))
     assert login.command("retry", "s").code == 0
     assert waits_for(login) == before
     assert login.command("cancel", "s").code == 0
