@@ -152,7 +152,8 @@ def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):
     first, second = written
     second.data.take_over(first.data)
     cluster = read_cluster(second.cluster_file)
-    request = Request(second, second.recipe(), ["finalize", "train"], dry_run=True)
+    asked = ["download", "finalize", "train"]
+    request = Request(second, second.recipe(), asked, dry_run=True)
     assert "/preprocess.json" not in start(request, cluster, Console())
     removed = cosmos_hpc("runs", "rm", FIRST, "--yes", cwd=tmp_path)
     assert f"run {SECOND} has yet to take over the tokens of it" in removed.out
