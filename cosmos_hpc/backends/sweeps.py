@@ -77,6 +77,7 @@ def prepare_sweep(requests: Sequence[Request], cluster: Cluster) -> None:
     Raises:
         RequestError: one of them is wrong; folders that are new were removed again.
     """
+    open_backend(cluster).check_request(requests[0])
     new = [request.folder.path for request in requests if not request.folder.path.exists()]
     try:
         for request in requests:
