@@ -114,12 +114,13 @@ def test_a_dry_run_shows_all_runs(tmp_path, scenes, monkeypatch):
 
 
 @pytest.fixture
-def written(tmp_path, monkeypatch):
+def written(tmp_path, monkeypatch, scenes):
     """The folders of a sweep of which the second run has still to take over the tokens."""
     monkeypatch.chdir(tmp_path)
     runs = []
     for name, rate, steps in ((FIRST, 1e-4, 4), (SECOND, 3e-3, 0)):
-        run = write_run(tmp_path / "runs" / name, f"train.learning_rate={rate}", steps=steps)
+        changes = (f"train.learning_rate={rate}", f"data.input={scenes}")
+        run = write_run(tmp_path / "runs" / name, *changes, steps=steps)
         tokens = FIRST if name == SECOND else None
         join_sweep(run, Membership("s", {"train.learning_rate": rate}, tokens))
         runs.append(run)
