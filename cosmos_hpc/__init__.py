@@ -8,7 +8,8 @@ What there is:
 
 - ``submit`` runs a recipe, or resumes its run; ``plan`` says what that would do, ``recipe``
   what it is made of, ``download`` fetches what it needs of the Hub;
-- ``Run`` is a run, to look at and to resume; ``runs`` lists those of a folder, ``compare``
+- ``Run`` is a run, to look at and to resume; ``Sweep`` several that differ in settings with
+  several values; ``runs`` lists those of a folder, ``compare``
   puts their losses and scores beside each other;
 - ``generate`` continues pictures and videos with the weights of a run or a model;
 - ``init_cluster`` writes a profile of a Slurm cluster, ``check_cluster`` checks one;
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from cosmos_hpc.api import (
         Run,
+        Sweep,
         check_cluster,
         compare,
         download,
@@ -46,6 +48,7 @@ __all__ = [
     "CosmosError",
     "RequestError",
     "Run",
+    "Sweep",
     "WorkError",
     "check_cluster",
     "compare",

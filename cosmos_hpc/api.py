@@ -21,12 +21,14 @@ from cosmos_hpc.run import Run, generate, split_overrides
 from cosmos_hpc.runs.listing import find_runs
 from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import default_stages
+from cosmos_hpc.sweep import Sweep, submit_sweep
 from cosmos_hpc.utils.console import Console, usual_console
 from cosmos_hpc.utils.settings import apply_overrides, validate
 
 __all__ = [
     "Run",
     "Runs",
+    "Sweep",
     "check_cluster",
     "compare",
     "download",
@@ -201,9 +203,16 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Pla
         RequestError: the request is wrong, or the cluster cannot run the recipe.
     """
     from cosmos_hpc.config.recipes import fitted_to_data, list_input
+    from cosmos_hpc.config.sweeps import swept_values
     from cosmos_hpc.hub.datasets import located
     from cosmos_hpc.planning.plans import make_plan
 
+    if swept := swept_values(split_overrides(overrides)[0]):
+        key, values = next(iter(swept.items()))
+        raise RequestError(
+            f"a plan is of one run, and {key} has {len(values)} values: give one of them, as in "
+            f"{key}={values[0]}; submit --dry-run shows all runs of a sweep"
+        )
     resolved, profile = _resolve(recipe, cluster, overrides)
     there = fitted_to_data(located(resolved))
     videos = len(list_input(there)[1]) if there.data.input or not there.trains else None
@@ -220,17 +229,22 @@ def submit(
     dry_run: bool = False,
     output: str | Path | None = None,
     wait: bool = True,
-) -> Run:
+) -> Run | Sweep:
     """Run a recipe on a cluster, or continue the run of that name: completed work is skipped.
 
     On this machine this returns when the work is done, on a Slurm cluster when it is queued.
+
+    Settings of the model and the training may have several values, as in
+    ``train.learning_rate=1e-4,3e-4``: then there is a run for each combination of them, named after
+    ``name`` and its values, and all share one preparation.
 
     Args:
         recipe: name of a recipe, or path of a YAML file.
         cluster: name of a profile, or path of a YAML file.
         overrides: ``key=value`` for the recipe, ``cluster.key=value`` for the cluster: a list of
             them, or a dict, ``{"train.max_steps": 10}`` or ``{"train": {"max_steps": 10}}``.
-        name: of the run. None: one that follows from the request, so that repeating it continues.
+        name: of the run, or of the sweep. None: one that follows from the request, so that
+            repeating it continues.
         stages: which stages to run, of those that are not done. None: all but optional ones.
         console: where to show progress.
         dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
@@ -239,13 +253,21 @@ def submit(
             its own goes on with it when this one ends. :meth:`Run.status` and :meth:`Run.watch`
             show how far it is, :meth:`Run.cancel` stops it.
 
+    Returns:
+        The run; a :class:`Sweep`, a sequence of runs, where settings have several values.
+
     Raises:
         RequestError: the request is wrong; nothing was started.
         WorkError: a stage failed.
     """
     from cosmos_hpc.backends.launch import make_request, start
+    from cosmos_hpc.config.sweeps import combinations
 
-    resolved, profile = _resolve(recipe, cluster, overrides)
+    to_recipe, to_cluster = split_overrides(overrides)
+    if swept := combinations(recipe, to_recipe):
+        profile = load_cluster(cluster, to_cluster)
+        return submit_sweep(swept, profile, name, stages, console, dry_run, output, wait)
+    resolved, profile = load_recipe(recipe, to_recipe), load_cluster(cluster, to_cluster)
     chosen = default_stages() if stages is None else stages
     detached = not wait and not dry_run and open_backend(profile).returns_when == "done"
     request = make_request(resolved, profile, name, chosen, dry_run or detached)
@@ -255,7 +277,7 @@ def submit(
         # All that can be wrong with the request is said here, before anything begins.
         open_backend(profile).check_request(replace(request, dry_run=False))
         start(request, profile, console or usual_console())
-        carry_out(request.folder, request.stages)
+        carry_out([request.folder], request.stages)
         return Run(request.folder.path)
     text = start(request, profile, console or usual_console(), Path(output) if output else None)
     return Run(request.folder.path, dry_run=text)

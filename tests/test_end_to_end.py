@@ -178,27 +178,6 @@ def test_a_longer_run_goes_on_with_another_layout(finished, tmp_path):
     assert all(losses[step] < before[30] for step in (41, 42, 43))
 
 
-def test_training_starts_from_a_given_checkpoint(finished, tmp_path):
-    checkpoint = (
-        finished.path
-        / files.read_json(marker_path(RunFolder(finished.path), "train"))["checkpoint"]
-    )
-    source = json.loads(RunFolder(finished.path).data.shards.read_text())["root"]
-    started = cosmos_hpc(
-        "submit",
-        *REQUEST,
-        f"data.input={source}",
-        f"train.init_from={checkpoint}",
-        "train.max_steps=2",
-        "cluster.parallel=1",
-        "--name",
-        "from",
-        cwd=tmp_path,
-    )
-    assert started.code == 0, started.err
-    assert Run(tmp_path / "runs" / "from").losses()[0][1] < 5
-
-
 def descendants(pid):
     children = {}
     for status in Path("/proc").glob("[0-9]*/stat"):

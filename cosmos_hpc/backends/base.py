@@ -14,6 +14,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.logs import logs_of
 from cosmos_hpc.runs.queue import Queue
+from cosmos_hpc.runs.sweeps import Membership
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
@@ -40,6 +41,8 @@ class Request:
         stages: to start, those of them that are missing.
         tasks: of these stages; None: all that are missing.
         dry_run: only prepare the run folder, and say what would be started.
+        member: the sweep that the run belongs to, and its values; None: as its folder says.
+        spare_jobs: that a limit of jobs must have room for besides those of this run.
     """
 
     folder: RunFolder
@@ -47,6 +50,8 @@ class Request:
     stages: Sequence[str]
     tasks: Sequence[int] | None = None
     dry_run: bool = False
+    member: Membership | None = None
+    spare_jobs: int = 0
 
 
 def head_of_dry_run(plan: Plan, run: RunFolder, unchecked: str = "") -> list[str]:

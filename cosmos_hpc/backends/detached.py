@@ -13,11 +13,15 @@ from cosmos_hpc.runs.stages import ask_for
 from cosmos_hpc.utils import files
 
 _CODE = """
-import sys
+import functools, sys
 from cosmos_hpc.api import Run
+from cosmos_hpc.backends.sweeps import one_after_another
 from cosmos_hpc.errors import CosmosError
+from cosmos_hpc.utils.console import Console
 try:
-    Run(sys.argv[1]).carry_out(sys.argv[2:])
+    runs = [Run(path) for path in sys.argv[2:]]
+    work = [functools.partial(run.carry_out, sys.argv[1].split(",")) for run in runs]
+    one_after_another([run.folder for run in runs], work, Console())
 except CosmosError as e:
     sys.exit(f"error: {e}")
 """
@@ -26,20 +30,24 @@ _LOOK_SECONDS = 0.1
 _BEGUN: list[subprocess.Popen[bytes]] = []
 
 
-def carry_out(run: RunFolder, stages: Sequence[str]) -> None:
-    """Begin stages of a run that is prepared; returns when a process works on the run.
+def carry_out(runs: Sequence[RunFolder], stages: Sequence[str]) -> None:
+    """Begin stages of runs that are prepared; returns when a process works on the first of them.
 
-    What that process says is added to ``logs/submit.log``.
+    That process carries out one run after another. What it says is added to ``logs/submit.log`` of
+    the first one.
 
     Raises:
         WorkError: it ended before that, or a stage failed at once.
     """
-    ask_for(run, stages)  # before the process does: status tells from it what is still to be done
+    for run in runs:
+        # Before the process does: status tells from it what is still to be done.
+        ask_for(run, stages)
+    run = runs[0]
     run.logs.mkdir(exist_ok=True)
     log = run.logs / "submit.log"
     with open(log, "ab") as said:
         process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, str(run.path), *stages],
+            [sys.executable, "-c", _CODE, ",".join(stages), *(str(run.path) for run in runs)],
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,

@@ -28,6 +28,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, sources_of, task_script
+from cosmos_hpc.runs.sweeps import source_of
 
 if TYPE_CHECKING:
     import nemo_run
@@ -221,7 +222,10 @@ def _volumes(
     run: RunFolder, recipe: Recipe | None, cluster: DockerCluster, hub_folders: list[str]
 ) -> list[str]:
     """The profile's mounts, and at their own paths the folders that the run and recipe name."""
-    modes = dict.fromkeys(hub_folders, "rw") | {str(run.path): "rw"}
+    # The folder that holds both runs where one takes over tokens of another: no link leads from one
+    # mount to another.
+    own = run.path.parent if source_of(run) else run.path
+    modes = dict.fromkeys(hub_folders, "rw") | {str(own): "rw"}
     sources = sources_of(recipe) if recipe else {}
     videos = run.data.folders()
     if "data.input" in sources and not videos:

@@ -49,6 +49,14 @@ from cosmos_hpc.runs.stages import (
     stage_named,
     write_specs,
 )
+from cosmos_hpc.runs.sweeps import (
+    LEFT_OUT,
+    exists,
+    join_sweep,
+    member_of,
+    own_stages,
+    source_of,
+)
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.mappings import flatten
@@ -114,13 +122,18 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     check_folder(folder, recipe)
     if not _is_worked_on(folder):
         forget_plan(folder)
+    member = member_of(folder, request.member)
+    source = source_of(folder, member)
+    if member and member.tokens:
+        request = replace(request, stages=own_stages(folder, recipe, request.stages, source))
     # A dry run may be for a cluster that this machine does not belong to.
     elsewhere = request.dry_run and backend.is_elsewhere()
     if not elsewhere:
         _check_home(request)
     backend.check_request(request)
     # An existing run keeps its videos.
-    pinned = folder.data.num_videos()
+    listing = (source or folder).data
+    pinned = listing.num_videos()
     root, videos = ("", []) if pinned else list_input(listed(), console.say)
     costs = None
     if videos and recipe.trains:
@@ -128,7 +141,7 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
             # On this machine, and not to be fetched yet.
             check_some_exist(f"data.input={root}", root, videos)
         costs = costs_of(root, videos, recipe.data, console.say)
-    what = make_plan(recipe, cluster, pinned or len(videos), folder.data.num_shards())
+    what = make_plan(recipe, cluster, pinned or len(videos), listing.num_shards())
     recipe = resolved(recipe, what)
     with _folder_made(folder):
         if cluster.check_disk and not elsewhere:
@@ -142,18 +155,27 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
                         raise RequestError(queue.problem)
                     _check_queued(request, recipe, backend, queue)
                     request = replace(request, recipe=recipe)
-                    _check_results(request, list_stages(what.shards or 1, recipe), queue)
+                    _check_results(request, list_stages(what.shards or 1, recipe), queue, source)
                     # What is queued may still be refused; jobs are what begins such a run.
                     only_prepared = request.dry_run or backend.returns_when == "queued"
+                    begun = exists(folder)
                     continued = open_run(folder, recipe, cluster, what, only_prepared)
-                    folder.data.pin(root, videos, what.shards or 1, costs)
+                    if member:
+                        join_sweep(folder, member)
+                    if source:
+                        folder.data.take_over(source.data)
+                    else:
+                        folder.data.pin(root, videos, what.shards or 1, costs)
                     write_specs(folder, recipe)
                     prepared = backend.prepare(request, queue, console)
                     if request.dry_run:
                         return _dry_run(backend, request, prepared, what, output)
                 ask_for(folder, request.stages)
-                console.say(what.render())
-                console.say(f"{'continuing' if continued else 'new'} run {folder.path}")
+                if source is None:  # else that run has shown it
+                    console.say(what.render())
+                # Runs of a sweep are prepared before any of them begins.
+                new = not continued or (request.member and not begun)
+                console.say(f"{'new' if new else 'continuing'} run {folder.path}")
                 backend.submit(request, prepared, console)
                 return ""
         except OSError as e:
@@ -292,14 +314,23 @@ def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: 
         raise RequestError(f"{what}, with {key}={before.get(key)}, not {after[key]}; {then}")
 
 
-def _check_results(request: Request, stages: Sequence[RunStage], queue: Queue) -> None:
+def _check_results(
+    request: Request, stages: Sequence[RunStage], queue: Queue, source: RunFolder | None
+) -> None:
     """Refuse a stage without the results that it needs, where nothing is going to make them.
+
+    Args:
+        request: names the stages that are to be started.
+        stages: of the run.
+        queue: those that are going to run anyway.
+        source: the run whose tokens this one takes over.
 
     Raises:
         RequestError: names the stages that would.
     """
     run, recipe = request.folder, request.recipe
     missing = {s.name for s in stages if missing_tasks(run, recipe, s)}
+    missing -= {LEFT_OUT} if source else set()
     lacking = missing - {*request.stages, *queue.stages}
     there = [stage.name for stage in stages]
     for name in missing.intersection(request.stages):

@@ -20,6 +20,7 @@ from cosmos_hpc.runs.in_flight import clear_in_flight
 from cosmos_hpc.runs.logs import note_log
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.stages import RunStage, missing_tasks, stage_progress, stages_of
+from cosmos_hpc.runs.sweeps import membership
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
@@ -277,7 +278,9 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
 
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Ask the workers to stop, those too that a killed submit has left behind."""
-        if working := _workers(run):
+        working = _workers(run)
+        # The turn of a run of a sweep may not have come.
+        if working or membership(run):
             files.write_atomic(run.stop_request, "")
             while left := _workers(run):
                 console.progress("cancel", f"waiting for {', '.join(dict.fromkeys(left))}")

@@ -16,6 +16,9 @@ TYPE_CHECKING = False  # as in typing
 if TYPE_CHECKING:
     from typing import Any
 
+    from cosmos_hpc.run import Run
+    from cosmos_hpc.sweep import Sweep
+
 
 def _named(settings: Sequence[str], named: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """``named`` with the values of these keys, and the other ``key=value`` arguments."""
@@ -63,7 +66,7 @@ def _submit(arguments: argparse.Namespace) -> None:
             dry_run=arguments.dry_run,
             output=arguments.output,
         )
-    print(run.dry_run if arguments.dry_run else run.status().render())
+    print(run.dry_run if arguments.dry_run else _status_of(run))
 
 
 @contextlib.contextmanager
@@ -177,22 +180,43 @@ def _logs(arguments: argparse.Namespace) -> None:
 
 
 def _cancel(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run
+    from cosmos_hpc.runs.cleaning import takers_of
+    from cosmos_hpc.runs.listing import find_runs
+    from cosmos_hpc.runs.sweeps import membership
+    from cosmos_hpc.sweep import Sweep, named
 
-    run = Run(arguments.run)
-    if not run.cancel(now=arguments.now):
-        print(f"nothing works on run {run.folder.name}")
+    found = named(arguments.run)
+    if not found.cancel(now=arguments.now):
+        print(f"nothing works on {arguments.run}")
         return
-    print(run.status().render())
+    print(_status_of(found))
+    if not isinstance(found, Sweep) and (member := membership(found.folder)):
+        names = [taker.name for taker in takers_of(found.folder, find_runs(found.path.parent))]
+        sweep = found.path.with_name(member.sweep)
+        if names:
+            print(f"  its tokens are missing to {', '.join(names)}; cosmos-hpc retry {sweep}")
+
+
+def _status_of(found: Run | Sweep) -> str:
+    from cosmos_hpc.sweep import Sweep
+
+    return found.render() if isinstance(found, Sweep) else found.status().render()
 
 
 def _retry(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run
+    from cosmos_hpc.sweep import Sweep, named
 
-    run = Run(arguments.run)
+    found = named(arguments.run)
     with _going_on():
-        run.retry(*_stage_and_task(arguments.stage or ""))
-    print(run.status().render())
+        if not isinstance(found, Sweep):
+            found.retry(*_stage_and_task(arguments.stage or ""))
+        elif arguments.stage:
+            raise RequestError(
+                f"{found.name} is a sweep: retry {arguments.stage} of one of its runs"
+            )
+        else:
+            found.retry()
+    print(_status_of(found))
 
 
 def _stage_and_task(text: str) -> tuple[str | None, int | None]:
@@ -222,10 +246,11 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run
+    from cosmos_hpc.api import compare
     from cosmos_hpc.runs.scores import render_scores
+    from cosmos_hpc.sweep import named, runs_of
 
-    runs = [Run(name) for name in arguments.runs]
+    runs = runs_of([named(name) for name in arguments.runs])
     with _going_on():
         found = {run.folder.name: run.evaluate() for run in runs}
     scores = {name: own for name, own in found.items() if own is not None}
@@ -233,16 +258,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         _print(scores)
     elif scores:
         _print(render_scores(scores))
+        if len(runs) > 1 and (differ := compare(runs).render_settings()):
+            _print(f"\n{differ}")
     for name in found.keys() - scores.keys():
         print(f"{name}: queued; the same command shows its scores when they are there")
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from cosmos_hpc.api import Run
+    from cosmos_hpc.sweep import named
 
-    run = Run(arguments.run)
+    found = named(arguments.run)
     with _going_on():
-        print(run.report().path)
+        print(found.report().path)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

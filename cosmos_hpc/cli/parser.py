@@ -69,9 +69,14 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
     settings = "recipe=NAME, cluster=NAME, section.key=value, cluster.key=value"
-    submit = command("submit", "run a recipe, or resume its run")
-    submit.add_argument("settings", nargs="*", metavar="key=value", help=settings)
-    submit.add_argument("--name", help="name of the run; the same request gets the same by default")
+    submit = command(
+        "submit", "run a recipe, or resume its run; several where a setting has values"
+    )
+    several = "; model.key=A,B and train.key=A,B make a run of each combination, a sweep"
+    submit.add_argument("settings", nargs="*", metavar="key=value", help=settings + several)
+    submit.add_argument(
+        "--name", help="of the run, or the sweep; the same request gets the same by default"
+    )
     submit.add_argument("--stages", help="only these stages, separated by commas")
     submit.add_argument(
         "--dry-run", action="store_true", help="print what would be submitted, as shell text"
@@ -112,7 +117,7 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     check.add_argument("settings", nargs="*", metavar="key=value", help="overrides to check with")
 
     status = command("status", "show how far a run is")
-    status.add_argument("run", help="name or path of the run")
+    status.add_argument("run", help="name or path of the run, or of a sweep")
     status.add_argument("--json", action="store_true", help="as JSON")
 
     status.add_argument(
@@ -130,13 +135,13 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     )
 
     cancel = command("cancel", "stop a run at a safe point; submitting it again resumes it")
-    cancel.add_argument("run", help="name or path of the run")
+    cancel.add_argument("run", help="name or path of the run, or of a sweep")
     cancel.add_argument(
         "--now", action="store_true", help="kill its Slurm jobs; work since a safe point is lost"
     )
 
     retry = command("retry", "resume what failed or was stopped, as the run was submitted")
-    retry.add_argument("run", help="name or path of the run")
+    retry.add_argument("run", help="name or path of the run, or of a sweep")
     retry.add_argument(
         "stage", nargs="?", metavar="STAGE[.TASK]", help="from this stage on; only this task"
     )
@@ -159,11 +164,13 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     generate.add_argument("--output", metavar="DIR", help="with --dry-run: write the scripts there")
 
     evaluate = command("evaluate", "score runs on held-out clips, beside references")
-    evaluate.add_argument("runs", nargs="+", metavar="RUN", help="names or paths of runs")
+    evaluate.add_argument(
+        "runs", nargs="+", metavar="RUN", help="names or paths of runs, or sweeps"
+    )
     evaluate.add_argument("--json", action="store_true", help="as JSON")
 
     report = command("report", "a page of a run: what it did, its data, losses, samples and scores")
-    report.add_argument("run", help="name or path of the run")
+    report.add_argument("run", help="name or path of the run, or of a sweep: its runs side by side")
 
     convert = command("convert", "turn published PyTorch weights into a NeMo checkpoint, or back")
     convert.add_argument("source", help=".pt or .safetensors file, or folder of a checkpoint")

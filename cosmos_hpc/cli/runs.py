@@ -99,32 +99,38 @@ def _remove(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.backends.kinds import queues_of
     from cosmos_hpc.runs import cleaning
     from cosmos_hpc.runs.disk_use import bytes_of, size
-    from cosmos_hpc.runs.folder import find_run
     from cosmos_hpc.runs.listing import find_runs
+    from cosmos_hpc.sweep import Sweep, named, runs_of
 
-    named = {run.path: run for run in map(find_run, arguments.runs)}
-    chosen = [*named.values()]
+    wanted = [named(name) for name in arguments.runs]
+    chosen = [*{run.path: run.folder for run in runs_of(wanted)}.values()]
+    paths = {run.path for run in chosen}
     queues = queues_of(chosen)
     for run in chosen:
         if why := cleaning.why_not(run, queues[run.path]):
             raise RequestError(f"nothing was deleted: run {run.name}: {why}")
-        others = [other for other in find_runs(run.path.parent) if other.path not in named]
-        readers = cleaning.readers_of(run, others)
-        busy = queues_of(readers)
-        for reader in readers:
-            if cleaning.why_not(reader, busy[reader.path]):
-                raise RequestError(
-                    f"nothing was deleted: run {reader.name}, which is not done, begins from a "
-                    f"checkpoint of run {run.name}"
-                )
-        begin = f"; {', '.join(reader.name for reader in readers)} began from it"
-        print(f"{run.path}  {size(bytes_of(run.path))}{begin if readers else ''}")
+        others = [other for other in find_runs(run.path.parent) if other.path not in paths]
+        words = []
+        for needing, what in (
+            (cleaning.readers_of(run, others), "begins from a checkpoint of"),
+            (cleaning.takers_of(run, others), "has yet to take over the tokens of"),
+        ):
+            busy = queues_of(needing)
+            for other in needing:
+                if cleaning.why_not(other, busy[other.path]):
+                    raise RequestError(
+                        f"nothing was deleted: run {other.name}, which is not done, {what} run "
+                        f"{run.name}"
+                    )
+                words.append(f"; run {other.name} {what} it")
+        print(f"{run.path}  {size(bytes_of(run.path))}{''.join(words)}")
     _ask(f"delete {len(chosen)} run{'s' * (len(chosen) > 1)}?", arguments.yes)
     links = [link for name in arguments.runs for link in (Path(name), Path("runs", name))]
-    links = [link for link in links if link.is_symlink() and link.resolve() in named]
+    links = [link for link in links if link.is_symlink() and link.resolve() in paths]
+    pages = [one.page for one in wanted if isinstance(one, Sweep) and one.page.exists()]
     cleaning.remove_runs(chosen, queues_of)
-    for link in links:
-        link.unlink()
+    for path in (*links, *pages):
+        path.unlink()
 
 
 def _prune(arguments: argparse.Namespace) -> None:
@@ -167,18 +173,24 @@ def status(arguments: argparse.Namespace) -> None:
     Raises:
         RequestError: there is no such run.
     """
-    from cosmos_hpc.api import Run
+    import json
 
-    run = Run(arguments.run)
+    from cosmos_hpc.sweep import Sweep, named
+
+    run = named(arguments.run)
     if arguments.watch and arguments.json:
         raise RequestError("--watch shows a run to people and --json to programs; choose one")
+    if isinstance(run, Sweep):
+        if arguments.watch:
+            raise RequestError(f"{run.name} is a sweep: --watch one of its runs")
+        listed = [one.as_dict() for one in run.status()]
+        print(json.dumps(listed, indent=2) if arguments.json else run.render())
+        return
     if arguments.watch:
         run.watch()
         return
     state = run.status()
     if arguments.json:
-        import json
-
         print(json.dumps(state.as_dict(), indent=2))
     else:
         print(state.render())

@@ -21,6 +21,7 @@ from cosmos_hpc.runs.disk_use import bytes_of, entries_below, size
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.sources import newest_checkpoint
+from cosmos_hpc.runs.sweeps import source_of
 from cosmos_hpc.utils import files
 
 #: Temporary names of writers: of files that are renamed when they are whole, and of shards.
@@ -76,6 +77,16 @@ def readers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
         weights = _weights_of(other)
         if other.path != run.path and weights and weights.is_relative_to(run.path):
             found.append(other)
+    return found
+
+
+def takers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
+    """Other runs of a sweep that are going to take over a run's tokens, and have not yet."""
+    found = []
+    for other in others:
+        with contextlib.suppress(CosmosError, OSError):
+            source = source_of(other)
+            found += [other] if source and source.path == run.path else []
     return found
 
 

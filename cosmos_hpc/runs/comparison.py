@@ -49,27 +49,34 @@ class Comparison:
         return self.render()
 
     def _repr_html_(self) -> str:
-        heads, *rows = self._scores()
+        heads, *rows = self.score_rows()
         parts = [table(heads, rows)]
         if self.settings:
-            heads, *rows = self._settings()
+            heads, *rows = self.setting_rows()
             parts.append(table(heads, rows, "settings that differ"))
         return "".join(parts)
 
     def render(self) -> str:
         """The tables as text: scores, one line per run; then the settings that differ."""
-        parts = [aligned([*self._scores()])]
+        parts = [aligned([*self.score_rows()])]
         if self.settings:
-            parts += ["", "settings that differ", aligned([*self._settings()])]
+            parts += ["", self.render_settings()]
         return "\n".join(parts)
 
-    def _scores(self) -> Iterator[tuple[str, ...]]:
+    def render_settings(self) -> str:
+        """The settings that differ as text, one line each; empty where none does."""
+        rows = [*self.setting_rows()]
+        return "\n".join(["settings that differ", aligned(rows)]) if self.settings else ""
+
+    def score_rows(self) -> Iterator[tuple[str, ...]]:
+        """Heads, then of each run its name and its scores, without those that none has."""
         shown = [key for key in _COLUMNS if any(row[key] is not None for row in self.scores)]
         yield ("run", *(_COLUMNS[key][0] for key in shown))
         for name, row in zip(self.names, self.scores, strict=True):
             yield (name, *(_number(row[key], _COLUMNS[key][1]) for key in shown))
 
-    def _settings(self) -> Iterator[tuple[str, ...]]:
+    def setting_rows(self) -> Iterator[tuple[str, ...]]:
+        """Heads, then of each setting that differs its name and its value in each run."""
         yield ("setting", *self.names)
         for key, values in self.settings.items():
             yield (key, *("-" if value is None else str(value) for value in values))

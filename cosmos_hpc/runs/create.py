@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import platform
 import re
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from cosmos_hpc.config.clusters import Cluster
@@ -61,10 +63,19 @@ CHANGEABLE = {
 }
 
 
-def default_name(recipe: Recipe, cluster: Cluster) -> str:
-    """A name that the same request always gets, so that repeating it continues the run."""
+def default_name(recipe: Recipe, cluster: Cluster, without: Sequence[str] = ()) -> str:
+    """A name that the same request always gets, so that repeating it continues the run.
+
+    Args:
+        recipe, cluster: resolved, without a layout.
+        without: settings of the recipe that the name does not depend on.
+    """
     # Without defaults: a later version may have more settings, and the request is still the same.
     settings = recipe.model_dump(mode="json", exclude_defaults=True)
+    for key in without:
+        *sections, last = key.split(".")
+        holder = functools.reduce(lambda found, section: found.get(section, {}), sections, settings)
+        holder.pop(last, None)
     wanted = json.dumps([settings, cluster.name], sort_keys=True)
     what = "" if recipe.trains else "generate-"
     return f"{recipe.name}-{what}{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"

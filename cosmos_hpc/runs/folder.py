@@ -3,6 +3,7 @@
 ::
 
     run.json, recipe.yaml, cluster.yaml, plan.json    what was asked for, and by which versions
+    sweep.json                                        of a run of a sweep: which values it has
     code/DIGEST/cosmos_hpc/                           the code that it runs
     stages/STAGE.json                                 the spec that a stage's worker reads
     logs/                                             of every attempt; index.jsonl lists them
@@ -140,6 +141,8 @@ class RunFolder:
         self.recipe_file = self.path / "recipe.yaml"
         self.cluster_file = self.path / "cluster.yaml"
         self.plan_file = self.path / "plan.json"
+        #: Of a run of a sweep, see :mod:`cosmos_hpc.runs.sweeps`.
+        self.sweep_file = self.path / "sweep.json"
         self.lock = self.path / ".lock"
         self._stages = self.path / "stages"
         #: While it is there, workers stop at the next safe point.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
 import os
 import stat
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.scores import aligned
 from cosmos_hpc.runs.status import RunState, StageState, read_state
+from cosmos_hpc.runs.sweeps import Membership, membership
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.html import escaped, table
 from cosmos_hpc.utils.progress import duration
@@ -40,6 +44,8 @@ class ListedRun:
         bytes: that the folder takes on the disk; what links point to is not counted.
         checkpoint: path of the newest whole checkpoint.
         problem: why something of this is not known.
+        sweep: that the run belongs to; None for others.
+        swept: settings that are swept in it, each with its value in this run.
     """
 
     name: str
@@ -53,6 +59,8 @@ class ListedRun:
     bytes: int = 0
     checkpoint: str | None = None
     problem: str = ""
+    sweep: str | None = None
+    swept: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -77,6 +85,34 @@ def find_runs(folder: Path) -> list[RunFolder]:
     # os.path's answer is no, not an error, where a folder may not be read.
     there = (n for n in names if os.path.isfile(folder / n / "run.json"))  # noqa: PTH113
     return [RunFolder(folder / name) for name in there]
+
+
+def find_sweep(name: str, runs: str = "runs") -> list[RunFolder]:
+    """The runs of a sweep by its name, as runs are named; in the order of their values.
+
+    None where there is no such sweep.
+    """
+    for path in (Path(name), Path(runs) / name):
+        if path.parent.is_dir():
+            members = [(run, _membership(run)) for run in find_runs(path.parent)]
+            found = [(run, own.settings) for run, own in members if own and own.sweep == path.name]
+            if found:
+                return [run for run, _ in sorted(found, key=lambda pair: _order(pair[1]))]
+    return []
+
+
+def _membership(run: RunFolder) -> Membership | None:
+    with contextlib.suppress(CosmosError):
+        return membership(run)
+    return None
+
+
+def _order(settings: Mapping[str, Any]) -> list[tuple[float, str]]:
+    """Numbers by their size, behind them what is none."""
+    return [
+        (value, "") if isinstance(value, int | float) else (math.inf, str(value))
+        for value in settings.values()
+    ]
 
 
 def list_runs(runs: Sequence[RunFolder], queues: Mapping[Path, Queue]) -> list[ListedRun]:
@@ -111,6 +147,7 @@ def _listed(run: RunFolder, queue: Queue) -> ListedRun:
         taken,
         state.checkpoint,
         queue.problem,
+        *((member.sweep, member.settings) if (member := _membership(run)) else ()),
     )
 
 
@@ -139,17 +176,26 @@ _HEADS = ("run", "state", "stage", "step", "loss", "last progress", "size")
 
 def render_list(listed: Sequence[ListedRun]) -> str:
     """The list as text: one line per run, and what is not known of some."""
-    lines = [_HEADS, *(_cells(run) for run in listed)]
-    return "\n".join([aligned(lines), *(f"  {text}" for text in _summary(listed))])
+    return "\n".join([aligned(_table(listed)), *(f"  {text}" for text in _summary(listed))])
 
 
 def list_html(listed: Sequence[ListedRun]) -> str:
     """The list as :func:`render_list` says it, as HTML."""
-    rows = [_cells(run) for run in listed]
-    return table(_HEADS, rows) + "".join(f"<p>{escaped(text)}</p>" for text in _summary(listed))
+    heads, *rows = _table(listed)
+    return table(heads, rows) + "".join(f"<p>{escaped(text)}</p>" for text in _summary(listed))
+
+
+def _table(listed: Sequence[ListedRun]) -> list[tuple[str, ...]]:
+    """Heads and rows; with the settings of sweeps that there are."""
+    swept = list(dict.fromkeys(key for run in listed for key in run.swept))
+    return [
+        (*_HEADS, *(key.partition(".")[2] for key in swept)),
+        *((*_cells(run), *(written(run.swept.get(key, "-")) for key in swept)) for run in listed),
+    ]
 
 
 def _summary(listed: Sequence[ListedRun]) -> list[str]:
+    """How many runs there are, and what is not known of some."""
     problems = dict.fromkeys(run.problem for run in listed if run.problem)
     total = sum(run.bytes for run in listed)
     return [f"{len(listed)} run{'s' * (len(listed) != 1)}, {size(total)}", *problems]
@@ -166,3 +212,8 @@ def _cells(run: ListedRun) -> tuple[str, ...]:
         "-" if age is None else f"{duration(age)} ago",
         size(run.bytes),
     )
+
+
+def written(value: Any) -> str:
+    """A value as it is written in a request."""
+    return value if isinstance(value, str) else json.dumps(value)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cosmos_hpc.data.shards import balanced_bounds, folders_above
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.links import Links
 
 
 class ShardVideos(NamedTuple):
@@ -95,6 +96,16 @@ class PinnedVideos:
             "crcs": crcs,
         }
         files.write_json(self.shards, pinned)
+
+    def take_over(self, other: PinnedVideos) -> None:
+        """Take the list and the bounds of another run, once."""
+        if self.shards.exists():
+            return
+        self.shards.parent.mkdir(parents=True, exist_ok=True)
+        links = Links()
+        # The bounds last: with them the list counts as pinned.
+        links.link(other.videos, self.videos)
+        links.link(other.shards, self.shards)
 
     def of_shard(self, shard: int) -> ShardVideos:
         """The videos of a shard; reads no others, however long the list is.

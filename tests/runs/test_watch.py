@@ -15,29 +15,33 @@ from tests.runs.written import worked_on, write_run
 CODE = """
 import sys
 import cosmos_hpc as ch
-run = ch.submit("ar_tiny", overrides={"data.input": sys.argv[1]}, name="mine", stages=["download"],
-    wait=False)
-print(run.status().state)
+changes = {"data.input": sys.argv[1], "train.seed": [1, 2]}
+sweep = ch.submit("ar_tiny", overrides=changes, name="mine", stages=["download"], wait=False)
+print(sweep[0].status().state)
 """
 
 
 def test_a_submit_that_does_not_wait_outlives_its_process(tmp_path, scenes, monkeypatch):
-    """And is watched to its end."""
+    """With both runs of a sweep, of which the first is watched to its end."""
     words = [sys.executable, "-c", CODE, str(scenes)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "running\n"), done.stderr
-    watched = cosmos_hpc("status", "mine", "--watch", cwd=tmp_path)
+    watched = cosmos_hpc("status", "mine-seed1", "--watch", cwd=tmp_path)
     assert watched.code == 0, watched.err
     lines = watched.out.splitlines()
-    assert lines[-1] == "mine: partial"
+    assert lines[-1] == "mine-seed1: partial"
     assert any(line.split()[1:] == ["download", "done"] for line in lines), lines
     monkeypatch.chdir(tmp_path)
-    assert "download    done" in (tmp_path / "runs/mine/logs/submit.log").read_text()
+    said = tmp_path / "runs/mine-seed1/logs/submit.log"
+    until = time.monotonic() + 120
+    while said.read_text().count("download    done") < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert (tmp_path / "runs/mine-seed2/tokenizer/done.json").exists(), said.read_text()
     with pytest.raises(ch.RequestError, match="data.input is not set"):
         ch.submit("ar_tiny", wait=False)
     # What is done already is no error.
-    changes = {"data.input": scenes}
-    again = ch.submit("ar_tiny", overrides=changes, name="mine", stages=["download"], wait=False)
+    request = {"overrides": {"data.input": scenes, "train.seed": 1}, "name": "mine-seed1"}
+    again = ch.submit("ar_tiny", **request, stages=["download"], wait=False)
     assert again.status().state == "partial"
 
 

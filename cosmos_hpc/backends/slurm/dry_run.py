@@ -9,7 +9,7 @@ from cosmos_hpc.backends.base import head_of_dry_run
 from cosmos_hpc.backends.slurm.commands import is_elsewhere
 from cosmos_hpc.backends.slurm.jobs import JobSpec
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
-from cosmos_hpc.backends.slurm.submit import Submission, script_path
+from cosmos_hpc.backends.slurm.submit import PREPARED, Submission, script_path
 from cosmos_hpc.planning.plans import Plan
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
@@ -26,7 +26,8 @@ _CLEAN = (
 
 def text(plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmCluster) -> str:
     """The plan as comments, and commands that submit each script with what it waits for."""
-    lines = [*head_of_dry_run(plan, run, _unchecked(cluster)), "(", *_CLEAN, _forget_cancel(run)]
+    head = head_of_dry_run(plan, run, _unchecked(cluster))
+    lines = [*head, "(", *_before(run, submission)]
     for job, script in submission.jobs:
         lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
         lines += [*script.splitlines(), _END, ")"]
@@ -38,7 +39,7 @@ def write(
 ) -> list[Path]:
     """Write each script, and ``submit.sh`` that submits them; returns the files."""
     head = head_of_dry_run(plan, run, _unchecked(cluster))
-    lines = ["#!/bin/bash", *head, *_CLEAN, _forget_cancel(run)]
+    lines = ["#!/bin/bash", *head, *_before(run, submission)]
     written = []
     for job, script in submission.jobs:
         path = script_path(folder, job).absolute()
@@ -69,8 +70,15 @@ def _variable(job: JobSpec) -> str:
     return job.name.replace("-", "_")
 
 
-def _forget_cancel(run: RunFolder) -> str:
-    return f"rm -f -- {shlex.quote(str(run.stop_request))}"
+def _before(run: RunFolder, submission: Submission) -> list[str]:
+    lines = [*_CLEAN, f"rm -f -- {shlex.quote(str(run.stop_request))}"]
+    if submission.awaited_name:
+        name = shlex.quote(f"--name={submission.awaited_name}")
+        lines += [
+            f"{PREPARED}=$(squeue --noheader --format=%A {name} | sort -u | paste -s -d :)",
+            f': "${{{PREPARED}:?the run that prepares the tokens has to be submitted first}}"',
+        ]
+    return lines
 
 
 def _ids(submission: Submission) -> dict[tuple[str, int], str]:

@@ -18,6 +18,7 @@ from cosmos_hpc.runs.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue, StageQueue
 from cosmos_hpc.runs.stages import STAGES, stages_of
+from cosmos_hpc.runs.sweeps import TAKES_OVER
 from cosmos_hpc.utils import files
 
 #: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
@@ -45,6 +46,21 @@ def active_jobs(run: RunFolder) -> list[tuple[str, SlurmJob]]:
     found = [(names[job.name], job) for job in commands.queued(list(names)) if job.active]
     if not found:
         _check_visible(run, commands.config)
+    return found
+
+
+def preparing_jobs(run: RunFolder, source: RunFolder) -> list[str]:
+    """Ids of the jobs that are going to prepare the tokens which a run takes over.
+
+    Raises:
+        RequestError: there are none; or see :func:`active_jobs`.
+    """
+    found = [job.id for stage, job in active_jobs(source) if stage == TAKES_OVER]
+    if not found:
+        raise RequestError(
+            f"run {run.name} takes over the tokens of run {source.name}, which has not prepared "
+            f"them, and no job in the queue will; cosmos-hpc retry {source.path} first"
+        )
     return found
 
 

@@ -13,8 +13,9 @@ from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import JobSpec, job_name, jobs_of, tasks_of
-from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
-from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, read_queue
+from cosmos_hpc.backends.slurm.limits import check_room, rooms_of
+from cosmos_hpc.backends.slurm.profile import SlurmCluster
+from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, preparing_jobs, read_queue
 from cosmos_hpc.backends.slurm.script import render
 from cosmos_hpc.backends.slurm.secrets import Secrets, find_secrets
 from cosmos_hpc.config.recipes import Recipe
@@ -23,18 +24,22 @@ from cosmos_hpc.hub import needs as hub
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import (
     STAGES,
-    RunStage,
+    is_done,
     missing_tasks,
     nearest_before,
     sources_of,
     stages_of,
 )
+from cosmos_hpc.runs.sweeps import TAKES_OVER, source_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.progress import count_of
 
-#: Jobs that a limit must have room for, for each stage that looks back on a run.
-_CROWDED = 4
+#: Stages of a run that takes over tokens which wait for them; the first one so that two runs do not
+#: fetch the same files at the same time.
+_AWAIT_TOKENS = ("download", TAKES_OVER)
+#: Variable of the text of a dry run with the ids of the jobs that prepare tokens.
+PREPARED = "prepared"
 _POLL_SECONDS = 1.0
 #: Seconds that ending jobs are waited for; as long as Slurm itself waits for their processes.
 _ENDING_SECONDS = 90
@@ -50,6 +55,8 @@ class Submission:
         waiting: stages of one job that is in the queue and has not begun.
         stuck: ids of jobs in the queue that will never begin.
         secrets: what the jobs read by themselves.
+        awaited: ids of jobs of the run whose tokens this one takes over, which have to succeed.
+        awaited_name: their name in the queue, by which the text of a dry run finds their ids.
     """
 
     jobs: list[tuple[JobSpec, str]] = field(default_factory=list)
@@ -57,6 +64,8 @@ class Submission:
     waiting: list[str] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
     secrets: Secrets = field(default_factory=Secrets)
+    awaited: list[str] = field(default_factory=list)
+    awaited_name: str = ""
 
     def stage_jobs(self, stage: str) -> list[JobSpec]:
         """The jobs of a stage that are to be submitted."""
@@ -106,6 +115,8 @@ class Submission:
             there = self.queued.get(earlier, [])
             kind = "afterany" if STAGES[earlier].array else "afterok"
             conditions += [":".join([kind, *there])] if there else []
+        if self.awaited and stage in _AWAIT_TOKENS:
+            conditions.append(":".join(["afterok", *self.awaited]))
         return conditions
 
 
@@ -149,7 +160,8 @@ def prepare(
         for stage in every
         if stage.name in request.stages
     }
-    rooms = _rooms(cluster, [stage for stage in every if missing_of.get(stage.name)], missing_of)
+    missing_stages = [stage for stage in every if missing_of.get(stage.name)]
+    rooms = rooms_of(cluster, missing_stages, missing_of, request.spare_jobs)
     if left_out := [name for name, missing in missing_of.items() if missing and name not in rooms]:
         limit = f"max_submit={cluster.max_submit}"
         console.say(
@@ -159,6 +171,11 @@ def prepare(
     run_id, code = run.id(), run.code()
     secrets = find_secrets(cluster)
     found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
+    source = source_of(run) if missing_of.get(TAKES_OVER) else None
+    if source and not is_done(source, source.recipe(), TAKES_OVER):
+        found.awaited_name = job_name(source, TAKES_OVER, source.id())
+        # Those of a dry run may be queued by the text before its own.
+        found.awaited = [f"${PREPARED}"] if request.dry_run else preparing_jobs(run, source)
     for stage in every:
         here = [job for name, job in active if name == stage.name]
         if here:
@@ -199,49 +216,6 @@ def _settled(queue: SlurmQueue, console: Console) -> SlurmQueue:
     return queue
 
 
-def _rooms(
-    cluster: SlurmCluster, stages: list[RunStage], missing: Mapping[str, Sequence[int]]
-) -> dict[str, SlurmCluster]:
-    """The cluster with a limit of jobs as each of some stages may use it; without crowded ones.
-
-    The limit leaves out the jobs that are in the queue already. Arrays that need little of it get
-    that, and the others share the rest evenly. Where it is so small that stages which look back on
-    the run would take much of it from the others, those are left out.
-    """
-    if cluster.max_submit is None:
-        return {stage.name: cluster for stage in stages}
-    left = cluster.max_submit - (0 if commands.is_elsewhere() else commands.mine())
-    looking = [stage for stage in stages if stage.kind.looks_back]
-    if len(looking) < len(stages) and left < _CROWDED * len(looking):
-        stages = [stage for stage in stages if not stage.kind.looks_back]
-    arrays = sorted(
-        (stage.name for stage in stages if stage.kind.array), key=lambda name: len(missing[name])
-    )
-    left -= len(stages) - len(arrays)
-    rooms = {stage.name: cluster for stage in stages}
-    for number, name in enumerate(arrays):
-        # One array task at least: what Slurm then does not take, it refuses completely.
-        share = max(min(left // (len(arrays) - number), len(missing[name])), 1)
-        left -= share
-        limit = {"max_submit": share + MAX_SINGLE_JOBS}
-        rooms[name] = cluster.model_copy(update=limit)
-    return rooms
-
-
-def _check_room(cluster: SlurmCluster, submission: Submission) -> None:
-    """Refuse more jobs than the limit leaves room for, before Slurm does so halfway."""
-    if cluster.max_submit is None:
-        return
-    needed = sum(len(job.array.indices) if job.array else 1 for job, _ in submission.jobs)
-    there = commands.mine() - len(submission.stuck)
-    if there + needed > cluster.max_submit:
-        raise RequestError(
-            f"you have {count_of(there, 'job')} in the queue, and max_submit="
-            f"{cluster.max_submit} leaves no room for {needed} more; submit again when some have "
-            f"ended. Nothing was submitted"
-        )
-
-
 def folders_outside(run: RunFolder, recipe: Recipe) -> list[str]:
     """What the stages read outside the run folder, as it is named there and without links.
 
@@ -249,6 +223,8 @@ def folders_outside(run: RunFolder, recipe: Recipe) -> list[str]:
         RequestError: a folder of the Hub's files cannot be made.
     """
     wanted = [*run.data.folders(), *sources_of(recipe).values(), *hub.folders(recipe).values()]
+    # The folder that holds both runs: no link leads from one mount to another.
+    wanted += [str(run.path.parent)] if source_of(run) else []
     named = [os.path.abspath(path) for path in wanted if path and Path(path).exists()]
     there = [*named, *map(os.path.realpath, named)]
     folders = [path if Path(path).is_dir() else str(Path(path).parent) for path in there]
@@ -291,7 +267,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
     if not submission.jobs:
         console.say("  nothing is missing that is not in the queue")
         return
-    _check_room(cluster, submission)
+    check_room(cluster, [job for job, _ in submission.jobs], len(submission.stuck))
     if note := submission.secrets.note():
         console.say(f"  {note}")
     scripts = write_scripts(run, submission)

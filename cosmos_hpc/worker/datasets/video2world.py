@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import filecmp
 import hashlib
-import os
-import shutil
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.parts import FOLDERS
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.links import Links
 from cosmos_hpc.utils.progress import Progress
 from cosmos_hpc.worker.datasets.documents import open_documents
 from cosmos_hpc.worker.datasets.samples import padded_sequence, split_documents
@@ -125,34 +121,3 @@ def _write_unless_there(path: Path, content: bytes) -> None:
         if path.read_bytes() == content:
             return
     path.write_bytes(content)
-
-
-class Links:
-    """Gives files further names that take no space; copies where the file system has no links.
-
-    Threads may share one.
-    """
-
-    def __init__(self) -> None:
-        self._current: dict[Path, Path] = {}
-        self._lock = threading.Lock()
-
-    def link(self, source: Path, target: Path) -> None:
-        """Make ``target`` a hard link of ``source``, or a copy, unless it is one already."""
-        if target.exists() and (
-            source.samefile(target) or filecmp.cmp(source, target, shallow=False)
-        ):
-            return
-        target.unlink(missing_ok=True)
-        with self._lock:
-            current = self._current.get(source, source)
-        try:
-            os.link(current, target)
-        except OSError as e:
-            if e.errno not in (errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP, errno.EXDEV):
-                raise
-            shutil.copyfile(source, target)
-            if e.errno == errno.EMLINK:
-                # The file has all the names it may have (65 000 on ext4); the copy takes the next.
-                with self._lock:
-                    self._current[source] = target

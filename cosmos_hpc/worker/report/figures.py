@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -122,6 +123,41 @@ def losses(training: Training) -> Drawn | None:
     }
     known = [f"{said.get(n, n)} has {loss:.2f}" for n, loss in training.reference.items()]
     return Drawn(_svg("losses", draw, caption), f"{caption}. {_sentence(known)}".strip())
+
+
+def compared_losses(runs: Mapping[str, list[dict[str, Any]]], key: str, what: str) -> Drawn | None:
+    """One loss of several runs over steps, a line for each run that has it.
+
+    Args:
+        runs: rows of the metrics of each run, by what it is called.
+        key: of the loss in these rows.
+        what: which loss it is, in a word.
+    """
+    lines = {
+        name: [(row["step"], row[key]) for row in rows if key in row] for name, rows in runs.items()
+    }
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
+        return None
+    # All colours in one dash before the next dash: neighbours differ in colour.
+    looks = itertools.cycle(itertools.product(("-", "--", ":", "-."), SERIES))
+
+    def draw(axes: Axes) -> None:
+        for (name, points), (dashes, colour) in zip(lines.items(), looks, strict=False):
+            shown = _smooth(points) if len(points) > 200 else points
+            marker = "o" if len(shown) <= 20 else ""
+            look = {"linestyle": dashes, "marker": marker, "markersize": 3}
+            _line(axes, shown, color=_COLOURS[colour], label=readable(name)[:60], **look)
+        axes.set(xlabel="step", ylabel="loss per token (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+    ends = {name: points[-1] for name, points in lines.items()}
+    best = min(ends, key=lambda name: ends[name][1])
+    caption = (
+        f"Loss per token in nats, {what}, of {len(lines)} runs; the lowest at its end is "
+        f"{ends[best][1]:.3f} at step {ends[best][0]:,}, with {readable(best)}"
+    )
+    return Drawn(_svg(f"compared-{key}", draw, caption), f"{caption}.")
 
 
 def step_seconds(training: Training) -> Drawn | None:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
-import hashlib
 import os
-import re
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from cosmos_hpc.config.clusters import PASSED_ON
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.report import Data, Facts, settings_table
 from cosmos_hpc.runs.timeline import busy_seconds
-from cosmos_hpc.utils.html import readable
 from cosmos_hpc.utils.progress import duration, gigabytes
 from cosmos_hpc.worker.report import failures, figures, lanes, videos
+from cosmos_hpc.worker.report.templates import ROWS, environment, number, without_secrets
 from cosmos_hpc.worker.video.probe import declared_seconds
 
 #: Bytes of the page at most, and those that videos and pictures of failures may take.
@@ -26,13 +19,8 @@ LIMIT = 20_000_000
 _VIDEOS, _FAILURES = 14_000_000, 1_500_000
 #: Examples of each kind of failure, and kinds, with a picture.
 _EXAMPLES, _KINDS = 3, 12
-#: Rows of the tables of attempts, and of clips.
-ROWS = 60
 #: How attempts end, and what that counts as in the legend.
 _SEEN = {"": "unknown", "killed": "failed", "unstarted": "failed", "cancelled": "stopped"}
-#: Values of these variables must not be on the page, wherever they come from.
-_SECRETS = [name for name in PASSED_ON if name.endswith(("_TOKEN", "_KEY"))]
-_SHAPE_OF_SECRETS = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
 def render(facts: Facts) -> str:
@@ -43,7 +31,7 @@ def render(facts: Facts) -> str:
     """
     shown = videos.show(facts.samples, _VIDEOS)
     text = (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             facts=facts,
@@ -64,53 +52,10 @@ def render(facts: Facts) -> str:
             **_numbers(facts),
         )
     )
-    page = _without_secrets(text)
+    page = without_secrets(text)
     if len(page.encode()) > LIMIT:
         raise WorkError(f"the report of run {facts.name} would be larger than {LIMIT} bytes")
     return page
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # What is no text is left to Jinja; of texts, what no page can show is written out.
-        finalize=lambda value: readable(value) if type(value) is str else value,
-    )
-    environment.filters.update(duration=duration, utc=lanes.utc)
-    environment.filters["number"] = _number
-    environment.filters["short"] = _short
-    environment.globals["script_hash"] = _hash_of(environment, "script.js.j2")
-    environment.globals["rows"] = ROWS
-    return environment
-
-
-def _hash_of(environment: Environment, name: str) -> str:
-    """What a browser compares the one script of the page with before it runs it."""
-    script = environment.get_template(name).render()
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"  # noqa: RUF001
-
-
-def _short(text: object, most: int = 300) -> str:
-    """The text, or its beginning and its end."""
-    whole = str(text)
-    if len(whole) <= most:
-        return whole
-    return f"{whole[: most * 2 // 3]} … {whole[-(most // 3) :]}"
-
-
-def _without_secrets(page: str) -> str:
-    for value in (os.environ.get(name, "") for name in _SECRETS):
-        if len(value) >= 8:
-            page = page.replace(value, "(secret)")
-    return _SHAPE_OF_SECRETS.sub("(secret)", page)
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
@@ -136,7 +81,7 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
             )
     generated = (facts.metrics or {}).get("generated", {})
     if trained := generated.get("trained"):
-        psnr, ssim = _number(trained["psnr"]), _number(trained["ssim"], 3)
+        psnr, ssim = number(trained["psnr"]), number(trained["ssim"], 3)
         found.append(("PSNR", f"{psnr} dB", f"SSIM {ssim}"))
     return found
 

@@ -20,6 +20,7 @@ from cosmos_hpc.data.shards import ShardMarker, read_marker
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import marker_path
+from cosmos_hpc.runs.sweeps import source_of, take_over_tokens
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.progress import ByteProgress, count_of, say
@@ -55,11 +56,16 @@ class CheckedShard(NamedTuple):
 def finalize(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     """Check the shards and join them into one indexed dataset, with a table of its clips.
 
-    Without ``data.join`` the ids stay in the shards, in the order of their numbers.
+    Without ``data.join`` the ids stay in the shards, in the order of their numbers. A run that
+    takes over the tokens of another one gets those instead.
 
     Raises:
         WorkError: shards are missing or damaged, or more videos failed than the recipe allows.
     """
+    if source := source_of(run):
+        take_over_tokens(run, recipe, source)
+        say(f"has the tokens of run {source.name}")
+        return
     bounds = run.data.bounds()
 
     def read(number: int) -> CheckedShard:

@@ -13,6 +13,7 @@ from nemo import lightning as nl
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.sweeps import membership
 from cosmos_hpc.utils.progress import say
 from cosmos_hpc.worker.training.checkpoints import Checkpoints
 
@@ -50,12 +51,14 @@ def _has_key() -> bool:
 
 
 def _wandb_logger(run: RunFolder, recipe: Recipe) -> WandbLogger:
-    told = recipe.train.wandb
+    told, member = recipe.train.wandb, membership(run)
     # The same id for every attempt, so that a resumed run continues its curves.
     logger = WandbLogger(
         project=told.project,
         entity=told.entity,
         tags=told.tags,
+        # Runs of a sweep stand together.
+        group=member.sweep if member else None,
         config=recipe.model_dump(mode="json"),
         # A resumed run may have other settings.
         allow_val_change=True,

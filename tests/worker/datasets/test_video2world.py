@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from cosmos_hpc.errors import Stopped, WorkError
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
-from cosmos_hpc.worker.datasets.video2world import Links
+from cosmos_hpc.utils.links import Links
 from cosmos_hpc.worker.stages.finalize import finalize
 from cosmos_hpc.worker.stages.preprocess import preprocess
 from cosmos_hpc.worker.tokenizers.texts import TextEncoder, distinct_prompts, prompt_file

@@ -8,6 +8,7 @@ from cosmos_hpc.models.checkpoints.weights import weights_of
 from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.sweeps import Membership, join_sweep
 from tests.worker.training.fit import recipe_of, train, write_weights
 
 
@@ -29,6 +30,8 @@ def test_frozen_parts_keep_their_weights(tmp_path):
     parts = ["embedding", "layers.0"]
     settings = (f"train.freeze=[{','.join(parts)}]", f"train.init_from={tmp_path / 'base.pt'}")
     settings += ("train.recompute=full", "train.validate_first=false", "train.wandb.tags=[a-tag]")
+    settings += ("train.wandb.project=a-project", "train.wandb.entity=a-team")
+    join_sweep(RunFolder(tmp_path / "run"), Membership("a-sweep", {"train.seed": 1}))
     offline = {"WANDB_MODE": "offline"}
     rows = train(tmp_path / "run", *settings, "train.max_steps=3", **offline)
     assert [row["step"] for row in rows if "validation_loss" in row] == [2, 3]
@@ -49,5 +52,8 @@ def test_frozen_parts_keep_their_weights(tmp_path):
     logs = list(run.train.path.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(logs) == 2
     sent = b"".join(path.read_bytes() for path in logs)
-    for text in (b"a-tag", b"cosmos-hpc", b"condition_frames", b"grad_norm", b"tokens_per_second"):
-        assert text in sent
+    # Where it appears, the recipe as its config, and metrics.
+    for text in ("a-tag", "a-project", "a-team", "a-sweep", "condition_frames"):
+        assert text.encode() in sent, text
+    for text in ("lr", "grad_norm", "tokens_per_second", "reduced_train_loss", "val_loss"):
+        assert text.encode() in sent, text

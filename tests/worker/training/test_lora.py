@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cosmos_hpc.models.adapters import linear_layers
 from cosmos_hpc.models.checkpoints.reader import open_weights
@@ -48,7 +49,18 @@ def test_the_loss_falls_and_what_is_measured_is_written(trained):
     assert all(row["tokens_per_second"] > 0 for row in steps)
     # The base is random here.
     assert "warning: the first loss is 11." in (folder / "log").read_text()
-    assert list((folder / "train" / "tensorboard").glob("events.out.tfevents.*"))
+    # TensorBoard has the same.
+    board = EventAccumulator(str(folder / "train" / "tensorboard")).Reload()
+    for name, tag in (
+        ("loss", "reduced_train_loss"),
+        ("token_accuracy", "token_accuracy"),
+        ("grad_norm", "grad_norm"),
+        ("learning_rate", "lr"),
+        ("tokens_per_second", "tokens_per_second"),
+    ):
+        shown = [scalar.value for scalar in board.Scalars(tag)]
+        assert shown == pytest.approx([row[name] for row in steps], rel=1e-4), tag
+    assert [scalar.value for scalar in board.Scalars("val_loss")] == pytest.approx(validated)
 
 
 def test_a_checkpoint_holds_the_adapters_alone_and_names_the_base(trained):

@@ -1,0 +1,72 @@
+"""How many jobs of a run the cluster's limit has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from cosmos_hpc.backends.slurm import commands
+from cosmos_hpc.backends.slurm.jobs import JobSpec
+from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
+from cosmos_hpc.errors import RequestError
+from cosmos_hpc.runs.stages import RunStage
+from cosmos_hpc.utils.progress import count_of
+
+#: Jobs that a limit must have room for, for each stage that looks back on a run.
+_CROWDED = 4
+
+
+def rooms_of(
+    cluster: SlurmCluster,
+    stages: list[RunStage],
+    missing: Mapping[str, Sequence[int]],
+    spare: int,
+) -> dict[str, SlurmCluster]:
+    """The cluster with a limit of jobs as each of some stages may use it; without crowded ones.
+
+    The limit leaves out the jobs that are in the queue already, and as many as ``spare``, but not
+    more than half for these. Arrays that need little of it get that, and the others share the rest
+    evenly. Where it is so small that stages which look back on the run would take much of it from
+    the others, those are left out.
+    """
+    if cluster.max_submit is None:
+        return {stage.name: cluster for stage in stages}
+    left = cluster.max_submit - (0 if commands.is_elsewhere() else commands.mine())
+    looking = [stage for stage in stages if stage.kind.looks_back]
+    if len(looking) < len(stages) and left < _CROWDED * len(looking):
+        stages = [stage for stage in stages if not stage.kind.looks_back]
+    arrays = sorted(
+        (stage.name for stage in stages if stage.kind.array), key=lambda name: len(missing[name])
+    )
+    left -= len(stages) - len(arrays)
+    left -= min(spare, left // 2)
+    rooms = {stage.name: cluster for stage in stages}
+    for number, name in enumerate(arrays):
+        # One array task at least: what Slurm then does not take, it refuses completely.
+        share = max(min(left // (len(arrays) - number), len(missing[name])), 1)
+        left -= share
+        limit = {"max_submit": share + MAX_SINGLE_JOBS}
+        rooms[name] = cluster.model_copy(update=limit)
+    return rooms
+
+
+def check_room(cluster: SlurmCluster, jobs: Sequence[JobSpec], stuck: int) -> None:
+    """Refuse more jobs than the limit leaves room for, before Slurm does so halfway.
+
+    Args:
+        cluster: the profile.
+        jobs: to be submitted.
+        stuck: jobs in the queue that these replace.
+
+    Raises:
+        RequestError: says how many there are.
+    """
+    if cluster.max_submit is None:
+        return
+    needed = sum(len(job.array.indices) if job.array else 1 for job in jobs)
+    there = commands.mine() - stuck
+    if there + needed > cluster.max_submit:
+        raise RequestError(
+            f"you have {count_of(there, 'job')} in the queue, and max_submit={cluster.max_submit} "
+            f"leaves no room for {needed} more; submit again when some have ended. Nothing was "
+            f"submitted"
+        )
