@@ -64,8 +64,9 @@ def file_identities(
     inodes = [status and (status.st_dev, status.st_ino) for status in stats]
     names = Counter(inodes)
     # To resolve a path takes a look at each of its folders: only where an inode has two names.
+    # What is not there has none, and each of its names is listed as failed.
     found = [
-        unicodedata.normalize("NFC", os.path.realpath(path)) if names[inode] > 1 else path
+        unicodedata.normalize("NFC", os.path.realpath(path)) if inode and names[inode] > 1 else path
         for path, inode in zip(paths, inodes, strict=True)
     ]
     return _by_content(found, stats, note) if by_content else found
