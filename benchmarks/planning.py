@@ -23,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.csv
@@ -133,8 +134,11 @@ def _make_tars(folder: Path, samples: int) -> None:
                     tar.addfile(info, io.BytesIO(content))
 
 
-def main(entries: int = 1_000_000, tree: int = 200_000, *named: str) -> None:
+def main(words: Sequence[str]) -> None:
     """Print the table."""
+    entries = int(words[0]) if words else 1_000_000
+    tree = int(words[1]) if len(words) > 1 else 200_000
+    named = words[2:]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     row = "{:<20} {:>9} {:<6} {:>8} {:>10} {:>8} {:>18} {:>11} {:>6}"
     print(row.format(
@@ -174,4 +178,4 @@ def _one_task(pinned: PinnedVideos) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]), *sys.argv[3:])
+    main(sys.argv[1:])
