@@ -1,13 +1,14 @@
 """What planning a large data set takes on the login node, and a task's look at its own rows.
 
-    python benchmarks/planning.py [entries] [files]
+    python benchmarks/planning.py [entries] [files] [source]...
 
 Makes lists of so many entries (JSONL, CSV, Parquet, plain), tars of as many samples, and a tree of
-so many empty files, plans a run of each in a process of its own as `submit` does before it starts
-anything (listing, costs, plan, pinning), and prints seconds and the largest resident set. Beside
-it, in the same way, the straightforward one: every path is looked for on the disk. Then one task
-reads its rows, by their offsets and as a part of the whole list. Videos are empty or absent: none
-is opened.
+so many empty files, plans a run of each, or of the sources that are named, in a process of its own
+as `submit` does before it starts anything (listing, costs, plan, pinning), and prints seconds,
+those of them that a processor worked, and the largest resident set. Beside it, in the same way, the
+straightforward one: every path is looked for on the disk. The ratio is that of the processors'
+seconds. Then one task reads its rows, by their offsets and as a part of the whole list. Videos are
+empty or absent: none is opened.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow.csv
@@ -32,6 +34,7 @@ from cosmos_hpc.backends.launch import costs_of
 from cosmos_hpc.config.recipes import list_input, load_recipe
 from cosmos_hpc.planning.plans import make_plan
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.pinned import PinnedVideos
 from cosmos_hpc.utils import files
 
 PROMPT = "A robot arm picks up the cup on the table and puts it into the sink, number {}."
@@ -73,15 +76,16 @@ def _read_names(path: Path) -> list[str]:
     return [json.loads(line)["visual_input"] if jsonl else line for line in lines]
 
 
-def measure(what: str, *arguments: str) -> tuple[float, float]:
-    """Seconds and GB of a call in a process of its own."""
+def measure(what: str, *arguments: str) -> tuple[float, float, float]:
+    """Seconds, seconds of a processor, and GB of a call in a process of its own."""
     code = f"import sys; sys.path.insert(0, 'benchmarks'); import planning; planning.{what}"
     call = f"(*{arguments!r})" if arguments else "()"
     started = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-c", code + call])
     _, status, usage = os.wait4(child.pid, 0)
     assert status == 0
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9
+    processor = usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - started, processor, usage.ru_maxrss * 1024 / 1e9
 
 
 def make_inputs(folder: Path, entries: int, tree: int) -> dict[str, tuple[str, int]]:
@@ -108,7 +112,7 @@ def make_inputs(folder: Path, entries: int, tree: int) -> dict[str, tuple[str, i
             path.parent.mkdir(parents=True)
         os.close(os.open(path, os.O_CREAT))
     return {
-        "JSONL with prompts": (str(folder / "list.jsonl"), entries),
+        "JSONL": (str(folder / "list.jsonl"), entries),
         "list": (str(folder / "list.txt"), entries),
         "CSV": (str(folder / "list.csv"), entries),
         "Parquet": (str(folder / "list.parquet"), entries),
@@ -130,38 +134,48 @@ def _make_tars(folder: Path, samples: int) -> None:
                     tar.addfile(info, io.BytesIO(content))
 
 
-def main(entries: int = 1_000_000, tree: int = 200_000) -> None:
+def main(words: Sequence[str]) -> None:
     """Print the table."""
+    entries = int(words[0]) if words else 1_000_000
+    tree = int(words[1]) if len(words) > 1 else 200_000
+    named = words[2:]
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    row = "{:<20} {:>9} {:<14} {:>8} {:>8} {:>20} {:>6}"
-    print(
-        row.format("source", "videos", "clips", "seconds", "peak GB", "straightforward s", "ratio")
-    )
+    row = "{:<20} {:>9} {:<6} {:>8} {:>10} {:>8} {:>18} {:>11} {:>6}"
+    print(row.format(
+        "source", "videos", "clips", "seconds", "processor", "peak GB", "straightforward s",
+        "processor", "ratio",
+    ))  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for source, (path, videos) in make_inputs(folder, entries, tree).items():
-            plain, _ = measure("straightforward", path, str(folder / "plain"))
+            if named and source not in named:
+                continue
+            plain, plainly, _ = measure("straightforward", path, str(folder / "plain"))
             for clips in ("first", "all"):
                 run = str(folder / f"{source} {clips}")
-                seconds, peak = measure("plan", path, run, f"data.clips={clips}")
-                numbers = f"{seconds:.1f}", f"{peak:.2f}", f"{plain:.1f}", f"{plain / seconds:.2f}"
-                print(row.format(source, videos, clips, *numbers), flush=True)
-        pinned = RunFolder(folder / "JSONL with prompts first").data
-        middle = pinned.num_shards() // 2
-        started = time.perf_counter()
-        mine = pinned.of_shard(middle).rows
-        by_offset = time.perf_counter() - started
-        first = pinned.bounds()[middle]
-        started = time.perf_counter()
-        whole = files.read_jsonl(pinned.videos)[first : first + len(mine)]
-        in_full = time.perf_counter() - started
-        assert mine == whole
-        print(
-            f"a task's {len(mine)} rows of {pinned.num_videos()} in {pinned.num_shards()} shards:"
-        )
-        print(f"  by offset {by_offset * 1e3:.1f} ms, from the whole list {in_full * 1e3:.0f} ms,")
-        print(f"  ratio {in_full / by_offset:.0f}")
+                seconds, processor, peak = measure("plan", path, run, f"data.clips={clips}")
+                of_plan = f"{seconds:.1f}", f"{processor:.1f}", f"{peak:.2f}"
+                of_plain = f"{plain:.1f}", f"{plainly:.1f}", f"{plainly / processor:.2f}"
+                print(row.format(source, videos, clips, *of_plan, *of_plain), flush=True)
+        if not named or "JSONL" in named:
+            _one_task(RunFolder(folder / "JSONL first").data)
+
+
+def _one_task(pinned: PinnedVideos) -> None:
+    """Print how long a task takes for its rows, by their offset and from the whole list."""
+    middle = pinned.num_shards() // 2
+    started = time.perf_counter()
+    mine = pinned.of_shard(middle).rows
+    by_offset = time.perf_counter() - started
+    first = pinned.bounds()[middle]
+    started = time.perf_counter()
+    whole = files.read_jsonl(pinned.videos)[first : first + len(mine)]
+    in_full = time.perf_counter() - started
+    assert mine == whole
+    print(f"a task's {len(mine)} rows of {pinned.num_videos()} in {pinned.num_shards()} shards:")
+    print(f"  by offset {by_offset * 1e3:.1f} ms, from the whole list {in_full * 1e3:.0f} ms,")
+    print(f"  ratio {in_full / by_offset:.0f}")
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(sys.argv[1:])

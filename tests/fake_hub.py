@@ -9,6 +9,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "c0ffee" * 6 + "cafe"
@@ -51,6 +52,13 @@ class FakeHub:
     revisions: tuple[str, ...] = ()
     requests: list[Request] = field(default_factory=list)
     url: str = ""
+
+    def publish(self, name: str, folder: Path) -> None:
+        """Hold the files of a folder as a repository."""
+        inside = (path for path in folder.rglob("*") if path.is_file())
+        self.repositories[name] = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in inside
+        }
 
     def transfers(self) -> list[tuple[str, str | None]]:
         """What was sent: ``owner/name/path`` of the file, and the range that was asked for."""

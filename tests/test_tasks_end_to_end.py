@@ -10,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from cosmos_hpc.api import Run
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.sources import find_source, generation_recipe
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc, real_data, steps_of
+from tests.worker.lerobot import FRONT, WRIST, Robot
 from tests.worker.robots import write_bridge
 
 pytestmark = pytest.mark.slow
@@ -99,6 +102,46 @@ def test_robot_clips_in_a_trained_model_out(tmp_path):
     pairs = files.read_json(marker_path(whole, "finalize"))["samples"]["pairs"]
     assert marker["clips"]["train"] == pairs["train"] > 0
     assert math.isfinite(marker["validation_loss"])
+
+
+def test_a_robots_data_set_on_the_hub_ends_in_rollouts_in_a_report(tmp_path, hub):
+    """The walk-through of docs/data.md, with a small model."""
+    robot = Robot((4, 5, 3, 4, 5, 6, 3, 4), cameras=(FRONT, WRIST), files=4)
+    hub.publish("datasets/lab/so100", robot.write(tmp_path / "robot"))
+    request = (
+        "recipe=ar_tiny_action",
+        "data.input=hf://datasets/lab/so100",
+        "data.camera=front",
+        "data.normalize_action=mean_std",
+        "model.action_width=null",
+        "train.max_steps=3",
+        "train.save_every=3",
+        "train.global_batch_size=4",
+        "train.micro_batch_size=4",
+    )
+
+    def say(*words):
+        done = cosmos_hpc(*words, cwd=tmp_path)
+        assert done.code == 0, done.err
+        return done.out
+
+    assert "8 videos" in say("plan", *request)
+    say("submit", *request, "--name", "robot")
+    assert "robot: done" in say("status", "robot")
+    assert "after post-training" in say("evaluate", "robot")
+    say("report", "robot")
+    run = RunFolder(tmp_path / "runs" / "robot")
+    (episode,) = {sample.record["video_name"] for sample in Run(run.path).samples()}
+    length = robot.lengths[int(episode.removeprefix("episode_"))]
+    page = (run.path / "report" / "report.html").read_text()
+    assert f'data-frames="{length}" data-given="1" data-rate="10.0" data-unit="step"' in page
+    assert f"{episode} of " in page and "step of the rollout" in page
+    # Its weights keep the statistics by which new actions are made alike.
+    wanted = ["input=now.png", "actions=moves.json"]
+    stats = Path(generation_recipe(find_source(str(run.path)), wanted).generate.action_stats)
+    assert stats.parent.parent == run.train.checkpoints
+    assert files.read_json(stats) == files.read_json(run.tokens.action_stats)
+    assert files.read_json(stats)["normalize"] == "mean_std"
 
 
 @pytest.mark.parametrize("name", ["ar_tiny", "ar_tiny_v2w"])

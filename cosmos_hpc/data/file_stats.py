@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
@@ -18,6 +19,16 @@ from cosmos_hpc.utils.progress import counted
 _BLOCK, _THREADS = 1000, 16
 #: Files that are looked for on the disk before a run starts.
 _LOOKED_AT = 100
+
+
+class _Status(NamedTuple):
+    """What is kept of a look at a file: of a million, all that the system says takes 2 GB."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    links: int
 
 
 def check_some_exist(where: str, root: str, rows: list[Row], what: str = "video") -> None:
@@ -44,7 +55,7 @@ def check_some_exist(where: str, root: str, rows: list[Row], what: str = "video"
 
 def file_sizes(paths: list[str]) -> list[int]:
     """Bytes of each file; 0 of one that is not there."""
-    return [status.st_size if status else 0 for status in _stats(paths)]
+    return [status.size if status else 0 for status in _stats(paths)]
 
 
 def file_identities(
@@ -63,17 +74,14 @@ def file_identities(
     """
     stats = list(counted(_stats(paths), len(paths), "files looked at", note))
     # Some file systems number files anew as they are looked at: two files would need the same age.
-    inodes = [
-        status and (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        for status in stats
-    ]
+    inodes = [status and status[:4] for status in stats]
     names = Counter(inodes)
     first: dict[object, str] = {}
     found = []
     for path, status, inode in zip(paths, stats, inodes, strict=True):
         if status is None or names[inode] == 1:
             found.append(path)
-        elif status.st_nlink == 1:
+        elif status.links == 1:
             found.append(first.setdefault(inode, path))
         else:
             # To resolve a path takes a look at each of its folders: only for what has hard links.
@@ -82,20 +90,20 @@ def file_identities(
 
 
 def _by_content(
-    paths: list[str], stats: list[os.stat_result | None], note: Callable[[str], None]
+    paths: list[str], stats: list[_Status | None], note: Callable[[str], None]
 ) -> list[str]:
     """The path of the first file with the same content, for each path."""
-    sizes = Counter(status.st_size for status in stats if status)
+    sizes = Counter(status.size for status in stats if status)
     #: Of files that others may equal, one path an inode.
     inodes: dict[tuple[int, int], str] = {}
     for path, status in zip(paths, stats, strict=True):
-        if status and sizes[status.st_size] > 1:
-            inodes.setdefault((status.st_dev, status.st_ino), path)
+        if status and sizes[status.size] > 1:
+            inodes.setdefault(status[:2], path)
     with ThreadPoolExecutor(_THREADS) as pool:
         read = counted(pool.map(_digest, inodes.values()), len(inodes), "files compared", note)
         digests = dict(zip(inodes, read, strict=True))
     contents = [
-        (digests.get((status.st_dev, status.st_ino)) if status else None) or path
+        (digests.get(status[:2]) if status else None) or path
         for path, status in zip(paths, stats, strict=True)
     ]
     first = dict(zip(reversed(contents), reversed(paths), strict=True))
@@ -110,7 +118,7 @@ def _digest(path: str) -> str | None:
         return None
 
 
-def _stats(paths: list[str]) -> Iterator[os.stat_result | None]:
+def _stats(paths: list[str]) -> Iterator[_Status | None]:
     """Of each file; None of one that is not there.
 
     In threads, because on a network file system every look takes its time.
@@ -121,12 +129,13 @@ def _stats(paths: list[str]) -> Iterator[os.stat_result | None]:
             yield from found
 
 
-def _stat_block(paths: list[str]) -> list[os.stat_result | None]:
+def _stat_block(paths: list[str]) -> list[_Status | None]:
     return [_stat(path) for path in paths]
 
 
-def _stat(path: str) -> os.stat_result | None:
+def _stat(path: str) -> _Status | None:
     try:
-        return os.stat(path)  # noqa: PTH116 - of a million, Path takes seconds
+        found = os.stat(path)  # noqa: PTH116 - of a million, Path takes seconds
     except OSError:
         return None
+    return _Status(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_nlink)

@@ -6,20 +6,21 @@ import csv
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cosmos_hpc.data.file_stats import check_some_exist, file_identities
-from cosmos_hpc.data.parquet import read_columns
+from cosmos_hpc.data.parquet import column_names, read_columns
 from cosmos_hpc.data.wanted import Row
 from cosmos_hpc.errors import RequestError
 
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 #: A JSONL of entries, a list with one path per line, and tables of entries.
 JSONL, PATHS, CSV, PARQUET = (".jsonl", ".txt", ".csv", ".parquet")
-LISTS = (JSONL, PATHS, CSV, PARQUET)
+LISTS = (JSONL, PATHS, *(TABLES := (CSV, PARQUET)))
 #: Keys of an entry that hold the path; in tables a column of another name may as well.
 PATH_KEYS, PLAIN_KEY = ("visual_input", "video"), "path"
 #: Seconds between which a video lies in its file.
@@ -89,7 +90,8 @@ def read_list(
     except OSError as e:
         raise RequestError(f"{where} cannot be read: {e.strerror}") from None
     if not rows:
-        raise RequestError(f"{where} holds no {entries.what}: all of its lines are blank")
+        why = "it has no rows" if source.endswith(TABLES) else "all of its lines are blank"
+        raise RequestError(f"{where} holds no {entries.what}: {why}")
     check_some_exist(where, root, rows, entries.what)
     kept, twice = _each_once(rows, root, entries, note, by_content)
     if twice:
@@ -138,21 +140,26 @@ def _each_once(
             twice.append(index)
         else:
             seen.add(entry)
-            kept.append({**row, "path": paths.setdefault(file, row["path"])})
+            row["path"] = paths.setdefault(file, row["path"])
+            kept.append(row)
     return kept, twice
 
 
 def _entries(source: str, where: str, entries: Entries) -> Iterator[tuple[int, Callable[[], Row]]]:
     """Numbers of the entries of a list, and what reads each or raises a ValueError."""
     if source.endswith(PARQUET):
+        _check_columns(column_names(Path(source)), where)
         there = read_columns(Path(source), (*PATH_KEYS, PLAIN_KEY, *entries.others))
         for number, row in enumerate(there, 1):
-            yield number, functools.partial(_entry, row, entries, (PLAIN_KEY,))
+            yield number, functools.partial(_read_row, row, entries)
     elif source.endswith(CSV):
         # A name that is not UTF-8 stands in a list as it is.
         with open(source, newline="", encoding="utf-8-sig", errors="surrogateescape") as f:
             try:
                 table = csv.DictReader(f, strict=True)
+                if table.fieldnames:
+                    table.fieldnames = [name.strip() for name in table.fieldnames]
+                    _check_columns(table.fieldnames, where)
                 for row in table:
                     yield table.line_num, functools.partial(_read_csv, row, entries)
             except csv.Error as e:
@@ -162,6 +169,19 @@ def _entries(source: str, where: str, entries: Entries) -> Iterator[tuple[int, C
         of_line = _read_json if source.endswith(JSONL) else _read_path
         for number, content in _lines(source, where):
             yield number, functools.partial(of_line, content, entries)
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    """Refuse a table without a path, or with two columns of one name."""
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise RequestError(f"{where} has two columns {short(twice)}; keep one of them")
+    if not {*PATH_KEYS, PLAIN_KEY} & set(names):
+        there = ", ".join(map(short, names[:20]))
+        raise RequestError(
+            f"{where} has no column {', '.join(PATH_KEYS)} or {PLAIN_KEY} with the paths; its "
+            f"columns are {there}"
+        )
 
 
 def _lines(path: str, where: str) -> Iterator[tuple[int, bytes]]:
@@ -194,8 +214,7 @@ def _read_json(line: bytes, entries: Entries) -> Row:
     try:
         # Names that are not UTF-8 stand in lists as they are.
         text = line.decode("utf-8", "surrogateescape")
-        # Numbers mean nothing here, and int refuses very long ones.
-        row = json.loads(text, object_pairs_hook=_unique, parse_int=float)
+        row = _JSON.decode(text)
     except json.JSONDecodeError as e:
         raise ValueError(
             f"it is not JSON ({e.msg} at character {e.pos + 1}); write one object per line, with "
@@ -212,13 +231,22 @@ def _read_csv(row: dict[Any, Any], entries: Entries) -> Row:
     """An entry of a CSV, in which nothing and an empty text are one."""
     if None in row or None in row.values():
         raise ValueError("it has fewer or more values than the first line has names")
-    given = {key: text for key, text in row.items() if text != ""}
+    given: dict[str, Any] = {key: text for key, text in row.items() if text != ""}
     for key in _SECONDS:
         if key in given:
             try:
                 given[key] = float(given[key])
             except ValueError:
                 raise ValueError(f"{key} is {short(given[key])}; it must be seconds") from None
+    return _entry(given, entries, (PLAIN_KEY,))
+
+
+def _read_row(row: dict[str, Any], entries: Entries) -> Row:
+    """An entry of a Parquet file, in which null is nothing."""
+    given = {key: value for key, value in row.items() if value is not None}
+    for key in _SECONDS:
+        if isinstance(given.get(key), Decimal):
+            given[key] = float(given[key])
     return _entry(given, entries, (PLAIN_KEY,))
 
 
@@ -276,6 +304,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
+#: Made once, not for each line. Only seconds are numbers that mean something, and int refuses very
+#: long ones.
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_int=float)
+
+
 def _checked(path: str, entries: Entries) -> str:
     """The path of a listed file, without empty parts.
 
@@ -302,12 +335,19 @@ def _encodes(text: str, errors: str = "strict") -> bool:
 
 
 #: What is no text in JSON, in words.
-_KINDS = {dict: "an object", list: "a list", bool: "a truth value", float: "a number"}
+_KINDS = {
+    dict: "an object",
+    list: "a list",
+    bool: "a truth value",
+    float: "a number",
+    int: "a number",
+    type(None): "null",
+}
 
 
 def short(value: object) -> str:
     """A value of a list as a person can read it in a sentence."""
     if not isinstance(value, str):
-        return _KINDS.get(type(value), "null")
+        return _KINDS.get(type(value), f"a {type(value).__name__}")
     text = json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -45,6 +45,8 @@ class Tokens:
         self.prompts = path / "prompts"
         #: Samples of tasks with text or actions, in the files of NVIDIA's guide.
         self.samples = path / "samples"
+        #: How the actions were made alike, where a data set of them has statistics.
+        self.action_stats = self.samples / "action_stats.json"
 
     def shard(self, index: int) -> Path:
         """Folder of a published shard."""
@@ -206,6 +208,13 @@ class RunFolder:
     def recipe(self) -> Recipe:
         """The resolved recipe."""
         return validate(Recipe, load_mapping(self.recipe_file), str(self.recipe_file))
+
+
+def action_stats_of(weights: Path) -> Path:
+    """Where the copy of a run's action statistics is that goes with weights: in them or beside."""
+    if weights.is_dir():
+        return weights / "action_stats.json"
+    return weights.with_suffix(".action_stats.json")
 
 
 def find_run(name: str, runs: str = "runs") -> RunFolder:

@@ -60,7 +60,7 @@ class Data:
         seconds: of all clips together.
         failures: most frequent kind first.
         root: folder that paths of videos are relative to.
-        sample: absolute paths of some videos, evenly spaced over all of them.
+        sample: rows of some videos, evenly spaced over all of them, with absolute paths.
     """
 
     videos: int
@@ -70,7 +70,7 @@ class Data:
     seconds: float = 0.0
     failures: list[Failures] = field(default_factory=list)
     root: str = ""
-    sample: list[str] = field(default_factory=list)
+    sample: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def failed(self) -> int:
@@ -218,7 +218,12 @@ def _data(facts: Facts, run: RunFolder) -> None:
     marker = files.read_json(marker_path(run, "finalize"))
     if marker:
         data.clips, data.padded = marker["clips"], marker["padded"]
-        data.seconds = sum(row.get("seconds", 0.0) for row in files.iterate_jsonl(run.tokens.clips))
+        # Where each frame of an episode is a clip, each says how long the episode is.
+        data.seconds = sum(
+            row.get("seconds", 0.0)
+            for row in files.iterate_jsonl(run.tokens.clips)
+            if row["clip"] == 0 or not facts.recipe.kind.by_steps
+        )
     summary = files.read_json(run.tokens.failed_summary) or {"failed": {}}
     data.failures = [
         Failures(kind, found["count"], found["examples"])
@@ -227,10 +232,10 @@ def _data(facts: Facts, run: RunFolder) -> None:
     facts.data = data
 
 
-def _some_videos(run: RunFolder, root: str, videos: int) -> list[str]:
+def _some_videos(run: RunFolder, root: str, videos: int) -> list[dict[str, Any]]:
     every = -(-videos // _VIDEOS)
     rows: Iterator[dict[str, Any]] = islice(files.iterate_jsonl(run.data.videos), 0, None, every)
-    return [os.path.join(root, row["path"]) for row in rows]
+    return [{**row, "path": os.path.join(root, row["path"])} for row in rows]
 
 
 def _training(facts: Facts, run: RunFolder) -> None:

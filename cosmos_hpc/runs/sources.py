@@ -11,7 +11,7 @@ from cosmos_hpc.config.generation import Generate
 from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.folder import RunFolder, action_stats_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import apply_overrides, nearest, validate
 
@@ -146,8 +146,11 @@ def generation_recipe(source: Source, overrides: Sequence[str]) -> Recipe:
     data["data"]["input"] = None
     data["train"]["init_from"] = source.weights
     data["generate"] |= {"tasks": None, "batch_size": None, "input": None, "prompt": None}
-    if source.run and (source.run.tokens.samples / "action_stats.json").exists():
-        data["generate"]["action_stats"] = str(source.run.tokens.samples / "action_stats.json")
+    stats = [action_stats_of(Path(source.weights))]
+    if source.run:
+        stats.append(source.run.tokens.action_stats)
+    found = next((path for path in stats if path.is_file()), None)
+    data["generate"]["action_stats"] = str(found.absolute()) if found else None
     changed = apply_overrides(data, named, Recipe)
     if not changed["generate"]["input"]:
         raise RequestError(

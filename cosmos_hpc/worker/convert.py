@@ -24,6 +24,7 @@ from cosmos_hpc.models.checkpoints.writer import (
     write_torch_file,
 )
 from cosmos_hpc.models.config import Architecture, ModelConfig
+from cosmos_hpc.runs.folder import action_stats_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import large_imports
 from cosmos_hpc.utils.progress import ByteProgress, gigabytes, say
@@ -92,7 +93,12 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
             reason = str(e).partition("\n")[0]
             raise WorkError(f"cannot write {target}, is the disk full? {reason}") from None
         _check_new(target)
+        stats = files.read_json(action_stats_of(source))
+        if stats and not is_file:
+            files.write_json(action_stats_of(temporary), stats)
         files.publish(temporary, target)
+        if stats and is_file:
+            files.write_json(action_stats_of(target), stats)
 
 
 #: Endings that somebody who wants a file would give.

@@ -1,5 +1,6 @@
 """Lists as tables, and videos in tars: the seconds and bytes that they name, in the same order."""
 
+import gzip
 import io
 import json
 import tarfile
@@ -11,6 +12,7 @@ import pytest
 from cosmos_hpc.data.sources import list_source
 from cosmos_hpc.data.videos import resolve_source, video_costs
 from cosmos_hpc.data.wanted import Wanted
+from cosmos_hpc.data.webdataset import regular_files
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.video.clips import Cut, read_clips
@@ -81,7 +83,8 @@ def test_a_list_means_the_same_in_every_form(videos):
         ("path,start\na.mp4,-1\n", "line 2: start is -1.0; it must be seconds"),
         ("path,start\na.mp4,nan\n", "line 2: start is nan; it must be seconds"),
         ("path,prompt\na.mp4\n", "line 2: .* values than"),
-        ("name\na.mp4\n", "line 2: it has no path; give it under visual_input or video or path"),
+        ("name,b\na.mp4,1\n", 'no column visual_input, video or path .* are "name", "b"'),
+        ("path,prompt,path\na.mp4,,b.mp4\n", 'two columns "path"; keep one of them'),
         ("path\n", "holds no video"),
         ('path\n"a.mp4', "it is not CSV"),
     ],
@@ -96,7 +99,7 @@ def test_parquet_that_is_no_list(videos):
     with pytest.raises(RequestError, match="cannot be read"):
         listed(videos / "x.parquet")
     pq.write_table(pa.table({"name": ["a"]}), videos / "x.parquet")
-    with pytest.raises(RequestError, match="has none of the columns visual_input, video, path"):
+    with pytest.raises(RequestError, match="has no column visual_input, video or path"):
         listed(videos / "x.parquet")
 
 
@@ -151,6 +154,45 @@ def test_videos_are_read_out_of_tars(videos, tmp_path):
     failed = files.read_jsonl(run.tokens.failed)
     assert [row["video"] for row in failed] == ["001.tar/3.mp4", "001.tar", "002.tar"]
     assert video_costs(str(place), rows[:1], clips="all", frames=9)[0] == "bytes"
+
+
+def test_members_are_found_as_the_standard_library_finds_them(tmp_path):
+    """Whatever wrote the tar, and what lies between the videos."""
+    for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / "x.tar"
+        with tarfile.open(path, "w", format=form, pax_headers={"comment": "all"}) as tar:
+            for number, name in enumerate(
+                ("a.mp4", "a/b.mp4", f"{'d/' * 60}c.mp4", "e\u00e9.mp4", "link.mp4", "folder.mp4")
+            ):
+                info = tarfile.TarInfo(name)
+                if name == "link.mp4":
+                    info.type, info.linkname = tarfile.SYMTYPE, "a.mp4"
+                if name == "folder.mp4":
+                    info.type = tarfile.DIRTYPE
+                info.size = 600 * number if info.isreg() else 0
+                tar.addfile(info, io.BytesIO(b"x" * info.size))
+        with tarfile.open(path) as tar, open(path, "rb") as file:
+            there = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
+            assert len(there) == 4 and list(regular_files(file)) == there
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda whole, head: whole[:head] + b"\xff" * 200 + whole[head + 200 :], "bad checksum"),
+        (lambda whole, head: gzip.compress(whole), "compressed with gzip; decompress it"),
+        (lambda whole, head: whole[: head + 700], "it ends within a file"),
+    ],
+)
+def test_a_damaged_tar_is_listed_behind_what_is_whole(tmp_path, change, reason):
+    path = shard(tmp_path / "0.tar", {"a.mp4": b"a" * 600, "b.mp4": b"b" * 600, "c.mp4": b"c"})
+    shard(tmp_path / "1.tar", {"d.left.mp4": b"d", "d.right.mp4": b"d"})
+    path.write_bytes(change(path.read_bytes(), 512 + 1024))
+    rows, _ = listed(tmp_path / "*.tar")
+    failed = [row for row in rows if "error" in row]
+    assert [row["path"] for row in failed] == ["0.tar"] and reason in failed[0]["reason"]
+    # Two views of a sample go to one part of the data.
+    assert [row.get("group") for row in rows[-2:]] == ["1.tar/d"] * 2
 
 
 def test_a_tar_without_videos(tmp_path):

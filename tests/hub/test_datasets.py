@@ -19,18 +19,11 @@ NAME = "lab/so100"
 SOURCE = f"hf://datasets/{NAME}"
 
 
-def publish(hub, folder):
-    """Put a folder on the Hub."""
-    hub.repositories[f"datasets/{NAME}"] = {
-        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
-
-
 @pytest.fixture
 def published(hub, tmp_path):
     """A data set of two cameras and three files of each on the Hub."""
     robot = Robot((4, 5, 3, 4, 5, 3), cameras=(FRONT, WRIST), files=2)
-    publish(hub, robot.write(tmp_path / "published"))
+    hub.publish(f"datasets/{NAME}", robot.write(tmp_path / "published"))
     return hub
 
 

@@ -20,7 +20,8 @@ from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.models import from_published
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.shapes import published_shapes
-from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.folder import RunFolder, action_stats_of
+from cosmos_hpc.utils import files
 from cosmos_hpc.worker.convert import Conversion, convert
 from tests.conftest import cosmos_hpc
 from tests.models.checkpoints.test_published import inputs
@@ -81,9 +82,13 @@ def test_a_dtype_stays_unless_another_is_asked_for(tmp_path, target):
     config = load_recipe(str(recipe)).model_for_clips()
     tensors = any_bits(config, torch.float32)
     torch.save(tensors, tmp_path / "model.pt")
+    # The statistics of a robot's actions go along, from form to form.
+    stats = {"shift": [0.5], "scale": [2.0]}
+    files.write_json(action_stats_of(tmp_path / "model.pt"), stats)
     convert(tmp_path / "model.pt", tmp_path / target, Conversion(recipe=str(recipe)))
     convert(tmp_path / target, tmp_path / "back.pt", Conversion())
     assert_same(loaded(tmp_path / "back.pt"), tensors)
+    assert files.read_json(action_stats_of(tmp_path / "back.pt")) == stats
     convert(
         tmp_path / "model.pt",
         tmp_path / f"half-{target}",

@@ -184,7 +184,7 @@ def write_robot_files(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
         del clip["document"]
     files.write_jsonl(temporary / "clips.jsonl", clips)
     if scale:
-        files.write_json(temporary / "action_stats.json", scale)
+        files.write_json(temporary / run.tokens.action_stats.name, scale)
     written = sorted(p for p in temporary.rglob("*") if p.is_file())
     sums = {f"samples/{p.relative_to(temporary)}": files.sha256(p) for p in written}
     files.publish(temporary, final)

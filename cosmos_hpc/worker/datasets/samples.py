@@ -22,15 +22,18 @@ def split_documents(clips: Iterable[dict[str, Any]], split: Split) -> dict[str, 
     """Documents of each part: ``train``, ``validation`` and ``test``.
 
     Videos are ordered by a hash of the seed and their path and dealt out by weight, all clips of a
-    video to one part. The order depends on neither shards nor the order of the clips. A part with a
-    weight gets at least one video when there are three or more. Clips that name their ``part``
-    keep it.
+    video, and of a ``group`` of videos, to one part. The order depends on neither shards nor the
+    order of the clips. A part with a weight gets at least one video when there are three or more.
+    Clips that name their ``part`` keep it.
     """
     # Passed through once: every rank does so, and there may be millions.
     parts: dict[str, list[int]] = {part: [] for part in FOLDERS}
     by_video: dict[str, list[int]] = {}
     for clip in clips:
-        chosen = parts[clip["part"]] if "part" in clip else by_video.setdefault(clip["video"], [])
+        if "part" in clip:
+            chosen = parts[clip["part"]]
+        else:
+            chosen = by_video.setdefault(clip.get("group", clip["video"]), [])
         chosen.append(clip["document"])
     _deal_out(by_video, split, parts)
     return {part: sorted(documents) for part, documents in parts.items()}

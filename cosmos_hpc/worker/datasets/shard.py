@@ -189,6 +189,7 @@ class VideoShard:
         self._clips[index] += 1
         row = {
             **self._row(index),
+            **self._split_of(index),
             "clip": clip.number,
             "time": clip.time,
             "seconds": clip.seconds,
@@ -209,6 +210,11 @@ class VideoShard:
 
     def _row(self, index: int) -> dict[str, Any]:
         return {"index": index, "video": self.videos[index - self.first]}
+
+    def _split_of(self, index: int) -> dict[str, Any]:
+        """What decides, beside its name, to which part of the data a video goes."""
+        row = self._pinned[index]
+        return {key: row[key] for key in ("part", "group") if key in row}
 
     def _write_when_due(self) -> None:
         now = time.monotonic()

@@ -26,6 +26,9 @@ from cosmos_hpc.worker.generation.sources import HELD_OUT, frame_rate, inputs, n
 from cosmos_hpc.worker.video.conditions import read_condition
 from cosmos_hpc.worker.video.problems import VideoError
 
+#: By which actions are made alike.
+_SCALE = ("shift", "scale")
+
 
 class Rollouts(Generator):
     """Predicts frame after frame, each from the tokens of the one before and an action.
@@ -73,7 +76,16 @@ class Rollouts(Generator):
         scale = files.read_json(Path(path))
         if scale is None:
             raise WorkError(f"generate.action_stats={path} is not there")
-        return (actions - torch.tensor(scale["shift"])) / torch.tensor(scale["scale"])
+        try:
+            shift, by = (torch.tensor(scale[key], dtype=torch.float32) for key in _SCALE)
+        except (KeyError, TypeError, ValueError) as e:
+            raise WorkError(f"generate.action_stats={path} has no shift and scale: {e!r}") from None
+        if not shift.shape == by.shape == (self._width,):
+            raise WorkError(
+                f"generate.action_stats={path} is of {len(scale['shift'])} numbers, and the "
+                f"model's actions have {self._width}"
+            )
+        return (actions - shift) / by
 
     def _folder(self, clip: Clip) -> Path:
         return self.run.tokens.samples / FOLDERS[clip.record["part"]]
@@ -114,14 +126,14 @@ def _episodes(run: RunFolder, recipe: Recipe) -> list[Clip]:
     root = files.read_json(run.data.shards)["root"]
     pinned = {row.get("video", row["path"]): row for row in files.iterate_jsonl(run.data.videos)}
     chosen = [row for row in long_enough if row["part"] == part][: recipe.generate.clips]
-    rates = _rates(run, {row["video"] for row in chosen})
+    seconds = _seconds(run, {row["video"] for row in chosen})
     return [
         Clip(
             number,
             identity=row["video"],
             source=os.path.join(root, pinned[row["video"]]["path"]),
             given=1,
-            rate=rates.get(row["video"]),
+            rate=frame_rate(row["frames"], seconds[row["video"]]),
             record={
                 "source_clip": 0,
                 "time": 0.0,
@@ -136,10 +148,10 @@ def _episodes(run: RunFolder, recipe: Recipe) -> list[Clip]:
     ]
 
 
-def _rates(run: RunFolder, videos: set[str]) -> dict[str, float | None]:
-    """Frames per second of some videos, from how long their first frames are shown."""
+def _seconds(run: RunFolder, videos: set[str]) -> dict[str, float]:
+    """How long some episodes are, which each of their frames says."""
     rows = (row for row in files.iterate_jsonl(run.tokens.clips) if row["clip"] == 0)
-    return {row["video"]: frame_rate(1, row["seconds"]) for row in rows if row["video"] in videos}
+    return {row["video"]: row["seconds"] for row in rows if row["video"] in videos}
 
 
 def read_actions(path: Path, width: int) -> Tensor:

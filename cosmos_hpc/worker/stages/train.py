@@ -10,7 +10,7 @@ import torch
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.fetched import initial_weights
-from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.folder import RunFolder, action_stats_of
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import large_imports, load
@@ -121,6 +121,9 @@ def _mark_done(
     if latest is None or latest[0] < steps:
         found = f"its latest is of step {latest[0]}" if latest else "it has none"
         raise WorkError(f"training ended at step {steps} without a complete checkpoint: {found}")
+    if stats := files.read_json(run.tokens.action_stats):
+        # The weights are of no use without: new actions must be made alike as well.
+        files.write_json(action_stats_of(latest[1]), stats)
     rows = files.read_jsonl(run.train.metrics)
     draw_losses(rows, run.train.loss_curve, reference)
     losses = [row["loss"] for row in rows if "loss" in row]

@@ -63,6 +63,13 @@ class Span:
         """Seconds of the file at which the video ends; None: where the file does."""
         return None if self.end is None else exact(self.end)
 
+    @property
+    def seconds(self) -> float | None:
+        """Its length, as far as its source says so."""
+        if type(self.frames) is int and self.rate:
+            return max(0, self.frames) / self.rate
+        return None if self.end is None else self.end - self.start
+
     def open(self, path: Path) -> BinaryIO:
         """The bytes of the video's file, or of the member of a tar that is one."""
         file = open(path, "rb")  # noqa: SIM115 - the caller closes it

@@ -18,14 +18,13 @@ from cosmos_hpc.data.wanted import Wanted
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.datasets.conditioned import FramePairs
-from cosmos_hpc.worker.stages.finalize import finalize
-from cosmos_hpc.worker.stages.preprocess import preprocess
+from cosmos_hpc.worker.datasets.samples import split_documents
 from cosmos_hpc.worker.tokenizers.video import VideoTokenizer
 from cosmos_hpc.worker.video.clips import Cut, fit, read_clips
 from cosmos_hpc.worker.video.spans import Span
 from tests.conftest import cosmos_hpc
 from tests.worker.lerobot import FRONT, TASKS, WRIST, Robot, action, picture, read, state
-from tests.worker.preparing import kill_when, planned, prepared, samples
+from tests.worker.preparing import prepared, samples
 
 ACTIONS = "ar_tiny_action"
 FIXTURES = Path(__file__).parents[2] / "fixtures"
@@ -201,23 +200,6 @@ def test_both_versions_and_any_shards_give_the_same(tmp_path, robots):
         assert samples(second)[name] == samples(first)[name]
 
 
-@pytest.mark.slow
-def test_a_killed_worker_goes_on_within_a_shared_file(tmp_path):
-    folder = Robot((60, 80, 70), keys=250).write(tmp_path / "robot")
-    how = ("ar_tiny", f"data.input={folder}", "data.frames=1", "data.clips=all")
-    whole = prepared(tmp_path / "whole", *how, shards=1)
-    run, recipe = planned(tmp_path / "run", *how, "data.batch_size=1", shards=1)
-    journal = run.tokens.journal(0)
-    moments = [
-        kill_when(run, recipe, lambda n=n: len(files.read_jsonl(journal)) >= n) for n in (5, 90)
-    ]
-    assert any(moments)
-    preprocess(run, recipe, 0)
-    finalize(run, recipe)
-    for name in ("tokens.bin", "clips.jsonl"):
-        assert (run.tokens.path / name).read_bytes() == (whole.tokens.path / name).read_bytes()
-
-
 def test_descriptions_become_prompts_and_splits_are_kept(tmp_path):
     robot = Robot((20, 18, 25, 19), info={"splits": {"train": "0:2", "val": "2:3", "test": "3:4"}})
     folder = robot.write(tmp_path / "robot")
@@ -235,6 +217,8 @@ def test_descriptions_become_prompts_and_splits_are_kept(tmp_path):
     table = files.read_jsonl(clips.tokens.clips)
     assert [row["video"] for row in table] == [f"episode_{i:06d}" for i in (0, 1, 2, 2, 2, 3)]
     assert [row["time"] for row in table] == [0, 0, 0, 0.4, 0.8, 0]
+    documents = split_documents(table, clips.recipe().data.split)
+    assert documents == {"train": [0, 1], "validation": [2, 3, 4], "test": [5]}
 
 
 def test_resampled_with_actions_normalised_of_another_width(tmp_path):

@@ -177,8 +177,8 @@ def test_a_text_is_read_with_the_frames(tmp_path):
 
 def test_a_robot_moves_by_all_actions_of_a_file(tmp_path):
     picture(tmp_path / "now.png")
-    actions = torch.randn(5, 7).tolist()
-    (tmp_path / "moves.json").write_text(json.dumps({"action": actions}))
+    actions = torch.randint(-99, 99, (5, 7)) / 64
+    (tmp_path / "moves.json").write_text(json.dumps({"action": actions.tolist()}))
     run, recipe = generating(
         tmp_path,
         "ar_tiny_action",
@@ -189,18 +189,25 @@ def test_a_robot_moves_by_all_actions_of_a_file(tmp_path):
     (record,) = run.generated.records()
     assert (record["frames"], record["condition_frames"], record["frame_rate"]) == (6, 1, 5)
     assert tokens_of(run, "0000-s0").shape == (6, 1, 2, 4)
-    # The fifth frame depends on the fourth action, and on no later one.
-    actions[4] = [9.0] * 7
-    (tmp_path / "moves.json").write_text(json.dumps(actions))
+    # The fifth frame depends on the fourth action, and on no later one; and the actions are those
+    # of the robot itself, where the model's were made alike.
+    actions[4] = 9
+    (tmp_path / "moves.json").write_text(json.dumps((actions * 2 + 0.5).tolist()))
+    stats = tmp_path / "stats.json"
+    files.write_json(stats, {"shift": [0.5] * 7, "scale": [2.0] * 7})
     again, recipe = generating(
         tmp_path / "again",
         "ar_tiny_action",
         f"generate.input={tmp_path / 'now.png'}",
         f"generate.actions={tmp_path / 'moves.json'}",
+        f"generate.action_stats={stats}",
     )
     run_all(again, recipe)
     before, after = tokens_of(run, "0000-s0"), tokens_of(again, "0000-s0")
     assert torch.equal(before[:5], after[:5])
+    files.write_json(stats, {"shift": [0.5], "scale": [2.0]})
+    with pytest.raises(WorkError, match="is of 1 numbers, and the model's actions have 7"):
+        generate(again, with_other(recipe, seed=1), 0)
 
 
 def test_inputs_that_cannot_be_used_are_listed_and_the_others_generated(tmp_path):
