@@ -147,7 +147,15 @@ def _resolve(name: str, cluster: str, overrides: Overrides) -> tuple[Recipe, Clu
 
 
 def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Plan:
-    """What would run: shards, ranks and sizes.
+    """What would run: shards, ranks and sizes. Nothing is started or written.
+
+    Args:
+        recipe: name of a recipe, or path of a YAML file; ``data.input`` may be left out.
+        cluster: name of a profile, or path of a YAML file.
+        overrides: as for :func:`submit`.
+
+    Returns:
+        A plan, which shows itself as text (``render()``) and in a notebook.
 
     Raises:
         RequestError: the request is wrong, or the cluster cannot run the recipe.

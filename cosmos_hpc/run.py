@@ -311,7 +311,10 @@ def generate(
         cluster: name of a profile, or path of a YAML file; None: that of the run which made the
             weights, else this machine.
         recipe: whose model the weights are of, where the source does not say so.
-        name, console, dry_run, output: as for :func:`submit`.
+        name: of the new run, as for :func:`submit`.
+        console: where to show progress.
+        dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
+        output: folder for the scripts of a dry run.
 
     Returns:
         A run of its own, with the samples in ``generated``.
