@@ -80,7 +80,7 @@ def recipe(name: str, overrides: Overrides = ()) -> Recipe:
     """A recipe by name, or by the path of a YAML file, with a list of ``key=value`` or a dict.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.config.recipes.load_recipe`.
+        RequestError: no such recipe, an unknown key, a wrong type or an impossible size.
     """
     return load_recipe(name, as_list(overrides))
 
@@ -119,7 +119,7 @@ def init_cluster(name: str | None = None) -> Path:
     """Write a profile for the Slurm cluster that this machine belongs to; returns its path.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.backends.slurm.init.init`.
+        RequestError: there is no Slurm here, no partition is up, or the file exists.
     """
     from cosmos_hpc.backends.slurm.init import init
 

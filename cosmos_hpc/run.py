@@ -304,8 +304,8 @@ def generate(
     Samples that are there already are not made again.
 
     Args:
-        source: a run, a checkpoint in any form, or a recipe; see
-            :func:`cosmos_hpc.runs.sources.find_source`.
+        source: name or path of a run, path of a checkpoint in any form, name or path of a recipe,
+            or the Hub repository that a recipe names.
         overrides: ``input=FILE``, ``prompt=TEXT`` and other settings of the recipe, where those of
             its section ``generate`` may stand without that word; ``cluster.key=value``.
         cluster: name of a profile, or path of a YAML file; None: that of the run which made the

@@ -38,6 +38,10 @@ _LINK = re.compile(r"(?<=\]\()(?!\w+:|/|#)([^)#\s]+)")
 _LOADED = re.compile(
     r"<(?:script|img|iframe|video|source|link)\b[^>]*?\s(?:src|href)=[\"']?(?:https?:)?//[^>]*>"
 )
+_ROLE = re.compile(r":\w+:`(~?)([^`]+)`")
+_DOCTEST = re.compile(r"^(?:(?:>>>|\.\.\.) .*\n?)+", re.MULTILINE)
+#: Two names that a docstring explains together.
+_TOGETHER = re.compile(r"^( +)(\w+), (\w+): (.*(?:\n\1 +.*)*)", re.MULTILINE)
 _LANGUAGES = {".py": "python", ".toml": "toml", ".sh": "bash", ".yaml": "yaml"}
 
 
@@ -141,9 +145,20 @@ class Docstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Rewrite the docstring of a module, class, function or attribute."""
         if obj.docstring:
-            text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", obj.docstring.value)
-            doctest = re.compile(r"^(?:(?:>>>|\.\.\.) .*\n?)+", re.MULTILINE)
-            obj.docstring.value = doctest.sub(lambda lines: _code(lines[0]), text)
+            text = _ROLE.sub(lambda role: _reference(obj, role), obj.docstring.value)
+            text = _TOGETHER.sub(r"\1\2: \4\n\1\3: \4", text)
+            obj.docstring.value = _DOCTEST.sub(lambda lines: _code(lines[0]), text)
+
+
+def _reference(obj: griffe.Object, role: re.Match[str]) -> str:
+    """What a role names: a link, where a page of the site has it."""
+    name = role[2]
+    try:
+        path = name if name.startswith("cosmos_hpc.") else obj.resolve(name)
+    except griffe.NameResolutionError:
+        return f"`{name}`"
+    shown = name.rpartition(".")[2] if role[1] else name
+    return f'<autoref identifier="{path}" optional><code>{shown}</code></autoref>'
 
 
 def _code(doctest: str) -> str:
