@@ -108,7 +108,7 @@ def recipe(name: str, overrides: Overrides = ()) -> Recipe:
     """A recipe by name, or by the path of a YAML file, with a list of ``key=value`` or a dict.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.config.recipes.load_recipe`.
+        RequestError: no such recipe, an unknown key, a wrong type or an impossible size.
     """
     return load_recipe(name, as_list(overrides))
 
@@ -169,7 +169,7 @@ def init_cluster(name: str | None = None) -> Path:
     """Write a profile for the Slurm cluster that this machine belongs to; returns its path.
 
     Raises:
-        RequestError: see :func:`cosmos_hpc.backends.slurm.init.init`.
+        RequestError: there is no Slurm here, no partition is up, or the file exists.
     """
     from cosmos_hpc.backends.slurm.init import init
 
@@ -197,7 +197,15 @@ def _resolve(name: str, cluster: str, overrides: Overrides) -> tuple[Recipe, Clu
 
 
 def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Plan:
-    """What would run: shards, ranks and sizes.
+    """What would run: shards, ranks and sizes. Nothing is started or written.
+
+    Args:
+        recipe: name of a recipe, or path of a YAML file; ``data.input`` may be left out.
+        cluster: name of a profile, or path of a YAML file.
+        overrides: as for :func:`submit`.
+
+    Returns:
+        A plan, which shows itself as text (``render()``) and in a notebook.
 
     Raises:
         RequestError: the request is wrong, or the cluster cannot run the recipe.

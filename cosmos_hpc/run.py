@@ -326,14 +326,17 @@ def generate(
     Samples that are there already are not made again.
 
     Args:
-        source: a run, a checkpoint in any form, or a recipe; see
-            :func:`cosmos_hpc.runs.sources.find_source`.
+        source: name or path of a run, path of a checkpoint in any form, name or path of a recipe,
+            or the Hub repository that a recipe names.
         overrides: ``input=FILE``, ``prompt=TEXT`` and other settings of the recipe, where those of
             its section ``generate`` may stand without that word; ``cluster.key=value``.
         cluster: name of a profile, or path of a YAML file; None: that of the run which made the
             weights, else this machine.
         recipe: whose model the weights are of, where the source does not say so.
-        name, console, dry_run, output: as for :func:`submit`.
+        name: of the new run, as for :func:`submit`.
+        console: where to show progress.
+        dry_run: prepare the run folder and leave in :attr:`Run.dry_run` what would be started.
+        output: folder for the scripts of a dry run.
 
     Returns:
         A run of its own, with the samples in ``generated``.
