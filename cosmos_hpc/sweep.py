@@ -17,7 +17,7 @@ from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import default_stages
 from cosmos_hpc.runs.sweeps import source_of
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.console import Console
+from cosmos_hpc.utils.console import Console, usual_console
 
 if TYPE_CHECKING:
     from cosmos_hpc.config.sweeps import Combination
@@ -54,7 +54,7 @@ def submit_sweep(
         carry_out([request.folder for request in requests], first.stages)
     else:
         place = Path(output) if output else None
-        text = start_sweep(requests, cluster, console or Console(), place)
+        text = start_sweep(requests, cluster, console or usual_console(), place)
     return Sweep(first.folder.path.with_name(first.member.sweep), dry_run=text)
 
 
@@ -130,7 +130,7 @@ class Sweep(Sequence[Run]):
             for submit in work:
                 submit()
         else:
-            one_after_another([run.folder for run in runs], work, console or Console())
+            one_after_another([run.folder for run in runs], work, console or usual_console())
 
     @property
     def _queues(self) -> bool:
