@@ -10,7 +10,8 @@ import pytest
 import cosmos_hpc as ch
 from cosmos_hpc.cli.parser import make_parser
 from cosmos_hpc.cli.runs import with_action
-from cosmos_hpc.config.recipes import load_recipe, recipe_names
+from cosmos_hpc.config.recipe_files import recipe_names
+from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.run import split_overrides
 from cosmos_hpc.runs.stages import STAGES
 from tests.conftest import REPOSITORY

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import ask_for
+from cosmos_hpc.runs.sweeps import LEFT_OUT, source_of
 from cosmos_hpc.utils import files
 
 _CODE = """
@@ -41,7 +42,8 @@ def carry_out(runs: Sequence[RunFolder], stages: Sequence[str]) -> None:
     """
     for run in runs:
         # Before the process does: status tells from it what is still to be done.
-        ask_for(run, stages)
+        left_out = {LEFT_OUT} if source_of(run) else set()
+        ask_for(run, [stage for stage in stages if stage not in left_out])
     run = runs[0]
     run.logs.mkdir(exist_ok=True)
     log = run.logs / "submit.log"

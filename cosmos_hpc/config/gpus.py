@@ -12,9 +12,10 @@ from pydantic import BeforeValidator
 
 from cosmos_hpc.utils.settings import InWords, nearest
 
-#: Types of GPU by their usual names, and their memory in GB as sold; what is usable differs by a
-#: few per cent, most have more.
+#: Types of GPU by their usual names, and their memory in GB as sold.
 GPU_GIGABYTES = {"A100-40": 40, "A100-80": 80, "H100-80": 80, "H200-141": 141, "B200-192": 192}
+#: What PyTorch finds on them, in GB: seen on H100 and H200, of the others as its messages have it.
+_FOUND = {"A100-40": 42.3, "A100-80": 84.9, "H100-80": 85.0, "H200-141": 150.1, "B200-192": 191.5}
 #: GPUs of a node, where nothing else is said.
 NODE_GPUS = 8
 #: Where nothing is known, what the guide of the models assumes.
@@ -49,8 +50,8 @@ Gpu = Annotated[
 
 
 def gpu_bytes(gpu: str | float) -> float:
-    """Memory of a GPU."""
-    return (GPU_GIGABYTES[gpu] if isinstance(gpu, str) else gpu) * 1e9
+    """Memory of a GPU, as PyTorch finds it on those of a known type."""
+    return (_FOUND[gpu] if isinstance(gpu, str) else gpu) * 1e9
 
 
 def visible_gpus() -> list[str]:

@@ -20,7 +20,7 @@ from cosmos_hpc.planning.speed import RATES, StepTime, step_time
 
 #: Share of a GPU's memory that a step may take. Something is needed for CUDA, NCCL and
 #: fragmentation in any case; comfortable leaves room for surprises as well.
-POSSIBLE, COMFORTABLE = 0.95, 0.8
+POSSIBLE, COMFORTABLE = 0.92, 0.75
 #: Beyond, all models' key heads would have to be shared.
 MAX_TENSOR_PARALLEL = 8
 #: As far as is looked for what would do.

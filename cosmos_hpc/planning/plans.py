@@ -219,7 +219,7 @@ class Plan:
             f"              {_needed('recommended', self.recommended)}",
         ]
         if self.recommended:
-            lines[-1] += "; it fits without recomputation and leaves a fifth of the memory free"
+            lines[-1] += "; it fits without recomputation and leaves a quarter of the memory free"
         return lines
 
 

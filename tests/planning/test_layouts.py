@@ -26,10 +26,10 @@ def test_the_guide_s_table_for_80_gb(recipe, minimum, recommended, gpu):
     assert (found.minimum.gpus, found.recommended.gpus) == (minimum, recommended)
     assert found.recommended.recompute == "none"
     model = load_recipe(recipe).model_for_clips()
-    assert training_memory(model, found.recommended).total <= 0.8 * 80e9
+    assert training_memory(model, found.recommended).total <= 0.75 * 85e9
     # Nobody else waits for the GPUs of a machine.
     assert found.layout.gpus == 8
-    assert found.memory.total <= 0.95 * 80e9
+    assert found.memory.total <= 0.92 * 85e9
 
 
 def test_a_fused_loss_needs_fewer_gpus():
@@ -45,15 +45,16 @@ def test_a_fused_loss_needs_fewer_gpus():
     ("recipe", "gpu", "gpus", "expected"),
     [
         ("ar4b", "H200-141", 1, (1, 1, "none", None)),
+        ("ar4b", "H100-80", 1, (1, 1, "full", None)),
         ("ar5b_v2w", "H200-141", 1, (1, 1, "none", None)),
-        ("ar12b", "H200-141", 2, (2, 1, "full", 15)),
-        ("ar13b_v2w", "H200-141", 2, (2, 1, "full", 33)),
+        ("ar12b", "H200-141", 2, (2, 1, "full", 11)),
+        ("ar13b_v2w", "H200-141", 2, (2, 1, "full", 30)),
         ("ar12b", "H200-141", 4, (2, 2, "none", None)),
-        ("ar13b_v2w", "H200-141", 4, (2, 2, "full", 2)),
+        ("ar13b_v2w", "H200-141", 4, (2, 2, "none", None)),
         ("ar12b", "H100-80", 8, (4, 2, "none", None)),
-        ("ar13b_v2w", "H100-80", 4, (4, 1, "full", 20)),
+        ("ar13b_v2w", "H100-80", 4, (4, 1, "full", 16)),
         ("ar13b_v2w", "H100-80", 8, (4, 2, "none", None)),
-        ("ar13b_v2w", "A100-40", 8, (8, 1, "full", 20)),
+        ("ar13b_v2w", "A100-40", 8, (8, 1, "full", 17)),
         ("ar5b_v2w", "B200-192", 8, (1, 8, "none", None)),
     ],
 )
@@ -95,7 +96,7 @@ def test_a_batch_that_cannot_be_shared_out_uses_fewer_copies():
 def test_too_little_memory_says_how_many_would_do():
     with pytest.raises(
         RequestError,
-        match=r"ar13b_v2w needs \d+ GB a GPU with 2 of them .*, and they have 80 GB, of which 95% "
+        match=r"ar13b_v2w needs \d+ GB a GPU with 2 of them .*, and they have 85 GB, of which 92% "
         r"can be used; the fewest such GPUs that would do are 4 \(tensor parallel 4",
     ):
         sizing("ar13b_v2w", gpus=2)
@@ -197,7 +198,7 @@ def test_no_layer_less_than_memory_asks_for():
     model = load_recipe("ar12b").model_for_clips()
     found = sizing("ar12b", "H200-141", 2)
     fewer = replace(found.layout, recompute_layers=found.layout.recompute_layers - 1)
-    assert found.memory.total <= 0.95 * 141e9 < training_memory(model, fewer).total
+    assert found.memory.total <= 0.92 * 150.1e9 < training_memory(model, fewer).total
     every = replace(found.layout, recompute_layers=model.num_layers)
     assert training_memory(model, every) == training_memory(
         model, replace(every, recompute_layers=None)
