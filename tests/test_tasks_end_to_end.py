@@ -125,8 +125,7 @@ def test_a_robots_data_set_on_the_hub_ends_in_rollouts_in_a_report(tmp_path, hub
         assert done.code == 0, done.err
         return done.out
 
-    assert "8 videos" in say("plan", *request)
-    say("submit", *request, "--name", "robot")
+    assert "8 videos" in say("submit", *request, "--name", "robot")
     assert "robot: done" in say("status", "robot")
     assert "after post-training" in say("evaluate", "robot")
     say("report", "robot")
