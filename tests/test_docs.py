@@ -12,6 +12,7 @@ from cosmos_hpc.cli.parser import make_parser
 from cosmos_hpc.cli.runs import with_action
 from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.config.recipes import load_recipe
+from cosmos_hpc.config.sweeps import combinations
 from cosmos_hpc.run import split_overrides
 from cosmos_hpc.runs.stages import STAGES
 from tests.conftest import REPOSITORY
@@ -73,7 +74,8 @@ def test_commands_are_those_of_the_command_line():
         name = settings.pop("recipe", "")
         settings.pop("cluster", None)
         if given.command in ("submit", "plan") and not name.endswith(".yaml"):
-            load_recipe(name, split_overrides([f"{k}={v}" for k, v in settings.items()])[0])
+            to_recipe = split_overrides([f"{k}={v}" for k, v in settings.items()])[0]
+            combinations(name, to_recipe) or load_recipe(name, to_recipe)
     assert {"submit", "plan", "generate", "cluster", "retry", "convert"} <= seen
 
 

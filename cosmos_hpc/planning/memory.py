@@ -89,7 +89,8 @@ class Memory:
         activations: what the layers keep from the forward pass for the backward pass.
         logits: of all positions, as the model gives them, and for the loss twice in float32 or,
             where it is fused, their gradient.
-        workspace: gathered sequences, what a layer computes again or needs on the way.
+        workspace: gathered sequences, what a layer computes again or needs on the way; or what the
+            optimizer needs beyond activations and logits.
     """
 
     weights: int
@@ -149,13 +150,16 @@ def training_memory(
     a_logit = 2 * width if fused_loss else width + 8
     logits = a_logit * tokens * model.output_vocab_size // split
     shares = layout.data_parallel if layout.distributed_optimizer else 1
+    recomputed = max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits)
+    # The optimizer makes float32 ones of bf16 gradients, when there are no activations any more.
+    wide = 4 * updated // shares if layout.gradient_bytes == 2 else 0
     return Memory(
         weights=width * (params + adapters),
         gradients=layout.gradient_bytes * updated,
         optimizer=(12 if width == 2 else 8) * updated // shares,
         activations=activations + ends,
         logits=logits,
-        workspace=max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits),
+        workspace=max(recomputed, wide - activations - ends - logits),
     )
 
 

@@ -102,7 +102,7 @@ def test_of_several_kinds_of_nodes_the_largest_counts(tmp_path, monkeypatch):
 
 
 def test_gpus_by_type_or_memory():
-    assert load_cluster("local", ["gpu=H200-141"]).gpu_bytes == 141e9
+    assert load_cluster("local", ["gpu=H200-141"]).gpu_bytes == 150.1e9
     assert load_cluster("local", ["gpu=96gb"]).gpu_bytes == 96e9
     assert load_cluster("local", ["gpu=B200-192"]).gpus == 8
     for wrong in ("h100", "V100-32", "0", "-5", "nan", "many"):

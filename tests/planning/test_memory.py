@@ -33,6 +33,27 @@ def test_within_a_tenth_of_what_was_measured(recipe, layout, seen):
     assert predicted == pytest.approx(seen, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "layout", "seen"),
+    [
+        # The same on one H100 of 80 GB, but for the first row, with the fused loss.
+        ("ar4b", Layout(), 108.17),
+        ("ar4b", Layout(recompute="full"), 77.49),
+        ("ar4b", Layout(recompute="full", recompute_layers=12, gradient_bytes=2), 81.40),
+        ("ar4b_lora", Layout(), 44.43),
+        ("ar5b_v2w_lora", Layout(), 54.60),
+        ("ar12b_lora", Layout(recompute="full"), 33.55),
+        ("ar12b_lora", Layout(recompute="full", recompute_layers=18), 77.53),
+        ("ar13b_v2w_lora", Layout(recompute="full"), 38.29),
+        ("ar13b_v2w_lora", Layout(recompute="full", recompute_layers=25), 76.70),
+    ],
+)
+def test_adapters_some_layers_and_a_fused_loss_as_measured(recipe, layout, seen):
+    found = load_recipe(recipe)
+    predicted = training_memory(found.model_for_clips(), layout, trained_of(found), fused_loss=True)
+    assert predicted.total / 1e9 == pytest.approx(seen, rel=0.02)
+
+
 def test_what_each_setting_changes():
     model = load_recipe("ar4b").model_for_clips()
 
