@@ -50,7 +50,8 @@ def test_within_a_tenth_of_what_was_measured(recipe, layout, seen):
 )
 def test_adapters_some_layers_and_a_fused_loss_as_measured(recipe, layout, seen):
     found = load_recipe(recipe)
-    predicted = training_memory(found.model_for_clips(), layout, trained_of(found), fused_loss=True)
+    model = found.model_for_clips()
+    predicted = training_memory(model, layout, trained_of(found.train, model), fused_loss=True)
     assert predicted.total / 1e9 == pytest.approx(seen, rel=0.02)
 
 
