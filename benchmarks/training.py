@@ -38,10 +38,12 @@ from cosmos_hpc.worker.stages.train import prepare_device
 #: Settings that are worth measuring, by what ``--switch`` calls them; the first beside all others.
 SWITCHES = {
     "plain": ["train.fusions=[]"],
-    "fused": ["train.fusions=[rotary, norms, gradient_accumulation]"],
+    "fused": ["train.fusions=null"],
     "rotary": ["train.fusions=[rotary]"],
     "norms": ["train.fusions=[norms]"],
     "accumulation": ["train.fusions=[gradient_accumulation]"],
+    "norm-of-gradients": ["train.fusions=[gradient_norm]"],
+    "loss": ["train.fusions=[loss]"],
     "bf16-gradients": ["train.gradient_precision=bf16"],
     "overlap": ["train.overlap_communication=true"],
     "transformer-engine": ["train.transformer_impl=transformer_engine"],

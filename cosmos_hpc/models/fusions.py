@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings import rope_utils
+from megatron.core.optimizer import clip_grads
 from megatron.core.tensor_parallel import layers as megatron_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -54,6 +55,9 @@ def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:
         RMSNorm.kernel = staticmethod(_rms_norm)
     if "loss" in fusions:
         CosmosDecoder.fused_losses = staticmethod(token_losses)
+    if "gradient_norm" in fusions:
+        clip_grads.l2_norm_impl = _total_norm
+        clip_grads.multi_tensor_scale_impl = _scale
     if "gradient_accumulation" in fusions:
         config.gradient_accumulation_fusion = True
         if not megatron_layers._grad_accum_fusion_available:
@@ -126,6 +130,24 @@ def _add_product(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
         total.addmm_(gradient.t(), inputs)
     else:
         torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
+
+
+def _total_norm(
+    _: int, __: Tensor, lists: Sequence[list[Tensor]], *___: Any
+) -> tuple[Tensor, None]:
+    """The norm of all tensors of the first list together, float32 ``[1]``.
+
+    Megatron's, without Apex and Transformer Engine, waits for the norm of each.
+    """
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0])))[None], None
+
+
+def _scale(_: int, __: Tensor, lists: Sequence[list[Tensor]], factor: float) -> None:
+    """Write the tensors of the first list times a factor into those of the second one."""
+    sources, targets = lists
+    if sources is not targets:
+        torch._foreach_copy_(targets, sources)
+    torch._foreach_mul_(targets, factor)
 
 
 class AddedByProducts:

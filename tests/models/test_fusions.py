@@ -5,7 +5,14 @@ import torch
 from megatron.core.models.common.embeddings import rope_utils
 
 from cosmos_hpc.models.config import ModelConfig
-from cosmos_hpc.models.fusions import AddedByProducts, _rms_norm, apply_rotary, choose_fusions
+from cosmos_hpc.models.fusions import (
+    AddedByProducts,
+    _rms_norm,
+    _scale,
+    _total_norm,
+    apply_rotary,
+    choose_fusions,
+)
 from cosmos_hpc.models.positions import rotary_angles
 from tests.models.test_decoder import MODEL
 
@@ -50,6 +57,18 @@ def test_gradients_add_up_in_place():
     expected = total + gradient.t() @ inputs
     AddedByProducts.wgrad_gemm_accum_fp32(inputs, gradient, total)
     torch.testing.assert_close(total, expected)
+
+
+def test_gradients_are_measured_and_scaled_together():
+    gradients = [torch.randn(7, 3), torch.randn(5)]
+    expected = torch.cat([gradient.flatten() for gradient in gradients])
+    found, _ = _total_norm(1, torch.zeros(1), [gradients], False)
+    torch.testing.assert_close(found, expected.norm()[None])
+    others = [torch.empty(7, 3), torch.empty(5)]
+    _scale(1, torch.zeros(1), [gradients, others], 0.5)
+    _scale(1, torch.zeros(1), [gradients, gradients], 0.5)
+    for scaled in (gradients, others):
+        torch.testing.assert_close(torch.cat([s.flatten() for s in scaled]), expected / 2)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
