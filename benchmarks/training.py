@@ -95,6 +95,7 @@ def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:
 
         from cosmos_hpc.models.layers import choose_transformer_impl
         from cosmos_hpc.worker.training import nemo
+        from cosmos_hpc.worker.training.data import ClipData
 
     world = int(os.environ.get("WORLD_SIZE", "1"))
     on_cpu = [] if torch.cuda.is_available() else ["train.precision=fp32"]
@@ -135,7 +136,7 @@ def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:
     with tempfile.TemporaryDirectory() as logs:
         log = nl.NeMoLogger(explicit_log_dir=logs)
         log.ckpt = None
-        nemo.fit(recipe, nemo.ClipData(samples, None, recipe), [meter], log)
+        nemo.fit(recipe, ClipData(samples, None, recipe), [meter], log)
     if profile:
         print_longest(meter.profiler, profile)
     model = recipe.model_for_clips()

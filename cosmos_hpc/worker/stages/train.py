@@ -40,6 +40,7 @@ def train(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
     with large_imports(freeze=True):
         from cosmos_hpc.worker.training import loggers, nemo
         from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
+        from cosmos_hpc.worker.training.data import ClipData
         from cosmos_hpc.worker.training.metrics import MetricsFile
 
     latest = latest_checkpoint(run.train.checkpoints, set_aside=_is_first_rank())
@@ -56,7 +57,7 @@ def train(run: RunFolder, recipe: Recipe, task: int = 0) -> None:
             * recipe.model_for_clips().sequence_length,
             starts_trained=recipe.train.init_from is not None,
         )
-        data = nemo.ClipData(training, validation, recipe)
+        data = ClipData(training, validation, recipe)
         nemo.fit(
             recipe,
             data,

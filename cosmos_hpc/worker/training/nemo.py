@@ -1,4 +1,4 @@
-"""A recipe as NeMo's model, data, optimizer and trainer."""
+"""A recipe as NeMo's model, optimizer and trainer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ import lightning.pytorch as pl
 import torch
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
-from megatron.core.num_microbatches_calculator import update_num_microbatches
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 from nemo import lightning as nl
 from nemo.collections import llm
-from nemo.lightning.data import WrappedDataLoader
 from nemo.lightning.io import TrainerContext
 from torch import Tensor
 
@@ -31,10 +29,10 @@ from cosmos_hpc.models.fusions import choose_fusions, fuse
 from cosmos_hpc.models.megatron import megatron_settings
 from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.utils.progress import say
-from cosmos_hpc.worker.datasets.samples import SampleDataset
 from cosmos_hpc.worker.training import patches
 from cosmos_hpc.worker.training.accuracy import LossAndAccuracy
 from cosmos_hpc.worker.training.checkpoints import ValidationFirst, ValidationLast
+from cosmos_hpc.worker.training.data import ClipData
 from cosmos_hpc.worker.training.lora import make_adapters
 from cosmos_hpc.worker.training.schedule import ScheduleModule
 
@@ -193,46 +191,6 @@ def write_context(model: ModelConfig, folder: Path) -> None:
     trainer = nl.Trainer(accelerator="cpu", devices=1, strategy=nl.MegatronStrategy(), logger=False)
     context = TrainerContext(model=module, trainer=trainer, extra={})
     context.io_dump(folder, yaml_attrs=["model"])
-
-
-class ClipData(pl.LightningDataModule):
-    """Training and validation clips for Megatron's sampler, resumable by consumed samples."""
-
-    def __init__(
-        self, train: SampleDataset, validation: SampleDataset | None, recipe: Recipe
-    ) -> None:
-        super().__init__()
-        self.train, self.validation = train, validation
-        self.seq_length = recipe.model_for_clips().sequence_length
-        self.micro_batch_size = recipe.train.micro_batch_size
-        self.global_batch_size = recipe.train.global_batch_size
-        self.data_sampler = nl.MegatronDataSampler(
-            seq_len=self.seq_length,
-            micro_batch_size=self.micro_batch_size,
-            global_batch_size=self.global_batch_size,
-        )
-
-    def train_dataloader(self) -> WrappedDataLoader:
-        """Loader of the training clips; the data sampler gives it its batches."""
-        return WrappedDataLoader(mode="train", dataset=self.train, num_workers=0)
-
-    def val_dataloader(self) -> WrappedDataLoader | list[Any]:
-        """Loader of the validation clips; empty without any."""
-        if self.validation is None:
-            return []
-        return WrappedDataLoader(mode="validation", dataset=self.validation, num_workers=0)
-
-    def state_dict(self) -> dict[str, int]:
-        """Samples that all steps so far have consumed."""
-        return {"consumed_samples": self.trainer.global_step * self.global_batch_size}
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue with the sample after those consumed."""
-        consumed = state_dict["consumed_samples"]
-        self.data_sampler.init_consumed_samples = consumed
-        self.data_sampler.prev_consumed_samples = consumed
-        self.data_sampler.if_first_step = 1
-        update_num_microbatches(consumed_samples=consumed, consistency_check=False)
 
 
 def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:

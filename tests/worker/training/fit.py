@@ -90,6 +90,7 @@ def main(folder: str, overrides: list[str]) -> None:
     from cosmos_hpc.worker.stages.train import prepare_device
     from cosmos_hpc.worker.training import loggers, nemo
     from cosmos_hpc.worker.training.checkpoints import latest_checkpoint
+    from cosmos_hpc.worker.training.data import ClipData
     from cosmos_hpc.worker.training.metrics import MetricsFile
 
     prepare_device()
@@ -105,7 +106,7 @@ def main(folder: str, overrides: list[str]) -> None:
     )
     nemo.fit(
         recipe,
-        nemo.ClipData(clips, validation_clips(recipe), recipe),
+        ClipData(clips, validation_clips(recipe), recipe),
         [metrics],
         loggers.run_logger(run, recipe, validates=True),
         checkpoint=latest[1] if latest else None,
