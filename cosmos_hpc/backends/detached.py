@@ -32,7 +32,7 @@ _BEGUN: list[subprocess.Popen[bytes]] = []
 
 
 def carry_out(runs: Sequence[RunFolder], stages: Sequence[str]) -> None:
-    """Begin stages of runs that are prepared; returns when a process works on the first of them.
+    """Begin stages of runs that are prepared; returns when a process works on one of them.
 
     That process carries out one run after another. What it says is added to ``logs/submit.log`` of
     the first one.
@@ -56,7 +56,8 @@ def carry_out(runs: Sequence[RunFolder], stages: Sequence[str]) -> None:
             start_new_session=True,
         )
     _BEGUN[:] = [process, *(other for other in _BEGUN if other.poll() is None)]
-    while process.poll() is None and not files.is_locked(run.lock):
+    # Runs that are done already are passed over.
+    while process.poll() is None and not any(files.is_locked(one.lock) for one in runs):
         time.sleep(_LOOK_SECONDS)
     if process.returncode:
         last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
