@@ -12,6 +12,7 @@ from pathlib import Path
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.sections import SMALL_TEXT_ENCODER, SMALL_TOKENIZER
 from cosmos_hpc.errors import RequestError, explain_os_error
+from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import setting
 
 TOKENIZER_FILES = ("encoder.jit", "decoder.jit")
@@ -128,7 +129,7 @@ def check_sources(recipe: Recipe) -> None:
 
 
 def check_folder(where: str, folder: Path, patterns: Iterable[str]) -> None:
-    """Refuse a folder that lacks files.
+    """Refuse a folder that lacks files, or is not there.
 
     Args:
         where: names the folder in the error.
@@ -138,7 +139,7 @@ def check_folder(where: str, folder: Path, patterns: Iterable[str]) -> None:
     Raises:
         RequestError: says what it lacks.
     """
-    names = [path.name for path in folder.iterdir()]
+    names = files.names_in(folder)
     lacks = [pattern for pattern in patterns if matches(pattern, names) is None]
     if lacks:
         raise RequestError(f"{where} has no {' and no '.join(lacks).replace('|', ' or ')}")
