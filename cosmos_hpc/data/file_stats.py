@@ -30,6 +30,14 @@ class _Status(NamedTuple):
     modified: int
     links: int
 
+    @property
+    def file(self) -> tuple[int, int, int, int]:
+        """The same for all names of one file.
+
+        Size and age as well: some file systems give a number again to a file looked at later.
+        """
+        return self.device, self.inode, self.size, self.modified
+
 
 def check_some_exist(where: str, root: str, rows: list[Row], what: str = "video") -> None:
     """Refuse a list none of whose files is there: it is of another machine, or another folder.
@@ -73,8 +81,7 @@ def file_identities(
         by_content: files of the same content are one; those of one size are read.
     """
     stats = list(counted(_stats(paths), len(paths), "files looked at", note))
-    # Some file systems number files anew as they are looked at: two files would need the same age.
-    inodes = [status and status[:4] for status in stats]
+    inodes = [status and status.file for status in stats]
     names = Counter(inodes)
     first: dict[object, str] = {}
     found = []
@@ -94,16 +101,16 @@ def _by_content(
 ) -> list[str]:
     """The path of the first file with the same content, for each path."""
     sizes = Counter(status.size for status in stats if status)
-    #: Of files that others may equal, one path an inode.
-    inodes: dict[tuple[int, int], str] = {}
+    #: Of files that others may equal, one path each.
+    inodes: dict[tuple[int, ...], str] = {}
     for path, status in zip(paths, stats, strict=True):
         if status and sizes[status.size] > 1:
-            inodes.setdefault(status[:2], path)
+            inodes.setdefault(status.file, path)
     with ThreadPoolExecutor(_THREADS) as pool:
         read = counted(pool.map(_digest, inodes.values()), len(inodes), "files compared", note)
         digests = dict(zip(inodes, read, strict=True))
     contents = [
-        (digests.get(status[:2]) if status else None) or path
+        (digests.get(status.file) if status else None) or path
         for path, status in zip(paths, stats, strict=True)
     ]
     first = dict(zip(reversed(contents), reversed(paths), strict=True))

@@ -20,7 +20,8 @@ from cosmos_hpc.errors import RequestError
 EXTENSIONS = (".mp4", ".mov", ".mkv", ".avi", ".webm")
 #: A JSONL of entries, a list with one path per line, and tables of entries.
 JSONL, PATHS, CSV, PARQUET = (".jsonl", ".txt", ".csv", ".parquet")
-LISTS = (JSONL, PATHS, *(TABLES := (CSV, PARQUET)))
+TABLES = (CSV, PARQUET)
+LISTS = (JSONL, PATHS, *TABLES)
 #: Keys of an entry that hold the path; in tables a column of another name may as well.
 PATH_KEYS, PLAIN_KEY = ("visual_input", "video"), "path"
 #: Seconds between which a video lies in its file.
