@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cosmos_hpc.backends.findings import Findings
-from cosmos_hpc.backends.kinds import load_cluster, open_backend
-from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
+from cosmos_hpc.backends.kinds import load_cluster, open_backend, queues_of
+from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX
 from cosmos_hpc.config.overrides import Overrides, as_list
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.run import Run, generate, split_overrides
-from cosmos_hpc.runs.listing import find_runs
+from cosmos_hpc.runs.comparison import Comparison, compare_runs
+from cosmos_hpc.runs.listing import ListedRun, find_runs, list_html, list_runs, render_list
 from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import default_stages
 from cosmos_hpc.sweep import Sweep, submit_sweep
@@ -44,27 +45,18 @@ __all__ = [
 if TYPE_CHECKING:
     from cosmos_hpc.hub.cache import Fetched
     from cosmos_hpc.planning.plans import Plan
-    from cosmos_hpc.runs.comparison import Comparison
-    from cosmos_hpc.runs.listing import ListedRun
 
 
 class Runs(list[Run]):
     """Runs, which show themselves as the table of ``cosmos-hpc runs``."""
 
     def __str__(self) -> str:
-        from cosmos_hpc.runs.listing import render_list
-
         return render_list(self._listed())
 
     def _repr_html_(self) -> str:
-        from cosmos_hpc.runs.listing import list_html
-
         return list_html(self._listed())
 
     def _listed(self) -> list[ListedRun]:
-        from cosmos_hpc.backends.kinds import queues_of
-        from cosmos_hpc.runs.listing import list_runs
-
         folders = [run.folder for run in self]
         return list_runs(folders, queues_of(folders))
 
@@ -95,8 +87,6 @@ def compare(runs: Sequence[Run | str | Path]) -> Comparison:
     Raises:
         RequestError: there is no such run, or none was given.
     """
-    from cosmos_hpc.runs.comparison import compare_runs
-
     given = [runs] if isinstance(runs, str | Path | Run) else runs
     folders = [(one if isinstance(one, Run) else Run(one)).folder for one in given]
     if not folders:
@@ -190,12 +180,6 @@ def check_cluster(name: str, overrides: Overrides = ()) -> Findings:
     return Findings(open_backend(profile).check())
 
 
-def _resolve(name: str, cluster: str, overrides: Overrides) -> tuple[Recipe, Cluster]:
-    """Split overrides between recipe and cluster and load both."""
-    to_recipe, to_cluster = split_overrides(overrides)
-    return load_recipe(name, to_recipe), load_cluster(cluster, to_cluster)
-
-
 def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Plan:
     """What would run: shards, ranks and sizes. Nothing is started or written.
 
@@ -215,13 +199,14 @@ def plan(recipe: str, cluster: str = BUILT_IN, overrides: Overrides = ()) -> Pla
     from cosmos_hpc.hub.datasets import located
     from cosmos_hpc.planning.plans import make_plan
 
-    if swept := swept_values(split_overrides(overrides)[0]):
+    to_recipe, to_cluster = split_overrides(overrides)
+    if swept := swept_values(to_recipe):
         key, values = next(iter(swept.items()))
         raise RequestError(
             f"a plan is of one run, and {key} has {len(values)} values: give one of them, as in "
             f"{key}={values[0]}; submit --dry-run shows all runs of a sweep"
         )
-    resolved, profile = _resolve(recipe, cluster, overrides)
+    resolved, profile = load_recipe(recipe, to_recipe), load_cluster(cluster, to_cluster)
     there = fitted_to_data(located(resolved))
     videos = len(list_input(there)[1]) if there.data.input or not there.trains else None
     return make_plan(there, profile, videos)

@@ -32,6 +32,7 @@ from cosmos_hpc.runs.status import RunState, read_state
 from cosmos_hpc.runs.watch import watch
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console, usual_console
+from cosmos_hpc.utils.progress import count_of
 from cosmos_hpc.utils.settings import apply_overrides, validate
 
 if TYPE_CHECKING:
@@ -298,8 +299,8 @@ def _check_task(folder: RunFolder, stage: str, task: int) -> None:
     tasks = sizes.get(stage, 0)
     if not 0 <= task < tasks:
         raise RequestError(
-            f"there is no {stage}.{task} in run {folder.name}: it has {tasks} "
-            f"task{'s' * (tasks > 1)}, counted from 0"
+            f"there is no {stage}.{task} in run {folder.name}: it has {count_of(tasks, 'task')}, "
+            f"counted from 0"
         )
 
 

@@ -12,7 +12,8 @@ from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.run import Run
 from cosmos_hpc.runs.comparison import Comparison, compare_runs
-from cosmos_hpc.runs.listing import find_sweep, list_runs, render_list
+from cosmos_hpc.runs.display import Page
+from cosmos_hpc.runs.listing import ListedRun, find_sweep, list_runs, render_list
 from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import default_stages
 from cosmos_hpc.runs.sweeps import source_of
@@ -21,8 +22,6 @@ from cosmos_hpc.utils.console import Console, usual_console
 
 if TYPE_CHECKING:
     from cosmos_hpc.config.sweeps import Combination
-    from cosmos_hpc.runs.display import Page
-    from cosmos_hpc.runs.listing import ListedRun
 
 
 def submit_sweep(
@@ -155,8 +154,6 @@ class Sweep(Sequence[Run]):
         Raises:
             RequestError: what draws it is not installed.
         """
-        from cosmos_hpc.runs.display import Page
-
         try:
             from cosmos_hpc.worker.report.sweep import render
         except ModuleNotFoundError as e:

@@ -149,15 +149,17 @@ def _cluster(arguments: argparse.Namespace) -> None:
         return
     findings = api.check_cluster(arguments.name, arguments.settings)
     print(findings)
-    if problems := findings.problems:
-        raise RequestError(
-            f"{problems} problem{'s' * (problems > 1)} with cluster {arguments.name}"
-        )
+    if findings.problems:
+        from cosmos_hpc.utils.progress import count_of
+
+        problems = count_of(findings.problems, "problem")
+        raise RequestError(f"{problems} with cluster {arguments.name}")
 
 
 def _logs(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.api import Run
     from cosmos_hpc.runs.log_filter import LogFilter
+    from cosmos_hpc.utils.progress import count_of
 
     run = Run(arguments.run)
     chosen = _stage_and_task(arguments.stage or "")
@@ -175,7 +177,7 @@ def _logs(arguments: argparse.Namespace) -> None:
         text = path.read_text(errors="replace") if path.exists() else "(nothing yet)"
         print(read(text) + read.end())
         if read.left_out:
-            lines = f"{read.left_out} line{'s' * (read.left_out > 1)}"
+            lines = count_of(read.left_out, "line")
             print(f"(without {lines} of libraries, which --raw shows)")
 
 

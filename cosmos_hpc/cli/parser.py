@@ -70,12 +70,13 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
 
     settings = "recipe=NAME, cluster=NAME, section.key=value, cluster.key=value"
     submit = command(
-        "submit", "run a recipe, or resume its run; several where a setting has values"
+        "submit",
+        "run a recipe, or resume its run; a sweep of runs where settings have several values",
     )
     several = "; model.key=A,B and train.key=A,B make a run of each combination, a sweep"
     submit.add_argument("settings", nargs="*", metavar="key=value", help=settings + several)
     submit.add_argument(
-        "--name", help="of the run, or the sweep; the same request gets the same by default"
+        "--name", help="name of the run or sweep; the same request gets the same by default"
     )
     submit.add_argument("--stages", help="only these stages, separated by commas")
     submit.add_argument(

@@ -37,7 +37,7 @@ def add_runs(command: Callable[[str, str], argparse.ArgumentParser]) -> None:
     shown.add_argument("--json", action="store_true", help="as JSON")
 
     removed = action("rm", "delete runs with all that they have made; asks first")
-    removed.add_argument("runs", nargs="+", metavar="RUN", help="names or paths of runs")
+    removed.add_argument("runs", nargs="+", metavar="RUN", help="names or paths of runs, or sweeps")
     removed.add_argument("--yes", action="store_true", help="do not ask")
 
     pruned = action(
@@ -101,6 +101,7 @@ def _remove(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.runs.disk_use import bytes_of, size
     from cosmos_hpc.runs.listing import find_runs
     from cosmos_hpc.sweep import Sweep, named, runs_of
+    from cosmos_hpc.utils.progress import count_of
 
     wanted = [named(name) for name in arguments.runs]
     chosen = [*{run.path: run.folder for run in runs_of(wanted)}.values()]
@@ -124,7 +125,7 @@ def _remove(arguments: argparse.Namespace) -> None:
                     )
                 words.append(f"; run {other.name} {what} it")
         print(f"{run.path}  {size(bytes_of(run.path))}{''.join(words)}")
-    _ask(f"delete {len(chosen)} run{'s' * (len(chosen) > 1)}?", arguments.yes)
+    _ask(f"delete {count_of(len(chosen), 'run')}?", arguments.yes)
     links = [link for name in arguments.runs for link in (Path(name), Path("runs", name))]
     links = [link for link in links if link.is_symlink() and link.resolve() in paths]
     pages = [one.page for one in wanted if isinstance(one, Sweep) and one.page.exists()]
@@ -137,14 +138,15 @@ def _prune(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.backends.kinds import queues_of
     from cosmos_hpc.runs import cleaning
     from cosmos_hpc.runs.disk_use import size
+    from cosmos_hpc.utils.progress import count_of
 
     folder, found = _found(arguments.place)
     queues = queues_of(found)
     idle = [run for run in found if not cleaning.why_not(run, queues[run.path])]
     removals = cleaning.spare(idle, among=found)
     if len(idle) < len(found):
-        left = len(found) - len(idle)
-        print(f"left alone: {left} run{'s' * (left > 1)} with work, or whose queue is not known")
+        left = count_of(len(found) - len(idle), "run")
+        print(f"left alone: {left} with work, or whose queue is not known")
     if not removals:
         print(f"nothing to free in {folder.absolute()}")
         return

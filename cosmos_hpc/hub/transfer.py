@@ -13,7 +13,7 @@ from cosmos_hpc.errors import WorkError
 from cosmos_hpc.hub.errors import explain, status_of
 from cosmos_hpc.hub.needs import HubFiles
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.progress import ByteProgress, gigabytes, say
+from cosmos_hpc.utils.progress import ByteProgress, count_of, gigabytes, say
 
 #: How often one file is tried when the connection drops, and the seconds between.
 _TRIES, _PAUSE = 5, 3.0
@@ -98,7 +98,7 @@ def transfer(found: Sequence[Snapshot]) -> None:
     work = [(snapshot, file) for snapshot in found for file in snapshot.missing()]
     for snapshot in found:
         if missing := snapshot.missing():
-            count = f"{len(missing)} file{'s' * (len(missing) > 1)}"
+            count = count_of(len(missing), "file")
             say(f"{snapshot.repository}: {count}, {gigabytes(snapshot.bytes_missing())} to fetch")
 
     def bytes_here() -> int:

@@ -11,6 +11,7 @@ from cosmos_hpc.data.tokens import TEXT_POSITIONS
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.planning.layouts import POSSIBLE
+from cosmos_hpc.utils.progress import count_of
 
 #: Samples at the same time, where that many are wanted and fit: reading the weights once for all
 #: of them, a GPU then draws several times as many tokens a second as for one.
@@ -127,8 +128,8 @@ def plan_generation(recipe: Recipe, cluster: Cluster, inputs: int | None) -> Gen
     fits = memory is None or memory.total <= POSSIBLE * cluster.gpu_bytes
     if memory and not fits and (generate.batch_size or not recipe.trains):
         raise RequestError(
-            f"recipe {recipe.name} needs {memory.total / 1e9:.0f} GB on a GPU to generate {batch} "
-            f"sample{'s' * (batch > 1)} at the same time, and they have "
+            f"recipe {recipe.name} needs {memory.total / 1e9:.0f} GB on a GPU to generate "
+            f"{count_of(batch, 'sample')} at the same time, and they have "
             f"{cluster.gpu_bytes / 1e9:.0f} GB, of which {POSSIBLE:.0%} can be used"
             + ("; set a smaller generate.batch_size" if batch > 1 else "")
         )

@@ -121,12 +121,12 @@ class Plan:
         else:
             videos, shards = count_of(self.videos, "video"), count_of(self.shards or 1, "shard")
             shards = f"{videos} in {shards}, {self.parallel} at a time"
-        where = f"{self.ranks} {'rank' if self.gpu is None else _gpu_name(self.gpu)}"
+        where = count_of(self.ranks, "rank" if self.gpu is None else _gpu_name(self.gpu))
         return [
             f"  preprocess  {shards}",
             f"              a clip is {clip} tokens, a sample {self.sequence_length} inputs",
             f"  train       {count_of(self.max_steps, 'step')} of a {self.parameters / 1e6:,.0f} M "
-            f"parameter model{self._render_trained()} on {where}{'s' * (self.ranks > 1)}",
+            f"parameter model{self._render_trained()} on {where}",
             f"              {layout}, {self.micro_batches} micro "
             f"batch{'es' * (self.micro_batches > 1)} per step",
             *self._render_memory(),
@@ -142,11 +142,11 @@ class Plan:
                 reason = f": one sample takes {needs}, more than a GPU has to spare"
             return [f"  generate    nothing{reason}"]
         each = f"{does.samples} samples each of " if does.samples > 1 else ""
-        clips = f"{does.clips} {'input' if self.layout is None else 'held-out clip'}"
+        clips = count_of(does.clips, "input" if self.layout is None else "held-out clip")
         share = f", in {does.tasks} array tasks" if does.tasks > 1 else ""
         lines = [
-            f"  generate    {each}{clips}{'s' * (does.clips > 1)}{share}",
-            f"              {does.given_frames} given frame{'s' * (does.given_frames > 1)}"
+            f"  generate    {each}{clips}{share}",
+            f"              {count_of(does.given_frames, 'given frame')}"
             f"{' (of a picture 1)' * (self.layout is None and does.given_frames > 1)}, "
             f"{self._render_new_frames()}, {does.batch_size} at the same time",
         ]

@@ -23,7 +23,7 @@ from cosmos_hpc.runs.status import RunState, StageState, read_state
 from cosmos_hpc.runs.sweeps import Membership, membership
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.html import escaped, table
-from cosmos_hpc.utils.progress import duration
+from cosmos_hpc.utils.progress import count_of, duration
 
 #: Folders of a run whose files are its results: the newest of them tells when it last got on.
 _RESULTS = ("data", "tokenizer", "tokens", "train", "generated", "evaluation", "report")
@@ -198,7 +198,7 @@ def _summary(listed: Sequence[ListedRun]) -> list[str]:
     """How many runs there are, and what is not known of some."""
     problems = dict.fromkeys(run.problem for run in listed if run.problem)
     total = sum(run.bytes for run in listed)
-    return [f"{len(listed)} run{'s' * (len(listed) != 1)}, {size(total)}", *problems]
+    return [f"{count_of(len(listed), 'run')}, {size(total)}", *problems]
 
 
 def _cells(run: ListedRun) -> tuple[str, ...]:

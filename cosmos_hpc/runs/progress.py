@@ -78,8 +78,6 @@ def finalize(run: RunFolder, markers: Sequence[Path]) -> HowFar:
 
 #: Bytes at the end of the metrics that are looked at, the more where they hold no validation.
 _TAILS = (1 << 16, 1 << 22)
-
-
 #: Steps whose median says how fast a training is: a step beside a checkpoint takes longer.
 _RECENT = 20
 
@@ -144,7 +142,7 @@ def generate(run: RunFolder, markers: Sequence[Path]) -> HowFar:
     made = len(list(run.generated.path.glob("*-s*.mp4")))
     refused = [files.read_json(path) for path in sorted(run.generated.refused.glob("*.json"))]
     first = f", {len(refused)} refused: {refused[0]['reason']}" if refused else ""
-    words = f"{made} sample{'s' * (made != 1)}{first}" if made or refused else ""
+    words = f"{count_of(made, 'sample')}{first}" if made or refused else ""
     total = files.read_json(run.generated.total)
     ended = len(list(run.generated.path.glob("*.mp4"))) + len(refused)
     return HowFar(words, min(1.0, ended / total) if total else None)

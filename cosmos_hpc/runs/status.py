@@ -22,7 +22,7 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.sources import saved_checkpoint
 from cosmos_hpc.runs.stages import RunStage
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.progress import duration
+from cosmos_hpc.utils.progress import count_of, duration
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,8 @@ class RunState:
             lines += [f"    {line}" for line in _task_lines(stage, stage.quiet, "such")]
         if self.failed_videos:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.failed_videos.items())
-            count = sum(self.failed_videos.values())
-            videos = "video" if count == 1 else "videos"
-            lines.append(f"  {count} {videos} failed ({kinds}), listed in {self.failed_list}")
+            videos = count_of(sum(self.failed_videos.values()), "video")
+            lines.append(f"  {videos} failed ({kinds}), listed in {self.failed_list}")
         lines += [f"  {what:<11} {path}" for what, path in self.results.items()]
         lines += [f"  {self.note}"] if self.note else []
         return "\n".join(lines)

@@ -177,7 +177,7 @@ def test_killed_workers_are_tried_again_and_not_for_ever(login, videos, undistur
     # Only the failed shard is tried again, and what waited for it.
     outcome = login.command("retry", "killed")
     assert outcome.code == 0, outcome.err
-    assert "preprocess  job" in outcome.err and "1 array tasks" in outcome.err
+    assert "preprocess  job" in outcome.err and "1 array task" in outcome.err
     login.wait("killed", "finalize", "done", "failed")
     assert digests(login, "killed") == undisturbed
     assert len(notes(login, "killed", "preprocess", 1)) == 2

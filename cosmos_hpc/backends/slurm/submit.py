@@ -331,7 +331,7 @@ def _say_submitted(
             console.say(f"  {stage:<11} {len(singles)} jobs, {singles[0]} to {singles[-1]}")
             continue
         for job in jobs:
-            tasks = f", {len(job.array.indices)} array tasks" if job.array else ""
+            tasks = f", {count_of(len(job.array.indices), 'array task')}" if job.array else ""
             console.say(f"  {job.name:<11} job {ids[stage, job.part]}{tasks}")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.report import Data, Facts, settings_table
 from cosmos_hpc.runs.timeline import busy_seconds
-from cosmos_hpc.utils.progress import duration, gigabytes
+from cosmos_hpc.utils.progress import count_of, duration, gigabytes
 from cosmos_hpc.worker.report import failures, figures, lanes, videos
 from cosmos_hpc.worker.report.templates import ROWS, environment, number, without_secrets
 from cosmos_hpc.worker.video.probe import declared_seconds
@@ -125,7 +125,7 @@ def _plan(plan: dict[str, Any]) -> list[tuple[str, str]]:
     if plan.get("ranks"):
         gpu = plan.get("gpu")
         count = plan["ranks"]
-        place = f"{count} {gpu}" if gpu else f"processors, {count} rank{'s' * (count > 1)}"
+        place = f"{count} {gpu}" if gpu else f"processors, {count_of(count, 'rank')}"
         rows.append(("trained on", place))
     if layout:
         words = [f"tensor parallel {layout.get('tensor_parallel')}"]
