@@ -55,7 +55,8 @@ def preparing_jobs(run: RunFolder, source: RunFolder) -> list[str]:
     Raises:
         RequestError: there are none; or see :func:`active_jobs`.
     """
-    found = [job.id for stage, job in active_jobs(source) if stage == TAKES_OVER]
+    jobs = [job for stage, job in active_jobs(source) if stage == TAKES_OVER]
+    found = [job.id for job in jobs if job.reason not in STUCK]
     if not found:
         raise RequestError(
             f"run {run.name} takes over the tokens of run {source.name}, which has not prepared "
