@@ -94,6 +94,9 @@ class Sweep(Sequence[Run]):
     def __repr__(self) -> str:
         return f"Sweep({self.name!r}, {len(self)} runs)"
 
+    def __str__(self) -> str:
+        return self.render()
+
     def _repr_html_(self) -> str:
         return self.compare()._repr_html_()
 

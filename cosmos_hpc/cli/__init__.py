@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Imports of what every command takes alone: --help and completion answer at once.
+# Only what every command needs is imported here: --help and completion answer at once.
 import os
 import sys
 import warnings

@@ -139,8 +139,8 @@ def find_profile(name: str, kind: str | None = None) -> dict[str, Any]:
 
     Args:
         name: see above.
-        kind: that is wanted instead of the profile's own. Of another one than the built-in
-            profile's, all else is said by overrides, and the profile is named after its kind.
+        kind: that is wanted instead of the profile's own. A built-in profile of another kind is
+            named after that; what else the kind needs, overrides have to say.
 
     Raises:
         RequestError: there is no such profile, or it is not a mapping in YAML.

@@ -14,7 +14,7 @@ from cosmos_hpc.utils.settings import InWords, nearest
 
 #: Types of GPU by their usual names, and their memory in GB as sold.
 GPU_GIGABYTES = {"A100-40": 40, "A100-80": 80, "H100-80": 80, "H200-141": 141, "B200-192": 192}
-#: What PyTorch finds on them, in GB: seen on H100 and H200, of the others as its messages have it.
+#: What PyTorch finds on them, in GB: measured on H100 and H200, of the others from its messages.
 _FOUND = {"A100-40": 42.3, "A100-80": 84.9, "H100-80": 85.0, "H200-141": 150.1, "B200-192": 191.5}
 #: GPUs of a node, where nothing else is said.
 NODE_GPUS = 8

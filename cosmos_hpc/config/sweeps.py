@@ -2,8 +2,8 @@
 
 ``train.learning_rate=1e-4,3e-4`` has two values, where a setting takes one number, truth value or
 word of a few. Texts and lists may hold commas themselves, so that several of them are written as
-``train.init_from=choice(first.pt,second.pt)``; a list from Python is several values of all but
-lists.
+``train.init_from=choice(first.pt,second.pt)``; a list from Python stands for several values, unless
+the setting takes a list.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cosmos_hpc.utils.settings import leaf_keys, setting
 
 #: Runs of a sweep at most: a slip of the finger should not fill a queue.
 MOST = 200
-#: Sections whose settings can be swept, and those settings in them that decide what is prepared.
+#: Sections whose settings can be swept, but for those that decide what is prepared.
 _SWEPT = ("model", "train")
 _PREPARES = ("model.action_width", "model.context_width")
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)

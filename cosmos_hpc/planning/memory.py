@@ -111,11 +111,6 @@ def training_memory(
 ) -> Memory:
     """Memory of a step with Megatron's optimizer.
 
-    Args:
-        model, layout: what is trained, and how it is spread.
-        trained: which weights.
-        fused_loss: with ``loss`` of ``train.fusions``.
-
     Activations are counted tensor by tensor from what autograd keeps of each operation, after
     Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models" (2022), for
     an attention that keeps no scores. How far this is from what GPUs report stands in
@@ -123,6 +118,11 @@ def training_memory(
 
     Linear layers with frozen weights keep no input of their own, but an adapter beside them does,
     so that activations are the same with adapters; with frozen parts they are at most the same.
+
+    Args:
+        model, layout: what is trained, and how it is spread.
+        trained: which weights.
+        fused_loss: with ``loss`` of ``train.fusions``.
     """
     params = _parameters_of_a_rank(model, layout.tensor_parallel)
     adapters = trained.adapters // layout.tensor_parallel

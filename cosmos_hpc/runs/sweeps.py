@@ -1,8 +1,8 @@
 """Sweeps in the folder of runs: which runs belong together, and whose tokens they take over.
 
 A sweep is a number of runs beside each other in one folder, which differ in some settings of the
-training. One of them prepares the tokens. The others get hard links to its files when it has, in
-the place of their own finalize stage, and are complete from then on: any of them may be deleted.
+training. One of them prepares the tokens. The finalize stage of the others makes hard links to its
+files once they are there. From then on no run needs another: any of them may be deleted.
 """
 
 from __future__ import annotations

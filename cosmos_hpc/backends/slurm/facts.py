@@ -38,9 +38,9 @@ class QosLimits:
     """What a QOS allows; None without a limit.
 
     Attributes:
-        jobs: of one user in the queue.
+        jobs: in the queue, the smallest of its limits for a user, an account, and all together.
         minutes: of a job.
-        gpus: of one user at a time.
+        gpus: at a time, the smallest of its limits for a job, a user, and all together.
     """
 
     jobs: int | None = None

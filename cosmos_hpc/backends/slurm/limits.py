@@ -21,12 +21,21 @@ def rooms_of(
     missing: Mapping[str, Sequence[int]],
     spare: int,
 ) -> dict[str, SlurmCluster]:
-    """The cluster with a limit of jobs as each of some stages may use it; without crowded ones.
+    """How the limit of jobs is shared among some stages of a run.
 
-    The limit leaves out the jobs that are in the queue already, and as many as ``spare``, but not
-    more than half for these. Arrays that need little of it get that, and the others share the rest
-    evenly. Where it is so small that stages which look back on the run would take much of it from
-    the others, those are left out.
+    Arrays that need little get that, and the others share the rest evenly. Where the limit is so
+    small that stages which look back on the run would take much of it from the others, they get
+    nothing.
+
+    Args:
+        cluster: the profile with the limit, of which jobs that are in the queue take a part.
+        stages: that have tasks to submit.
+        missing: these tasks, by stage.
+        spare: jobs to leave room for besides, up to half of what is left.
+
+    Returns:
+        By name of the stage, the profile with the limit that holds for it; without the stages that
+        get nothing.
     """
     if cluster.max_submit is None:
         return {stage.name: cluster for stage in stages}

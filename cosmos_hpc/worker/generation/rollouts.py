@@ -82,7 +82,7 @@ class Rollouts(Generator):
             raise WorkError(f"generate.action_stats={path} has no shift and scale: {e!r}") from None
         if not shift.shape == by.shape == (self._width,):
             raise WorkError(
-                f"generate.action_stats={path} is of {len(scale['shift'])} numbers, and the "
+                f"generate.action_stats={path} is of {shift.numel()} numbers, and the "
                 f"model's actions have {self._width}"
             )
         return (actions - shift) / by
