@@ -15,10 +15,11 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 
 _END = "END_OF_SCRIPT"
-#: sbatch reads these variables as flags, and inside a job they are that job's.
+#: sbatch reads these variables as flags, and inside a job they are that job's. What a person has
+#: set for squeue would hide jobs.
 _CLEAN = (
     "set -e",
-    'for name in "${!SLURM_@}" "${!SBATCH_@}"; do',
+    'for name in "${!SLURM_@}" "${!SBATCH_@}" "${!SQUEUE_@}"; do',
     '    case "$name" in SLURM_CONF*) ;; *) unset "$name" ;; esac',
     "done",
 )
@@ -74,8 +75,10 @@ def _before(run: RunFolder, submission: Submission) -> list[str]:
     lines = [*_CLEAN, f"rm -f -- {shlex.quote(str(run.stop_request))}"]
     if submission.awaited_name:
         name = shlex.quote(f"--name={submission.awaited_name}")
+        # Some sites print a greeting as well.
+        ids = f"squeue --all --noheader --format=%A {name} | grep -xE '[0-9]+' | sort -u"
         lines += [
-            f"{PREPARED}=$(squeue --noheader --format=%A {name} | sort -u | paste -s -d :)",
+            f"{PREPARED}=$({ids} | paste -s -d :)",
             f': "${{{PREPARED}:?the run that prepares the tokens has to be submitted first}}"',
         ]
     return lines

@@ -19,7 +19,8 @@ again() {
     [ ! -s "$reason" ] && [ ! -e "$cancelled" ] || return
     [ -e "$stop" ] || [ "${SLURM_RESTART_COUNT:-0}" -lt "$retries" ] || return
     said=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
-    [ "${said##*$'\n'}" = RUNNING ] # some sites print a greeting first
+    # Some sites print a greeting as well.
+    [ "$(grep -xE '[A-Z_]+' <<<"$said" | tail -n 1)" = RUNNING ]
 }
 [ "$code" = 0 ] || again || TORCHX_MAX_RETRIES=0
 (exit "$code")
