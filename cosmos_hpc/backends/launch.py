@@ -207,7 +207,8 @@ def _nothing_left(run: RunFolder) -> Iterator[None]:
         yield
     except RequestError:
         if new:
-            shutil.rmtree(run.path)
+            for path in run.path.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         raise
 
 

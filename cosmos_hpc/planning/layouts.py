@@ -21,6 +21,8 @@ from cosmos_hpc.planning.speed import RATES, StepTime, step_time
 #: Share of a GPU's memory that a step may take. Something is needed for CUDA, NCCL and
 #: fragmentation in any case; comfortable leaves room for surprises as well.
 POSSIBLE, COMFORTABLE = 0.92, 0.75
+#: Fused kernels without which times of layers are longer.
+_OF_LAYERS = frozenset({"rotary", "norms", "gradient_accumulation"})
 #: Beyond, all models' key heads would have to be shared.
 MAX_TENSOR_PARALLEL = 8
 #: As far as is looked for what would do.
@@ -136,7 +138,7 @@ class _Search:
         self._rates = RATES[gpu]
         asked = recipe.train.fusions
         by_default = recipe.train.transformer_impl != "transformer_engine"
-        self._fused = by_default if asked is None else bool(asked)
+        self._fused = by_default if asked is None else bool(_OF_LAYERS.intersection(asked))
         self._fused_loss = asked is None or "loss" in asked
 
     def memory(self, layout: Layout) -> Memory:

@@ -120,4 +120,5 @@ def _write_unless_there(path: Path, content: bytes) -> None:
     with contextlib.suppress(FileNotFoundError):
         if path.read_bytes() == content:
             return
+        path.unlink()  # other runs of a sweep have links to it
     path.write_bytes(content)
