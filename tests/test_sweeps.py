@@ -140,7 +140,9 @@ def test_a_sweep_is_seen_by_its_name(written, tmp_path):
     # A page before all have trained; the path of a sweep is that of its runs without the values.
     page = ch.Sweep(tmp_path / "runs/s").report().path
     assert page == tmp_path / "runs/s-sweep.html"
-    assert "<svg" in page.read_text()
+    text = page.read_text()
+    assert "<svg" in text
+    assert ">learning_rate</th>" in text
     refused = cosmos_hpc("retry", "s", "train", cwd=tmp_path)
     assert (refused.code, "retry train of one of its runs" in refused.err) == (2, True)
     with pytest.raises(ch.RequestError, match="no sweep 't'"):

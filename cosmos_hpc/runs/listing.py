@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import stat
@@ -14,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc.config.overrides import written
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
 from cosmos_hpc.runs.disk_use import DiskUse, entries_below, size
 from cosmos_hpc.runs.folder import RunFolder
@@ -189,9 +189,14 @@ def _table(listed: Sequence[ListedRun]) -> list[tuple[str, ...]]:
     """Heads and rows; with the settings of sweeps that there are."""
     swept = list(dict.fromkeys(key for run in listed for key in run.swept))
     return [
-        (*_HEADS, *(key.partition(".")[2] for key in swept)),
+        (*_HEADS, *map(short_name, swept)),
         *((*_cells(run), *(written(run.swept.get(key, "-")) for key in swept)) for run in listed),
     ]
+
+
+def short_name(key: str) -> str:
+    """A swept setting without its section: ``learning_rate`` for ``train.learning_rate``."""
+    return key.partition(".")[2]
 
 
 def _summary(listed: Sequence[ListedRun]) -> list[str]:
@@ -212,8 +217,3 @@ def _cells(run: ListedRun) -> tuple[str, ...]:
         "-" if age is None else f"{duration(age)} ago",
         size(run.bytes),
     )
-
-
-def written(value: Any) -> str:
-    """A value as it is written in a request."""
-    return value if isinstance(value, str) else json.dumps(value)
