@@ -148,7 +148,8 @@ class Run:
             console: where to say what is waited for.
 
         Returns:
-            How many processes or jobs worked on it or were queued.
+            How many processes or jobs worked on it or were queued; one for a run of a sweep whose
+            turn has not come.
 
         Raises:
             RequestError: Slurm does not answer.

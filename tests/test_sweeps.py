@@ -11,6 +11,7 @@ import cosmos_hpc as ch
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import read_cluster
 from cosmos_hpc.backends.launch import start
+from cosmos_hpc.backends.sweeps import one_after_another
 from cosmos_hpc.runs import cleaning
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.sweeps import Membership, join_sweep
@@ -50,6 +51,7 @@ def test_runs_of_a_sweep_share_tokens_and_stand_side_by_side(finished, tmp_path)
         # Its turn has not come; the other one goes on.
         cancelled = cosmos_hpc("cancel", SECOND, cwd=tmp_path)
         assert cancelled.code == 0
+        assert f"run {SECOND} is kept from starting" in cancelled.err
         said = submit.communicate(timeout=600)[1]
     assert submit.returncode == 1
     assert f"run {SECOND}: cancelled before its turn" in said
@@ -149,6 +151,24 @@ def test_a_sweep_is_seen_by_its_name(written, tmp_path):
         ch.Sweep("t")
     assert cosmos_hpc("runs", "rm", "s", "--yes", cwd=tmp_path).code == 0
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+def test_a_cancel_before_the_turn_of_a_run_and_after_all(written, tmp_path):
+    first, second = written
+    shown, begun = [], []
+    work = [
+        lambda: shown.append(cosmos_hpc("cancel", SECOND, cwd=tmp_path)),
+        lambda: begun.append(second),
+    ]
+    with pytest.raises(ch.WorkError, match=f"failed or were stopped: {SECOND}"):
+        one_after_another([first, second], work, Console())
+    assert f"run {SECOND} is kept from starting" in shown[0].err
+    assert "nothing works on" not in shown[0].out
+    assert not begun
+    # Nothing is left that would stop workers which somebody starts by hand.
+    assert "nothing works on s" in cosmos_hpc("cancel", "s", cwd=tmp_path).out
+    assert not first.stop_request.exists()
+    assert not second.stop_request.exists()
 
 
 def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import shlex
@@ -183,24 +184,41 @@ def one_after_another(
         RequestError: the first run cannot begin.
         WorkError: runs failed, or were stopped.
     """
-    for run in runs:
-        run.stop_request.unlink(missing_ok=True)
     failed = []
-    for run, carry_out in zip(runs, work, strict=True):
-        try:
-            if run.stop_request.exists():
-                raise WorkError("cancelled before its turn")
-            carry_out()
-        except (RequestError, WorkError) as e:
-            if len(runs) == 1 or not marker_path(runs[0], TAKES_OVER).exists():
-                raise
-            console.say(f"error: run {run.name}: {e}")
-            failed.append(run.name)
+    with contextlib.ExitStack() as stack:
+        turns = [stack.enter_context(_turn(run)) for run in runs]
+        for run, turn, carry_out in zip(runs, turns, work, strict=True):
+            try:
+                with turn:
+                    _check_not_cancelled(run)
+                    carry_out()
+            except (RequestError, WorkError) as e:
+                if len(runs) == 1 or not marker_path(runs[0], TAKES_OVER).exists():
+                    raise
+                console.say(f"error: run {run.name}: {e}")
+                failed.append(run.name)
     if failed:
         raise WorkError(
             f"{len(failed)} of the {len(runs)} runs of the sweep failed or were stopped: "
             f"{', '.join(failed)}; the same command resumes them"
         )
+
+
+def _turn(run: RunFolder) -> contextlib.ExitStack:
+    """Tells a cancel that a run is to be carried out here, until this is closed."""
+    run.stop_request.unlink(missing_ok=True)
+    turn = contextlib.ExitStack()
+    # Another process that carries out the sweep tells the same.
+    with contextlib.suppress(BlockingIOError):
+        turn.enter_context(files.lock(run.turn))
+    return turn
+
+
+def _check_not_cancelled(run: RunFolder) -> None:
+    if run.stop_request.exists():
+        # Workers that somebody starts by hand are not meant.
+        run.stop_request.unlink()
+        raise WorkError("cancelled before its turn")
 
 
 def _dry_runs(
