@@ -1,6 +1,7 @@
 """Sweeps: runs of one request that share a preparation, from submitting to comparing them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -127,6 +128,11 @@ def written(tmp_path, monkeypatch, scenes):
         join_sweep(run, Membership("s", {"train.learning_rate": rate}, tokens))
         runs.append(run)
     write_run(tmp_path / "runs/other", steps=1)
+    # What takes space of the tokens is one file, with a name in each run.
+    own, linked = (run.tokens.path / "tokens.bin" for run in runs)
+    files.write_atomic(own, os.urandom(10_000_000))
+    linked.parent.mkdir(exist_ok=True)
+    linked.hardlink_to(own)
     return runs
 
 
@@ -136,7 +142,11 @@ def test_a_sweep_is_seen_by_its_name(written, tmp_path):
         ("s", {"train.learning_rate": 1e-4}, 4),
         ("s", {"train.learning_rate": 3e-3}, None),
     ]
+    shared = (written[0].tokens.path / "tokens.bin").stat().st_blocks * 512
+    assert [row["shared_bytes"] for row in rows] == [0, shared]
+    assert rows[1]["bytes"] > shared
     listed = cosmos_hpc("runs", cwd=tmp_path).out.splitlines()
+    assert "3 runs, 10 MB" in listed[4]
     assert listed[0].split()[-1] == "learning_rate"
     assert [line.split()[-1] for line in listed[1:4]] == ["-", "0.0001", "0.003"]
     # A page before all have trained; the path of a sweep is that of its runs without the values.
@@ -149,7 +159,8 @@ def test_a_sweep_is_seen_by_its_name(written, tmp_path):
     assert (refused.code, "retry train of one of its runs" in refused.err) == (2, True)
     with pytest.raises(ch.RequestError, match="no sweep 't'"):
         ch.Sweep("t")
-    assert cosmos_hpc("runs", "rm", "s", "--yes", cwd=tmp_path).code == 0
+    removed = cosmos_hpc("runs", "rm", "s", "--yes", cwd=tmp_path)
+    assert (removed.code, "frees 10 MB\n" in removed.out) == (0, True)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
 
 
@@ -180,5 +191,6 @@ def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):
     assert "/preprocess.json" not in start(request, cluster, Console())
     removed = cosmos_hpc("runs", "rm", FIRST, "--yes", cwd=tmp_path)
     assert f"run {SECOND} has yet to take over the tokens of it" in removed.out
+    assert "; 10 MB are of files that other folders have as well\n" in removed.out
     assert not first.path.exists()
     assert "/preprocess.json" in start(request, cluster, Console())
