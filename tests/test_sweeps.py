@@ -12,14 +12,15 @@ import cosmos_hpc as ch
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import read_cluster
 from cosmos_hpc.backends.launch import start
-from cosmos_hpc.backends.sweeps import one_after_another
+from cosmos_hpc.backends.sweeps import leaving_room, one_after_another
+from cosmos_hpc.run import retry_request
 from cosmos_hpc.runs import cleaning
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.sweeps import Membership, join_sweep
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from tests.conftest import REQUEST, cosmos_hpc
-from tests.runs.written import worked_on, write_run
+from tests.runs.written import checkpoint, worked_on, write_run
 
 RATES = "train.learning_rate=1e-4,3e-3"
 FIRST, SECOND = "s-lr1e-4", "s-lr3e-3"
@@ -180,6 +181,15 @@ def test_a_cancel_before_the_turn_of_a_run_and_after_all(written, tmp_path):
     assert "nothing works on s" in cosmos_hpc("cancel", "s", cwd=tmp_path).out
     assert not first.stop_request.exists()
     assert not second.stop_request.exists()
+
+
+def test_a_retry_leaves_room_for_the_jobs_that_later_runs_lack(written):
+    second = written[1]
+    assert [r.spare_jobs for r in leaving_room([*map(retry_request, written)])] == [1, 0]
+    recorded = {"steps": 4, "checkpoint": str(checkpoint(second, 4).relative_to(second.path))}
+    checkpoint(second, 4).mkdir(parents=True)
+    files.write_json(second.train.done, recorded)
+    assert leaving_room([*map(retry_request, written)])[0].spare_jobs == 0
 
 
 def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):
