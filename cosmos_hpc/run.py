@@ -38,6 +38,8 @@ from cosmos_hpc.utils.settings import apply_overrides, validate
 if TYPE_CHECKING:
     import pandas
 
+    from cosmos_hpc.backends.base import Request
+
 #: Columns of the metrics that are there also while no step is.
 _METRICS = (
     "step",
@@ -146,7 +148,8 @@ class Run:
             console: where to say what is waited for.
 
         Returns:
-            How many processes or jobs worked on it or were queued.
+            How many processes or jobs worked on it or were queued; one for a run of a sweep whose
+            turn has not come.
 
         Raises:
             RequestError: Slurm does not answer.
@@ -168,20 +171,10 @@ class Run:
             RequestError: there is nothing to start, or the cluster does not take it.
             WorkError: a stage failed.
         """
-        from cosmos_hpc.backends.base import Request
         from cosmos_hpc.backends.launch import start
 
-        folder = self.folder
-        asked = asked_for(folder)
-        names = list(STAGES) if stage is None else stage_and_following(stage_named(stage).name)
-        if stage is None or stage in asked:
-            names = [name for name in names if name in asked]
-        tasks = None
-        if task is not None:
-            names, tasks = names[:1], [task]
-            _check_task(folder, names[0], task)
-        request = Request(folder, folder.recipe(), names, tasks)
-        start(request, read_cluster(folder.cluster_file), console or usual_console())
+        request = retry_request(self.folder, stage, task)
+        start(request, read_cluster(self.folder.cluster_file), console or usual_console())
 
     def generate(self, *overrides: str | Overrides, name: str | None = None) -> Run:
         """Generate from the newest checkpoint of this run; see :func:`generate`.
@@ -292,6 +285,25 @@ class Run:
         if not report_is_current(folder, marker):
             raise RequestError(f"the report of run {folder.name} is queued; ask again later")
         return Page(folder.path / files.read_json(marker)["page"])
+
+
+def retry_request(folder: RunFolder, stage: str | None = None, task: int | None = None) -> Request:
+    """What :meth:`Run.retry` starts.
+
+    Raises:
+        RequestError: there is no such stage or task.
+    """
+    from cosmos_hpc.backends.base import Request
+
+    asked = asked_for(folder)
+    names = list(STAGES) if stage is None else stage_and_following(stage_named(stage).name)
+    if stage is None or stage in asked:
+        names = [name for name in names if name in asked]
+    tasks = None
+    if task is not None:
+        names, tasks = names[:1], [task]
+        _check_task(folder, names[0], task)
+    return Request(folder, folder.recipe(), names, tasks)
 
 
 def _check_task(folder: RunFolder, stage: str, task: int) -> None:

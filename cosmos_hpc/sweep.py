@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, overload
 from cosmos_hpc.backends.kinds import open_backend, queues_of, read_cluster
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.errors import RequestError
-from cosmos_hpc.run import Run
+from cosmos_hpc.run import Run, retry_request
 from cosmos_hpc.runs.comparison import Comparison, compare_runs
 from cosmos_hpc.runs.display import Page
 from cosmos_hpc.runs.listing import ListedRun, find_sweep, list_runs, render_list
@@ -120,25 +119,17 @@ class Sweep(Sequence[Run]):
         """Start what is neither done nor queued of all runs; see :meth:`Run.retry`.
 
         Raises:
-            RequestError: the cluster does not take a run.
+            RequestError: the cluster takes no more jobs; the message says how many runs were
+                submitted.
             WorkError: runs failed; the others were carried out.
         """
-        from cosmos_hpc.backends.sweeps import one_after_another
+        from cosmos_hpc.backends.sweeps import leaving_room, start_runs
 
         # First the one that prepares.
         runs = sorted(self.runs, key=lambda run: source_of(run.folder) is not None)
-        work = [functools.partial(run.retry, console=console) for run in runs]
-        if self._queues:
-            for submit in work:
-                submit()
-        else:
-            one_after_another([run.folder for run in runs], work, console or usual_console())
-
-    @property
-    def _queues(self) -> bool:
-        """Whether the cluster has a queue; this machine carries out one run after another."""
-        profile = read_cluster(self.runs[0].folder.cluster_file)
-        return open_backend(profile).returns_when == "queued"
+        requests = leaving_room([retry_request(run.folder) for run in runs])
+        clusters = [read_cluster(request.folder.cluster_file) for request in requests]
+        start_runs(requests, clusters, console or usual_console())
 
     def compare(self) -> Comparison:
         """Losses and scores of the runs beside each other, and the settings that differ."""

@@ -1,6 +1,7 @@
 """Sweeps: runs of one request that share a preparation, from submitting to comparing them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,13 +12,15 @@ import cosmos_hpc as ch
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import read_cluster
 from cosmos_hpc.backends.launch import start
+from cosmos_hpc.backends.sweeps import leaving_room, one_after_another
+from cosmos_hpc.run import retry_request
 from cosmos_hpc.runs import cleaning
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.sweeps import Membership, join_sweep
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from tests.conftest import REQUEST, cosmos_hpc
-from tests.runs.written import worked_on, write_run
+from tests.runs.written import checkpoint, worked_on, write_run
 
 RATES = "train.learning_rate=1e-4,3e-3"
 FIRST, SECOND = "s-lr1e-4", "s-lr3e-3"
@@ -50,6 +53,7 @@ def test_runs_of_a_sweep_share_tokens_and_stand_side_by_side(finished, tmp_path)
         # Its turn has not come; the other one goes on.
         cancelled = cosmos_hpc("cancel", SECOND, cwd=tmp_path)
         assert cancelled.code == 0
+        assert f"run {SECOND} is kept from starting" in cancelled.err
         said = submit.communicate(timeout=600)[1]
     assert submit.returncode == 1
     assert f"run {SECOND}: cancelled before its turn" in said
@@ -125,6 +129,11 @@ def written(tmp_path, monkeypatch, scenes):
         join_sweep(run, Membership("s", {"train.learning_rate": rate}, tokens))
         runs.append(run)
     write_run(tmp_path / "runs/other", steps=1)
+    # What takes space of the tokens is one file, with a name in each run.
+    own, linked = (run.tokens.path / "tokens.bin" for run in runs)
+    files.write_atomic(own, os.urandom(10_000_000))
+    linked.parent.mkdir(exist_ok=True)
+    linked.hardlink_to(own)
     return runs
 
 
@@ -134,19 +143,53 @@ def test_a_sweep_is_seen_by_its_name(written, tmp_path):
         ("s", {"train.learning_rate": 1e-4}, 4),
         ("s", {"train.learning_rate": 3e-3}, None),
     ]
+    shared = (written[0].tokens.path / "tokens.bin").stat().st_blocks * 512
+    assert [row["shared_bytes"] for row in rows] == [0, shared]
+    assert rows[1]["bytes"] > shared
     listed = cosmos_hpc("runs", cwd=tmp_path).out.splitlines()
+    assert "3 runs, 10 MB" in listed[4]
     assert listed[0].split()[-1] == "learning_rate"
     assert [line.split()[-1] for line in listed[1:4]] == ["-", "0.0001", "0.003"]
     # A page before all have trained; the path of a sweep is that of its runs without the values.
     page = ch.Sweep(tmp_path / "runs/s").report().path
     assert page == tmp_path / "runs/s-sweep.html"
-    assert "<svg" in page.read_text()
+    text = page.read_text()
+    assert "<svg" in text
+    assert ">learning_rate</th>" in text
     refused = cosmos_hpc("retry", "s", "train", cwd=tmp_path)
     assert (refused.code, "retry train of one of its runs" in refused.err) == (2, True)
     with pytest.raises(ch.RequestError, match="no sweep 't'"):
         ch.Sweep("t")
-    assert cosmos_hpc("runs", "rm", "s", "--yes", cwd=tmp_path).code == 0
+    removed = cosmos_hpc("runs", "rm", "s", "--yes", cwd=tmp_path)
+    assert (removed.code, "frees 10 MB\n" in removed.out) == (0, True)
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
+def test_a_cancel_before_the_turn_of_a_run_and_after_all(written, tmp_path):
+    first, second = written
+    shown, begun = [], []
+    work = [
+        lambda: shown.append(cosmos_hpc("cancel", SECOND, cwd=tmp_path)),
+        lambda: begun.append(second),
+    ]
+    with pytest.raises(ch.WorkError, match=f"failed or were stopped: {SECOND}"):
+        one_after_another([first, second], work, Console())
+    assert f"run {SECOND} is kept from starting" in shown[0].err
+    assert "nothing works on" not in shown[0].out
+    assert not begun
+    # Nothing is left that would stop workers which somebody starts by hand.
+    assert "nothing works on s" in cosmos_hpc("cancel", "s", cwd=tmp_path).out
+    assert not first.stop_request.exists()
+    assert not second.stop_request.exists()
+
+
+def test_a_retry_leaves_room_for_the_jobs_that_later_runs_lack(written):
+    second = written[1]
+    assert [r.spare_jobs for r in leaving_room([*map(retry_request, written)])] == [1, 0]
+    recorded = {"steps": 4, "checkpoint": str(checkpoint(second, 4).relative_to(second.path))}
+    checkpoint(second, 4).mkdir(parents=True)
+    files.write_json(second.train.done, recorded)
+    assert leaving_room([*map(retry_request, written)])[0].spare_jobs == 0
 
 
 def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):
@@ -158,5 +201,6 @@ def test_a_run_whose_source_is_gone_prepares_its_own(written, tmp_path):
     assert "/preprocess.json" not in start(request, cluster, Console())
     removed = cosmos_hpc("runs", "rm", FIRST, "--yes", cwd=tmp_path)
     assert f"run {SECOND} has yet to take over the tokens of it" in removed.out
+    assert "; 10 MB are of files that other folders have as well\n" in removed.out
     assert not first.path.exists()
     assert "/preprocess.json" in start(request, cluster, Console())

@@ -20,7 +20,6 @@ from cosmos_hpc.runs.in_flight import clear_in_flight
 from cosmos_hpc.runs.logs import note_log
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.stages import RunStage, missing_tasks, stage_progress, stages_of
-from cosmos_hpc.runs.sweeps import membership
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 
@@ -277,15 +276,19 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         return "\n".join(lines)
 
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
-        """Ask the workers to stop, those too that a killed submit has left behind."""
-        working = _workers(run)
-        # The turn of a run of a sweep may not have come.
-        if working or membership(run):
+        """Ask the workers to stop, those too that a killed submit has left behind.
+
+        A run of a sweep whose turn has not come is kept from starting, and counts as one.
+        """
+        working, waiting = _workers(run), files.is_locked(run.turn)
+        if working or waiting:
             files.write_atomic(run.stop_request, "")
             while left := _workers(run):
                 console.progress("cancel", f"waiting for {', '.join(dict.fromkeys(left))}")
                 time.sleep(_LOOK_SECONDS)
-        return len(working)
+        if waiting and not working:
+            console.say(f"  run {run.name} is kept from starting: its turn had not come")
+        return len(working) or int(waiting)
 
 
 def _workers(run: RunFolder) -> list[str]:

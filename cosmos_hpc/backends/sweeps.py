@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import shlex
@@ -18,7 +19,7 @@ from cosmos_hpc.config.sweeps import Combination, run_names
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.create import check_name, default_name
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.stages import list_stages, marker_path
+from cosmos_hpc.runs.stages import list_stages, marker_path, missing_tasks
 from cosmos_hpc.runs.sweeps import LEFT_OUT, TAKES_OVER, Membership, choose_source, exists
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
@@ -61,14 +62,21 @@ def sweep_requests(
     ]
     found = [replace(r, member=member) for r, member in zip(requests, members, strict=True)]
     found.sort(key=lambda request: request.folder.path != source.path)
-    following = [*itertools.accumulate(map(_jobs, found[:0:-1]), initial=0)][::-1]
-    return [replace(r, spare_jobs=jobs) for r, jobs in zip(found, following, strict=True)]
+    return leaving_room(found)
+
+
+def leaving_room(requests: Sequence[Request]) -> list[Request]:
+    """The requests, each with the jobs of those after it to leave room for."""
+    following = [*itertools.accumulate(map(_jobs, requests[:0:-1]), initial=0)][::-1]
+    return [replace(r, spare_jobs=jobs) for r, jobs in zip(requests, following, strict=True)]
 
 
 def _jobs(request: Request) -> int:
-    """Jobs and array tasks of a run that leaves the shards to another one."""
-    stages = list_stages(0, request.recipe)
-    return sum(s.tasks for s in stages if s.name in request.stages and s.name != LEFT_OUT)
+    """Jobs and array tasks that a run lacks, which leaves the shards to another one."""
+    run, recipe = request.folder, request.recipe
+    names = {*request.stages} - {LEFT_OUT}
+    stages = [stage for stage in list_stages(0, recipe) if stage.name in names]
+    return sum(len(missing_tasks(run, recipe, stage)) for stage in stages)
 
 
 def prepare_sweep(requests: Sequence[Request], cluster: Cluster) -> None:
@@ -121,24 +129,42 @@ def start_sweep(
         return _dry_runs(requests, cluster, console, output)
     # What can be refused is refused before anything begins.
     prepare_sweep(requests, cluster)
-    if open_backend(cluster).returns_when == "queued":
-        _queue_all(requests, cluster, console)
-    else:
-        work = [functools.partial(start, request, cluster, console) for request in requests]
-        one_after_another([request.folder for request in requests], work, console)
+    start_runs(requests, [cluster] * len(requests), console)
     return ""
 
 
-def _queue_all(requests: Sequence[Request], cluster: Cluster, console: Console) -> None:
-    for number, request in enumerate(requests):
+def start_runs(requests: Sequence[Request], clusters: Sequence[Cluster], console: Console) -> None:
+    """Start what is missing of the runs of a sweep, whose folders are prepared.
+
+    Args:
+        requests: that of the run which prepares first.
+        clusters: where each of them is carried out; all of one kind.
+        console: where to show progress.
+
+    Raises:
+        RequestError, WorkError: see :func:`start_sweep`.
+    """
+    runs = [request.folder for request in requests]
+    work = [
+        functools.partial(start, request, cluster, console)
+        for request, cluster in zip(requests, clusters, strict=True)
+    ]
+    if open_backend(clusters[0]).returns_when == "queued":
+        _queue_all(runs, work)
+    else:
+        one_after_another(runs, work, console)
+
+
+def _queue_all(runs: Sequence[RunFolder], work: Sequence[Callable[[], object]]) -> None:
+    for number, (run, submit) in enumerate(zip(runs, work, strict=True)):
         try:
-            start(request, cluster, console)
+            submit()
         except RequestError as e:
             if number == 0:
                 raise
             raise RequestError(
-                f"run {request.folder.name}: {e}. {number} of the {len(requests)} runs of the "
-                f"sweep were submitted before it; the same command submits the others"
+                f"run {run.name}: {e}. {number} of the {len(runs)} runs of the sweep were "
+                f"submitted before it; the same command submits the others"
             ) from None
 
 
@@ -158,24 +184,41 @@ def one_after_another(
         RequestError: the first run cannot begin.
         WorkError: runs failed, or were stopped.
     """
-    for run in runs:
-        run.stop_request.unlink(missing_ok=True)
     failed = []
-    for run, carry_out in zip(runs, work, strict=True):
-        try:
-            if run.stop_request.exists():
-                raise WorkError("cancelled before its turn")
-            carry_out()
-        except (RequestError, WorkError) as e:
-            if len(runs) == 1 or not marker_path(runs[0], TAKES_OVER).exists():
-                raise
-            console.say(f"error: run {run.name}: {e}")
-            failed.append(run.name)
+    with contextlib.ExitStack() as stack:
+        turns = [stack.enter_context(_turn(run)) for run in runs]
+        for run, turn, carry_out in zip(runs, turns, work, strict=True):
+            try:
+                with turn:
+                    _check_not_cancelled(run)
+                    carry_out()
+            except (RequestError, WorkError) as e:
+                if len(runs) == 1 or not marker_path(runs[0], TAKES_OVER).exists():
+                    raise
+                console.say(f"error: run {run.name}: {e}")
+                failed.append(run.name)
     if failed:
         raise WorkError(
             f"{len(failed)} of the {len(runs)} runs of the sweep failed or were stopped: "
             f"{', '.join(failed)}; the same command resumes them"
         )
+
+
+def _turn(run: RunFolder) -> contextlib.ExitStack:
+    """Tells a cancel that a run is to be carried out here, until this is closed."""
+    run.stop_request.unlink(missing_ok=True)
+    turn = contextlib.ExitStack()
+    # Another process that carries out the sweep tells the same.
+    with contextlib.suppress(BlockingIOError):
+        turn.enter_context(files.lock(run.turn))
+    return turn
+
+
+def _check_not_cancelled(run: RunFolder) -> None:
+    if run.stop_request.exists():
+        # Workers that somebody starts by hand are not meant.
+        run.stop_request.unlink()
+        raise WorkError("cancelled before its turn")
 
 
 def _dry_runs(

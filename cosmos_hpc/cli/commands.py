@@ -193,7 +193,8 @@ def _cancel(arguments: argparse.Namespace) -> None:
         return
     print(_status_of(found))
     if not isinstance(found, Sweep) and (member := membership(found.folder)):
-        names = [taker.name for taker in takers_of(found.folder, find_runs(found.path.parent))]
+        takers = takers_of([found.folder], find_runs(found.path.parent))[found.path]
+        names = [taker.name for taker in takers]
         sweep = found.path.with_name(member.sweep)
         if names:
             print(f"  its tokens are missing to {', '.join(names)}; cosmos-hpc retry {sweep}")

@@ -98,8 +98,7 @@ def _remove(arguments: argparse.Namespace) -> None:
 
     from cosmos_hpc.backends.kinds import queues_of
     from cosmos_hpc.runs import cleaning
-    from cosmos_hpc.runs.disk_use import bytes_of, size
-    from cosmos_hpc.runs.listing import find_runs
+    from cosmos_hpc.runs.disk_use import DiskUse, size, use_of
     from cosmos_hpc.sweep import Sweep, named, runs_of
     from cosmos_hpc.utils.progress import count_of
 
@@ -110,21 +109,14 @@ def _remove(arguments: argparse.Namespace) -> None:
     for run in chosen:
         if why := cleaning.why_not(run, queues[run.path]):
             raise RequestError(f"nothing was deleted: run {run.name}: {why}")
-        others = [other for other in find_runs(run.path.parent) if other.path not in paths]
-        words = []
-        for needing, what in (
-            (cleaning.readers_of(run, others), "begins from a checkpoint of"),
-            (cleaning.takers_of(run, others), "has yet to take over the tokens of"),
-        ):
-            busy = queues_of(needing)
-            for other in needing:
-                if cleaning.why_not(other, busy[other.path]):
-                    raise RequestError(
-                        f"nothing was deleted: run {other.name}, which is not done, {what} run "
-                        f"{run.name}"
-                    )
-                words.append(f"; run {other.name} {what} it")
-        print(f"{run.path}  {size(bytes_of(run.path))}{''.join(words)}")
+    needed, total = _needed(chosen), DiskUse()
+    for run in chosen:
+        use = use_of(run.path)
+        total.include(use)
+        print(f"{run.path}  {size(use.bytes)}{needed[run.path]}")
+    kept = total.bytes - total.freed
+    stays = f"; {size(kept)} are of files that other folders have as well" if kept else ""
+    print(f"frees {size(total.freed)}{stays}")
     _ask(f"delete {count_of(len(chosen), 'run')}?", arguments.yes)
     links = [link for name in arguments.runs for link in (Path(name), Path("runs", name))]
     links = [link for link in links if link.is_symlink() and link.resolve() in paths]
@@ -132,6 +124,36 @@ def _remove(arguments: argparse.Namespace) -> None:
     cleaning.remove_runs(chosen, queues_of)
     for path in (*links, *pages):
         path.unlink()
+
+
+def _needed(chosen: Sequence[RunFolder]) -> dict[Path, str]:
+    """What other runs need of runs that are to be deleted, in words; by the paths of the latter.
+
+    Raises:
+        RequestError: somebody works on a run that needs something.
+    """
+    from cosmos_hpc.backends.kinds import queues_of
+    from cosmos_hpc.runs import cleaning
+    from cosmos_hpc.runs.listing import find_runs
+
+    words = {run.path: "" for run in chosen}
+    folders = dict.fromkeys(run.path.parent for run in chosen)
+    # Each is read once, however many are to be deleted.
+    others = [other for folder in folders for other in find_runs(folder) if other.path not in words]
+    for found, what in (
+        (cleaning.readers_of(chosen, others), "begins from a checkpoint of"),
+        (cleaning.takers_of(chosen, others), "has yet to take over the tokens of"),
+    ):
+        for run in chosen:
+            busy = queues_of(found[run.path])
+            for other in found[run.path]:
+                if cleaning.why_not(other, busy[other.path]):
+                    raise RequestError(
+                        f"nothing was deleted: run {other.name}, which is not done, {what} run "
+                        f"{run.name}"
+                    )
+                words[run.path] += f"; run {other.name} {what} it"
+    return words
 
 
 def _prune(arguments: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ def as_list(overrides: Overrides) -> list[str]:
         RequestError: it is one text, or something else that is neither a list of texts nor a dict.
     """
     if isinstance(overrides, Mapping):
-        return [f"{key}={_text(value)}" for key, value in flatten(overrides).items()]
+        return [f"{key}={written(value)}" for key, value in flatten(overrides).items()]
     if isinstance(overrides, str):
         raise RequestError(
             f"overrides is a list of key=value or a dict, not one text; write [{overrides!r}]"
@@ -33,8 +33,8 @@ def as_list(overrides: Overrides) -> list[str]:
     return found
 
 
-def _text(value: Any) -> str:
-    """A value as YAML reads it; texts stay as they are."""
+def written(value: Any) -> str:
+    """A value as it is written in a request, and as YAML reads it; texts stay as they are."""
     if value is None or isinstance(value, bool | int | float | list | tuple | Mapping):
         return json.dumps(value, default=str)
     return str(value)

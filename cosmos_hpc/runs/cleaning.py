@@ -17,7 +17,7 @@ from pathlib import Path
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.errors import CosmosError, RequestError, WorkError
 from cosmos_hpc.runs.completion import train_is_done
-from cosmos_hpc.runs.disk_use import bytes_of, entries_below, size
+from cosmos_hpc.runs.disk_use import entries_below, size, use_of
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.sources import newest_checkpoint
@@ -70,23 +70,33 @@ def why_not(run: RunFolder, queue: Queue) -> str:
     return ""
 
 
-def readers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
-    """Other runs that begin from a checkpoint in a run's folder."""
-    found = []
+def readers_of(
+    runs: Sequence[RunFolder], others: Iterable[RunFolder]
+) -> dict[Path, list[RunFolder]]:
+    """Other runs that begin from checkpoints in the folders of some runs, by the path of each."""
+    found: dict[Path, list[RunFolder]] = {run.path: [] for run in runs}
     for other in others:
         weights = _weights_of(other)
-        if other.path != run.path and weights and weights.is_relative_to(run.path):
-            found.append(other)
+        for path in found:
+            if weights and other.path != path and weights.is_relative_to(path):
+                found[path].append(other)
     return found
 
 
-def takers_of(run: RunFolder, others: Iterable[RunFolder]) -> list[RunFolder]:
-    """Other runs of a sweep that are going to take over a run's tokens, and have not yet."""
-    found = []
+def takers_of(
+    runs: Sequence[RunFolder], others: Iterable[RunFolder]
+) -> dict[Path, list[RunFolder]]:
+    """Runs that are going to take over the tokens of some runs of a sweep, and have not yet.
+
+    Returns:
+        By the path of each of the latter.
+    """
+    found: dict[Path, list[RunFolder]] = {run.path: [] for run in runs}
     for other in others:
         with contextlib.suppress(CosmosError, OSError):
             source = source_of(other)
-            found += [other] if source and source.path == run.path else []
+            if source and source.path in found:
+                found[source.path].append(other)
     return found
 
 
@@ -125,7 +135,7 @@ def _lies_below(path: Path, run: RunFolder) -> bool:
 def _removal(run: RunFolder, path: Path, why: str) -> Iterator[Removal]:
     # It may vanish meanwhile.
     with contextlib.suppress(FileNotFoundError):
-        yield Removal(run, path, bytes_of(path), why)
+        yield Removal(run, path, use_of(path).freed, why)
 
 
 def _checkpoints(run: RunFolder, kept: set[Path]) -> Iterator[Removal]:

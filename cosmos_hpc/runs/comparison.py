@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cosmos_hpc.config.overrides import written
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.progress import numbers
 from cosmos_hpc.runs.scores import aligned
@@ -79,7 +80,7 @@ class Comparison:
         """Heads, then of each setting that differs its name and its value in each run."""
         yield ("setting", *self.names)
         for key, values in self.settings.items():
-            yield (key, *("-" if value is None else str(value) for value in values))
+            yield (key, *("-" if value is None else written(value) for value in values))
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,16 +18,38 @@ class DiskUse:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._seen: set[tuple[int, int]] = set()
+        # Of files with several names, by device and inode: bytes and names, and names counted here.
+        self._linked: dict[tuple[int, int], tuple[int, int]] = {}
+        self._counted: Counter[tuple[int, int]] = Counter()
 
     def add(self, found: os.stat_result) -> None:
         """Count an entry, as ``lstat`` shows it."""
-        if found.st_nlink > 1:
-            if (found.st_dev, found.st_ino) in self._seen:
-                return
-            self._seen.add((found.st_dev, found.st_ino))
         # POSIX counts blocks of 512 bytes, whatever those of the file system are.
-        self.bytes += found.st_blocks * 512
+        taken = found.st_blocks * 512
+        if found.st_nlink > 1 and not stat.S_ISDIR(found.st_mode):
+            file = found.st_dev, found.st_ino
+            self._counted[file] += 1
+            if file in self._linked:
+                return
+            self._linked[file] = taken, found.st_nlink
+        self.bytes += taken
+
+    def include(self, other: DiskUse) -> int:
+        """Count what another one has counted elsewhere; returns the bytes that this has added."""
+        known = other._linked.keys() & self._linked.keys()
+        added = other.bytes - sum(other._linked[file][0] for file in known)
+        self.bytes += added
+        self._linked.update(other._linked)
+        self._counted.update(other._counted)
+        return added
+
+    @property
+    def freed(self) -> int:
+        """Bytes that are free once all entries are deleted: not of files with other names."""
+        files = self._linked.items()
+        return self.bytes - sum(
+            taken for file, (taken, names) in files if self._counted[file] < names
+        )
 
 
 def entries_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -50,8 +74,8 @@ def entries_below(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
             yield Path(entry.path), about
 
 
-def bytes_of(path: Path) -> int:
-    """Bytes that a file, or a folder with all that is in it, takes on the disk.
+def use_of(path: Path) -> DiskUse:
+    """What a file, or a folder with all that is in it, takes on the disk.
 
     Raises:
         OSError: there is none.
@@ -60,7 +84,7 @@ def bytes_of(path: Path) -> int:
     use.add(path.lstat())
     for _, found in entries_below(path) if not path.is_symlink() else ():
         use.add(found)
-    return use.bytes
+    return use
 
 
 def size(count: float) -> str:

@@ -149,6 +149,9 @@ class RunFolder:
         self._stages = self.path / "stages"
         #: While it is there, workers stop at the next safe point.
         self.stop_request = self._stages / "stop"
+        #: Held by the process that is to carry out a run of a sweep when its turn comes, until then
+        #: and while it does.
+        self.turn = self._stages / "turn"
         #: The stages that were asked for.
         self.asked = self._stages / "asked.json"
         #: One line a job that was submitted to a queue.

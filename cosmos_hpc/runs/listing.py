@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import stat
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cosmos_hpc.config.overrides import written
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
 from cosmos_hpc.runs.disk_use import DiskUse, entries_below, size
 from cosmos_hpc.runs.folder import RunFolder
@@ -42,6 +42,8 @@ class ListedRun:
         validation_loss: of the last validation, in nats per token.
         last_progress: when a result was last written, seconds since the epoch; None before that.
         bytes: that the folder takes on the disk; what links point to is not counted.
+        shared_bytes: of these, those of files that runs before it in the list have as well: runs of
+            a sweep share their tokens.
         checkpoint: path of the newest whole checkpoint.
         problem: why something of this is not known.
         sweep: that the run belongs to; None for others.
@@ -57,6 +59,7 @@ class ListedRun:
     validation_loss: float | None = None
     last_progress: float | None = None
     bytes: int = 0
+    shared_bytes: int = 0
     checkpoint: str | None = None
     problem: str = ""
     sweep: str | None = None
@@ -124,17 +127,27 @@ def list_runs(runs: Sequence[RunFolder], queues: Mapping[Path, Queue]) -> list[L
     """
     # Several at a time: each waits for a network file system.
     with ThreadPoolExecutor(files.THREADS) as pool:
-        return list(pool.map(lambda run: _listed(run, queues[run.path]), runs))
+        measured = pool.map(lambda run: _measured(run.path), runs)
+        listed = pool.map(lambda run: _listed(run, queues[run.path]), runs)
+    total = DiskUse()
+    return [
+        replace(
+            line,
+            bytes=use.bytes,
+            shared_bytes=use.bytes - total.include(use),
+            last_progress=line.last_progress or newest,
+        )
+        for line, (use, newest) in zip(listed, measured, strict=True)
+    ]
 
 
 def _listed(run: RunFolder, queue: Queue) -> ListedRun:
-    taken, newest = _measured(run.path)
     try:
         state = read_state(run, queue)
     except (CosmosError, OSError, KeyError, ValueError) as e:
         problem = explain_os_error(e, "reading it") if isinstance(e, OSError) else str(e)
-        return ListedRun(run.name, str(run.path), "damaged", bytes=taken, problem=problem)
-    at = _stage_at(state)
+        return ListedRun(run.name, str(run.path), "damaged", problem=problem)
+    at, member = _stage_at(state), _membership(run)
     return ListedRun(
         run.name,
         str(run.path),
@@ -143,11 +156,11 @@ def _listed(run: RunFolder, queue: Queue) -> ListedRun:
         state.step,
         state.loss,
         state.validation_loss,
-        (at and at.last_progress) or newest,
-        taken,
-        state.checkpoint,
-        queue.problem,
-        *((member.sweep, member.settings) if (member := _membership(run)) else ()),
+        last_progress=at.last_progress if at else None,
+        checkpoint=state.checkpoint,
+        problem=queue.problem,
+        sweep=member.sweep if member else None,
+        swept=member.settings if member else {},
     )
 
 
@@ -161,14 +174,14 @@ def _stage_at(state: RunState) -> StageState | None:
     return done[-1] if done else None
 
 
-def _measured(folder: Path) -> tuple[int, float | None]:
-    """Bytes of a run folder on the disk, and when its newest result was written."""
+def _measured(folder: Path) -> tuple[DiskUse, float | None]:
+    """What a run folder takes on the disk, and when its newest result was written."""
     use, newest = DiskUse(), 0.0
     for path, found in entries_below(folder):
         use.add(found)
         if path.relative_to(folder).parts[0] in _RESULTS and stat.S_ISREG(found.st_mode):
             newest = max(newest, found.st_mtime)
-    return use.bytes, newest or None
+    return use, newest or None
 
 
 _HEADS = ("run", "state", "stage", "step", "loss", "last progress", "size")
@@ -189,15 +202,20 @@ def _table(listed: Sequence[ListedRun]) -> list[tuple[str, ...]]:
     """Heads and rows; with the settings of sweeps that there are."""
     swept = list(dict.fromkeys(key for run in listed for key in run.swept))
     return [
-        (*_HEADS, *(key.partition(".")[2] for key in swept)),
+        (*_HEADS, *map(short_name, swept)),
         *((*_cells(run), *(written(run.swept.get(key, "-")) for key in swept)) for run in listed),
     ]
+
+
+def short_name(key: str) -> str:
+    """A swept setting without its section: ``learning_rate`` for ``train.learning_rate``."""
+    return key.partition(".")[2]
 
 
 def _summary(listed: Sequence[ListedRun]) -> list[str]:
     """How many runs there are, and what is not known of some."""
     problems = dict.fromkeys(run.problem for run in listed if run.problem)
-    total = sum(run.bytes for run in listed)
+    total = sum(run.bytes - run.shared_bytes for run in listed)
     return [f"{count_of(len(listed), 'run')}, {size(total)}", *problems]
 
 
@@ -212,8 +230,3 @@ def _cells(run: ListedRun) -> tuple[str, ...]:
         "-" if age is None else f"{duration(age)} ago",
         size(run.bytes),
     )
-
-
-def written(value: Any) -> str:
-    """A value as it is written in a request."""
-    return value if isinstance(value, str) else json.dumps(value)

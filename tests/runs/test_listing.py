@@ -124,7 +124,7 @@ def test_status_in_numbers(home):
 
 
 def test_runs_are_compared(home):
-    write_run(home / "runs/a", "train.learning_rate=1e-4", steps=2)
+    write_run(home / "runs/a", "train.learning_rate=1e-4", "train.validate_first=false", steps=2)
     scored = write_run(home / "runs/b", "train.learning_rate=2e-4", steps=2)
     scores = {"trained": {"psnr": 21.5, "ssim": 0.75}}
     heard = {"trained": {"loss": 3.25, "top1": 0.5}}
@@ -132,7 +132,12 @@ def test_runs_are_compared(home):
     table = ch.compare(["a", ch.Run("b")])
     assert table.scores[1]["psnr"] == 21.5
     assert table.scores[0]["psnr"] is None
-    assert table.settings == {"train.learning_rate": [1e-4, 2e-4]}
+    assert table.settings == {
+        "train.learning_rate": [1e-4, 2e-4],
+        "train.validate_first": [False, True],
+    }
+    # As they are written in a request.
+    assert table.render_settings().splitlines()[-1].split()[1:] == ["false", "true"]
     lines = str(table).splitlines()
     assert lines[0].split()[-2:] == ["(dB)", "SSIM"]
     assert lines[1].split() == ["a", "2", "4.8000", "4.5000", "-", "-", "-", "-"]

@@ -66,6 +66,10 @@ def test_jobs_of_a_sweep_are_cancelled_and_submitted_again(login, scenes):
     refused = login.command(*full, "data.videos_per_shard=8", "cluster.max_submit=4")
     assert refused.code == 2
     assert "1 of the 2 runs of the sweep were submitted before it" in refused.err
+    assert "othing was submitted" not in refused.err
+    again = login.command("retry", "s")
+    assert f"run {SECOND}: you have " in again.err
+    assert "1 of the 2 runs of the sweep were submitted before it" in again.err
     assert {name.split(".")[1] for name in login.queue("%j")} == {FIRST}
     submitted = login.command(*full, "data.videos_per_shard=8")
     assert submitted.code == 0, submitted.err

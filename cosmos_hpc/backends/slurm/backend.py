@@ -72,7 +72,9 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         find_secrets(self.cluster)
         if not request.dry_run:
             for problem in problems(self.cluster):
-                raise RequestError(f"cluster {self.cluster.name}: {problem}. Nothing was submitted")
+                raise RequestError(
+                    f"cluster {self.cluster.name}: {problem}. No job of this run was submitted"
+                )
 
     def queue(self, run: RunFolder) -> SlurmQueue:
         """Ask Slurm about the jobs of a run."""

@@ -76,6 +76,6 @@ def check_room(cluster: SlurmCluster, jobs: Sequence[JobSpec], stuck: int) -> No
     if there + needed > cluster.max_submit:
         raise RequestError(
             f"you have {count_of(there, 'job')} in the queue, and max_submit={cluster.max_submit} "
-            f"leaves no room for {needed} more; submit again when some have ended. Nothing was "
-            f"submitted"
+            f"leaves no room for {needed} more; submit again when some have ended. No job of "
+            f"this run was submitted"
         )

@@ -6,9 +6,10 @@ import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cosmos_hpc.config.overrides import written
 from cosmos_hpc.runs.comparison import Comparison
 from cosmos_hpc.runs.folder import RunFolder
-from cosmos_hpc.runs.listing import ListedRun, written
+from cosmos_hpc.runs.listing import ListedRun, short_name
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.report import figures
 from cosmos_hpc.worker.report.templates import environment, without_secrets
@@ -40,6 +41,7 @@ def render(name: str, runs: Sequence[ListedRun], comparison: Comparison) -> str:
             made=datetime.datetime.now(datetime.timezone.utc),
             runs=runs,
             keys=list(dict.fromkeys(key for run in runs for key in run.swept)),
+            short_name=short_name,
             written=written,
             heads=heads[1:],
             scores=[row[1:] for row in scores],
@@ -56,4 +58,4 @@ def render(name: str, runs: Sequence[ListedRun], comparison: Comparison) -> str:
 
 def label(swept: Mapping[str, Any]) -> str:
     """A run's swept values, as a legend says them: ``learning_rate=0.0001``."""
-    return ", ".join(f"{key.rpartition('.')[2]}={written(swept[key])}" for key in swept)
+    return ", ".join(f"{short_name(key)}={written(swept[key])}" for key in swept)
