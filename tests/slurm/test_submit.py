@@ -98,7 +98,7 @@ def test_a_refused_submit_leaves_nothing(login, scenes):
     for wrong in ("gpu_partition=big", "time.train=9-00:00:00"):
         outcome = login.command(*words, f"cluster.{wrong}")
         assert outcome.code == 2
-        assert "Nothing was submitted" in outcome.err
+        assert "No job of this run was submitted" in outcome.err
         assert not login.run("big").exists()
     # What only Slurm itself knows.
     outcome = login.command(*words, "cluster.sbatch=['--constraint=none']")
