@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 from typing import Any
 
@@ -11,7 +10,7 @@ from cosmos_hpc.runs.report import Data, Facts, settings_table
 from cosmos_hpc.runs.timeline import busy_seconds
 from cosmos_hpc.utils.progress import count_of, duration, gigabytes
 from cosmos_hpc.worker.report import failures, figures, lanes, videos
-from cosmos_hpc.worker.report.templates import ROWS, environment, number, without_secrets
+from cosmos_hpc.worker.report.templates import ROWS, fill, number
 from cosmos_hpc.worker.video.probe import declared_seconds
 
 #: Bytes of the page at most, and those that videos and pictures of failures may take.
@@ -30,29 +29,24 @@ def render(facts: Facts) -> str:
         WorkError: it would be larger all the same.
     """
     shown = videos.show(facts.samples, _VIDEOS)
-    text = (
-        environment()
-        .get_template("page.html.j2")
-        .render(
-            facts=facts,
-            made=datetime.datetime.now(datetime.timezone.utc),
-            clips=shown,
-            tiles=_tiles(facts),
-            verdict=_verdict(facts),
-            plan=_plan(facts.plan),
-            settings=settings_table(facts.recipe),
-            lanes=lanes.draw(facts.stays),
-            attempts=_attempts(facts),
-            busy=busy_seconds(facts.stays),
-            seen={_SEEN.get(stay.how, stay.how) for stay in facts.stays},
-            hosts=list(dict.fromkeys(stay.node for stay in facts.stays if stay.node)),
-            scores=_scores(facts.metrics or {}),
-            **_training(facts),
-            **_data(facts),
-            **_numbers(facts),
-        )
+    page = fill(
+        "page.html.j2",
+        facts=facts,
+        clips=shown,
+        tiles=_tiles(facts),
+        verdict=_verdict(facts),
+        plan=_plan(facts.plan),
+        settings=settings_table(facts.recipe),
+        lanes=lanes.draw(facts.stays),
+        attempts=_attempts(facts),
+        busy=busy_seconds(facts.stays),
+        seen={_SEEN.get(stay.how, stay.how) for stay in facts.stays},
+        hosts=list(dict.fromkeys(stay.node for stay in facts.stays if stay.node)),
+        scores=_scores(facts.metrics or {}),
+        **_training(facts),
+        **_data(facts),
+        **_numbers(facts),
     )
-    page = without_secrets(text)
     if len(page.encode()) > LIMIT:
         raise WorkError(f"the report of run {facts.name} would be larger than {LIMIT} bytes")
     return page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.listing import ListedRun, short_name
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.report import figures
-from cosmos_hpc.worker.report.templates import environment, without_secrets
+from cosmos_hpc.worker.report.templates import fill
 
 
 def render(name: str, runs: Sequence[ListedRun], comparison: Comparison) -> str:
@@ -33,27 +32,22 @@ def render(name: str, runs: Sequence[ListedRun], comparison: Comparison) -> str:
         figures.compared_losses(rows, "validation_loss", "validation"),
     ]
     heads, *scores = comparison.score_rows()
-    page = (
-        environment()
-        .get_template("sweep.html.j2")
-        .render(
-            name=name,
-            made=datetime.datetime.now(datetime.timezone.utc),
-            runs=runs,
-            keys=list(dict.fromkeys(key for run in runs for key in run.swept)),
-            short_name=short_name,
-            written=written,
-            heads=heads[1:],
-            scores=[row[1:] for row in scores],
-            differ=comparison.settings,
-            reports=[
-                f"{run.name}/report/report.html" if RunFolder(run.path).report.exists() else ""
-                for run in runs
-            ],
-            figures=[figure for figure in drawn if figure],
-        )
+    return fill(
+        "sweep.html.j2",
+        name=name,
+        runs=runs,
+        keys=list(dict.fromkeys(key for run in runs for key in run.swept)),
+        short_name=short_name,
+        written=written,
+        heads=heads[1:],
+        scores=[row[1:] for row in scores],
+        differ=comparison.settings,
+        reports=[
+            f"{run.name}/report/report.html" if RunFolder(run.path).report.exists() else ""
+            for run in runs
+        ],
+        figures=[figure for figure in drawn if figure],
     )
-    return without_secrets(page)
 
 
 def label(swept: Mapping[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import datetime
 import hashlib
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -22,7 +24,18 @@ _SECRETS = [name for name in PASSED_ON if name.endswith(("_TOKEN", "_KEY"))]
 _SHAPE_OF_SECRETS = re.compile(r"hf_[A-Za-z0-9]{20,}")
 
 
-def environment() -> Environment:
+def fill(template: str, **values: Any) -> str:
+    """A page from a template of this folder, with the time, and without secrets.
+
+    Args:
+        template: name of its file.
+        values: by the names that it uses.
+    """
+    made = datetime.datetime.now(datetime.timezone.utc)
+    return _without_secrets(_environment().get_template(template).render(made=made, **values))
+
+
+def _environment() -> Environment:
     """The templates of this folder, and what they call."""
     found = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -60,7 +73,7 @@ def _short(text: object, most: int = 300) -> str:
     return f"{whole[: most * 2 // 3]} … {whole[-(most // 3) :]}"
 
 
-def without_secrets(page: str) -> str:
+def _without_secrets(page: str) -> str:
     """A page without values of secrets that are set here, and without what looks like one."""
     for value in (os.environ.get(name, "") for name in _SECRETS):
         if len(value) >= 8:
