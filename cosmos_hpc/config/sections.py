@@ -182,9 +182,9 @@ class Train(Section):
             chooses.
         transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
             where it is installed and there is a GPU.
-        fusions: fused kernels on a GPU, of ``rotary``, ``norms``, ``gradient_accumulation``,
-            ``gradient_norm`` and ``loss``; None: all with ``local`` layers, and only ``loss`` with
-            Transformer Engine's.
+        fusions: fused kernels on a GPU, of ``rotary``, ``norms``, ``swiglu``,
+            ``gradient_accumulation``, ``gradient_norm``, ``adam`` and ``loss``; None: all with
+            ``local`` layers, and only ``loss`` with Transformer Engine's.
         gradient_precision: of the sum of gradients over micro batches and ranks; ``bf16`` takes
             half of the memory and of the traffic, and rounds each addition.
         overlap_communication: reduce gradients during the backward pass, and gather weights during

@@ -18,7 +18,9 @@ LatentShape = Annotated[
     InWords("list of 3 whole numbers above 0"),
 ]
 #: Fused kernels of training, see :mod:`cosmos_hpc.models.fusions`.
-Fusion = Literal["rotary", "norms", "gradient_accumulation", "gradient_norm", "loss"]
+Fusion = Literal[
+    "rotary", "norms", "swiglu", "gradient_accumulation", "gradient_norm", "adam", "loss"
+]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 

@@ -36,10 +36,10 @@ class LossAndAccuracy(MaskedTokenLossReduction):
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Any]]) -> Tensor:
         """Mean loss of the global batch."""
-        batches = [x["sums"] for x in losses_reduced_per_micro_batch]
-        # The loss of a micro batch without any id is not a number.
-        counted = [sums if sums[1] > 0 else torch.zeros_like(sums) for sums in batches]
-        sums = torch.vstack(counted).sum(dim=0)
+        batches = torch.vstack([x["sums"] for x in losses_reduced_per_micro_batch])
+        # The loss of a micro batch without any id is not a number. NeMo looks for those one by
+        # one, and so waits for the GPU, which then waits for all that follows here.
+        sums = batches.where(batches[:, 1:2] > 0, 0).sum(dim=0)
         torch.distributed.all_reduce(
             sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
         )

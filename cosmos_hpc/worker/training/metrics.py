@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
+from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration, say
 
@@ -128,6 +130,24 @@ class MetricsFile(pl.Callback):
     def _append(self, **row: float) -> None:
         with open(self.path, "a") as f:
             f.write(json.dumps({**row, "time": round(time.time(), 3)}) + "\n")
+
+
+class StopAtNaN(pl.Callback):
+    """Ends a training whose gradient is not finite, before a checkpoint is written of it.
+
+    Raises:
+        RequestError: at the end of that step, on every rank.
+    """
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
+        """Look at the norm of all ranks' gradients, before it was clipped."""
+        norm = float(trainer.callback_metrics.get("grad_norm", 0.0))
+        if not math.isfinite(norm):
+            raise RequestError(
+                f"the gradient of step {trainer.global_step} is not finite (its norm is {norm}); "
+                f"a lower train.learning_rate or a longer train.warmup_steps, in a new run, may "
+                f"help. Checkpoints of earlier steps are kept"
+            )
 
 
 #: Share of the untrained model's loss from which on a first loss is doubtful. Trained models lie

@@ -31,9 +31,11 @@ from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.utils.progress import say
 from cosmos_hpc.worker.training import patches
 from cosmos_hpc.worker.training.accuracy import LossAndAccuracy
+from cosmos_hpc.worker.training.adam import AdamInOneKernel, use_fused_adam
 from cosmos_hpc.worker.training.checkpoints import ValidationFirst, ValidationLast
 from cosmos_hpc.worker.training.data import ClipData
 from cosmos_hpc.worker.training.lora import make_adapters
+from cosmos_hpc.worker.training.metrics import StopAtNaN
 from cosmos_hpc.worker.training.schedule import ScheduleModule
 
 
@@ -197,7 +199,10 @@ def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
     overlap = recipe.train.overlap_communication and not cpu
     return nl.MegatronStrategy(
         ddp=DistributedDataParallelConfig(
-            check_for_nan_in_grad=True,
+            # This waits for the gradients of each bucket; StopAtNaN looks at the norm of all.
+            check_for_nan_in_grad=False,
+            # Otherwise all gradients are multiplied before they are summed.
+            average_in_collective=not cpu,
             overlap_grad_reduce=overlap,
             overlap_param_gather=overlap,
         ),
@@ -252,20 +257,6 @@ class _SeedOfStep(pl.Callback):
         torch.manual_seed(self._seed + steps + copy)
 
 
-class _FusedAdam(pl.Callback):
-    """Lets PyTorch's Adam update in one kernel, where Apex and Transformer Engine are not there.
-
-    Its default needs several times the memory of the weights on the way.
-    """
-
-    # Not when the training starts: beside adapters there is no optimizer yet.
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                if "foreach" in group:  # PyTorch's own
-                    group.update(foreach=False, fused=True)
-
-
 def fit(
     recipe: Recipe,
     data: ClipData,
@@ -286,10 +277,11 @@ def fit(
     """
     train = recipe.train
     cpu = not torch.cuda.is_available()
+    callbacks = [StopAtNaN(), *callbacks]
     if not cpu:
         patches.synchronize_before_ddp()
         patches.load_steps_of_adam()
-        callbacks = [*callbacks, _FusedAdam()]
+        callbacks = [*callbacks, AdamInOneKernel()]
     patches.multiply_shapes()
     patches.add_adapters_without_transformer_engine()
     if data.validation is not None:
@@ -336,7 +328,11 @@ def fit(
         recompute=train.recompute or "none",
         recompute_layers=train.recompute_layers,
     )
-    fuse(config, choose_fusions(train.fusions, config.transformer_impl))
+    fusions = choose_fusions(train.fusions, config.transformer_impl)
+    fuse(config, fusions)
+    # Adapters are many and small: starting a kernel for each would take longer than their update.
+    if "adam" in fusions and not train.lora:
+        use_fused_adam()
     model = CosmosModel(config, optim=optimizer)
     model.frozen = train.freeze
     model.frozen_below = train.lora is not None or "embedding" in train.freeze
