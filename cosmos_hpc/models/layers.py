@@ -203,17 +203,19 @@ def have_transformer_engine() -> bool:
     return gpt_layer_specs.HAVE_TE and torch.cuda.is_available()
 
 
-def choose_transformer_impl(asked: str) -> str:
+def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
     """``local`` or ``transformer_engine``.
 
     Args:
         asked: one of these, or ``auto`` for Transformer Engine where it can run.
+        context_parallel: ranks that share the sequence, which only ``local`` layers can.
 
     Raises:
         RequestError: Transformer Engine is asked for and cannot run here.
     """
     if asked == "auto":
-        return "transformer_engine" if have_transformer_engine() else "local"
+        better = have_transformer_engine() and context_parallel == 1
+        return "transformer_engine" if better else "local"
     if asked == "transformer_engine" and not have_transformer_engine():
         raise RequestError(
             "train.transformer_impl=transformer_engine needs Transformer Engine and a GPU, and "

@@ -87,7 +87,7 @@ def compare(variant, sequence_parallel, recompute):
         config,
         cpu=True,
         tensor_model_parallel_size=ranks,
-        context_parallel_size=context.size(),
+        context_parallel=context.size(),
         sequence_parallel=sequence_parallel,
         recompute=recompute,
     )
