@@ -218,21 +218,20 @@ class _Search:
         return [replace(layout, recompute_layers=needed), layout]
 
     def _splits(self, train: Train, gpus: int) -> list[tuple[int, int]]:
-        """Tensor and context parallelism to try: fewest ranks that share a sequence first."""
-        # What ranks share a sample stays within a node.
+        """Tensor and context parallelism to try: first those without the latter."""
+        # Ranks that share a sample stay within a node.
         most = min(MAX_PARALLEL, self._node_gpus)
         sizes = [2**i for i in range(most.bit_length())]
         tensors = [train.tensor_parallel] if train.tensor_parallel else sizes
         contexts = [train.context_parallel] if train.context_parallel else sizes
-        if not train.context_parallel and train.transformer_impl == "transformer_engine":
+        if train.transformer_impl == "transformer_engine":
             contexts = [1]
-        asked = train.tensor_parallel and train.context_parallel
-        pairs = ((tensor, context) for context in contexts for tensor in tensors)
         return [
             (tensor, context)
-            for tensor, context in pairs
+            for context in contexts
+            for tensor in tensors
             if gpus % (tensor * context) == 0
-            and (asked or tensor * context <= most)
+            and tensor * context <= max(most, train.ranks_per_sample)
             and self._possible(train, tensor, context)
         ]
 
@@ -303,7 +302,8 @@ def _does_not_fit(
         return (
             f"recipe {recipe.name} cannot be spread over {asked} as its settings of train ask: "
             f"global_batch_size={train.global_batch_size} in micro batches of "
-            f"{train.micro_batch_size} must divide among the copies of the model, and "
+            f"{train.micro_batch_size} must divide among the copies of the model, "
+            f"tensor_parallel times context_parallel must divide the GPUs, and "
             f"sequence_parallel needs tensor_parallel above 1; {enough}"
         )
     best = min(allowed, key=lambda x: memory(x).total)

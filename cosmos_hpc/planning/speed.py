@@ -21,8 +21,8 @@ class Rates:
     Attributes:
         matrix_products, attention: FLOP/s in bf16; those of attention count its causal half.
         memory: bytes/s of work that reads and writes more than it computes.
-        tensor, data: bytes/s between GPUs of a node, of tensor parallelism's collectives and of
-            the reduction of gradients.
+        tensor, data: bytes/s between GPUs of a node, of the collectives of tensor and context
+            parallelism and of the reduction of gradients.
     """
 
     matrix_products: float
@@ -67,6 +67,8 @@ _FLOAT32 = 67 / 989
 #: that are not fused, queries and keys take more.
 _HIDDEN, _QUERIES_KEYS, _UNFUSED_QUERIES_KEYS, _CROSS_QUERIES = 60, 63, 120, 19
 _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
+#: The same of queries and keys, where context parallelism packs and unpacks what it exchanges.
+_EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
 _FORWARD = 0.4
 #: Bytes a parameter that Adam, and norm and zeroing of gradients, read and write in a step; and the
@@ -83,7 +85,7 @@ class StepTime:
         attention: the same of attention.
         memory_bound: norms, rotary, activations, sums, the loss.
         optimizer: Adam, and the norm of the gradients.
-        communication: all-gathers and reduce-scatters that computation waits for.
+        communication: all-gathers, reduce-scatters and exchanges that computation waits for.
     """
 
     matrix_products: float
@@ -171,6 +173,7 @@ def _token_bytes(model: ModelConfig, layout: Layout, fused: bool) -> float:
     text = model.context_width is not None
     hidden = _HIDDEN * (1.5 if text else 1) * model.hidden_size
     passes = _QUERIES_KEYS if fused else _UNFUSED_QUERIES_KEYS
+    passes += _EXCHANGED if layout.context_parallel > 1 else 0
     queries = passes * (query + key) + (_CROSS_QUERIES * query if text else 0)
     layer = hidden / (split if layout.sequence_parallel else 1) + queries / split
     layer *= 1 + _FORWARD * _repeated_share(model, layout)

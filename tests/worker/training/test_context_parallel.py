@@ -1,4 +1,4 @@
-"""Two ranks that share the sequence of a sample train as one does, and continue each other's work."""
+"""Two ranks that share the sequence of a sample train as one, and continue each other's work."""
 
 import pytest
 
