@@ -100,13 +100,6 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        parallel = self.train.tensor_parallel or 1
-        name = self.model.splits(parallel)
-        if name:
-            raise ValueError(
-                f"train.tensor_parallel={parallel} does not divide model.{name}="
-                f"{getattr(self.model, name)}"
-            )
         if min(self.model.vocab_size, self.model.output_vocab_size) < NUM_IDS:
             raise ValueError(
                 f"model.vocab_size and output_vocab_size must hold the {NUM_IDS} tokens"
@@ -119,15 +112,31 @@ class Recipe(Section):
         if self.train.condition_frames and self.kind.latent_frames:
             raise ValueError(f"train.condition_frames does not go with task={self.task}")
         self.train.check(self.model, self.data)
-        sequence = self.model_for_clips().sequence_length
-        if self.train.sequence_parallel and self.train.tensor_parallel == 1:
-            raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")
-        if self.train.sequence_parallel and sequence % parallel:
-            raise ValueError(
-                f"train.sequence_parallel: train.tensor_parallel={parallel} does not divide the "
-                f"{sequence} inputs of a sample"
-            )
+        self._check_layout()
         return self
+
+    def _check_layout(self) -> None:
+        train, model = self.train, self.model_for_clips()
+        tensor, context = train.tensor_parallel or 1, train.context_parallel or 1
+        name = model.splits(tensor, context)
+        factors = f"train.tensor_parallel={tensor}"
+        if context > 1:
+            factors += f" times train.context_parallel={context}"
+        if name:
+            raise ValueError(f"{factors} does not divide model.{name}={getattr(model, name)}")
+        if train.sequence_parallel and train.tensor_parallel == 1:
+            raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")
+        sequence = model.sequence_length
+        if sequence % context:
+            raise ValueError(
+                f"train.context_parallel={context} does not divide the {sequence} inputs of a "
+                f"sample"
+            )
+        if train.sequence_parallel and sequence % (tensor * context):
+            raise ValueError(
+                f"train.sequence_parallel: {factors} does not divide the {sequence} inputs of a "
+                f"sample"
+            )
 
     def _check_generation(self) -> None:
         generate, task = self.generate, self.kind

@@ -173,6 +173,8 @@ class Train(Section):
         gpus: ranks in all (processes where there is no GPU). None: the plan chooses, from the
             memory that a step takes.
         tensor_parallel: ranks that share one copy of the model; None: the plan chooses.
+        context_parallel: copies of the model that share the sequence of a sample, each a part of
+            it; with ``local`` layers. None: the plan chooses.
         sequence_parallel: the ranks that share a copy also share what lies between linear layers;
             None: the plan chooses.
         recompute: what is computed again in the backward pass instead of kept: ``none``,
@@ -219,6 +221,7 @@ class Train(Section):
     micro_batch_size: PositiveInt = 1
     gpus: PositiveInt | None = None
     tensor_parallel: PositiveInt | None = None
+    context_parallel: PositiveInt | None = None
     sequence_parallel: bool | None = None
     recompute: Recompute | None = None
     recompute_layers: PositiveInt | None = None
@@ -252,17 +255,23 @@ class Train(Section):
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} is not below max_steps={self.max_steps}"
             )
-        if self.gpus and self.gpus % (self.tensor_parallel or 1):
+        if self.gpus and self.gpus % self.ranks_per_sample:
+            factors = [f"tensor_parallel={self.tensor_parallel}"] if self.tensor_parallel else []
+            factors += [f"context_parallel={self.context_parallel}"] * bool(self.context_parallel)
+            raise ValueError(f"{' times '.join(factors)} does not divide gpus={self.gpus}")
+        if (self.context_parallel or 1) > 1 and self.transformer_impl == "transformer_engine":
             raise ValueError(
-                f"tensor_parallel={self.tensor_parallel} does not divide gpus={self.gpus}"
+                f"context_parallel={self.context_parallel} needs local layers, and "
+                f"transformer_impl is transformer_engine"
             )
         if self.recompute_layers and self.recompute not in (None, "full"):
             raise ValueError(
                 f"recompute_layers={self.recompute_layers} goes with recompute=full, and recompute "
                 f"is {self.recompute}"
             )
-        # Without a layout yet, there is at least one copy of the model.
-        copies = self.data_parallel if self.gpus and self.tensor_parallel else 1
+        # Without a layout yet, there is at least one sample at a time.
+        complete = self.gpus and self.tensor_parallel and self.context_parallel
+        copies = self.data_parallel if complete else 1
         step = self.micro_batch_size * copies
         if self.global_batch_size % step:
             above = -(-self.global_batch_size // step) * step
@@ -344,6 +353,11 @@ class Train(Section):
         return self.gpus or 1
 
     @property
+    def ranks_per_sample(self) -> int:
+        """Processes that share a sample, once the plan has chosen a layout."""
+        return (self.tensor_parallel or 1) * (self.context_parallel or 1)
+
+    @property
     def data_parallel(self) -> int:
-        """Copies of the model that share a batch, once the plan has chosen a layout."""
-        return self.ranks // (self.tensor_parallel or 1)
+        """Parts into which a batch is divided, once the plan has chosen a layout."""
+        return self.ranks // self.ranks_per_sample

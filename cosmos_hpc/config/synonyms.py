@@ -60,12 +60,12 @@ _TABLE: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("train.tensor_parallel",),
         "the one way in which a model is spread over GPUs",
-        "pp pp_size pipeline_parallel pipeline_parallel_size pipeline_model_parallel_size cp "
-        "context_parallel context_parallel_size fsdp",
+        "pp pp_size pipeline_parallel pipeline_parallel_size pipeline_model_parallel_size fsdp",
     ),
+    (("train.context_parallel",), "", "cp cp_size context_parallel_size ulysses"),
     (
         ("train.gpus",),
-        "of which tensor_parallel share one copy of the model",
+        "of which tensor_parallel times context_parallel share a sample",
         "dp dp_size data_parallel data_parallel_size",
     ),
     (("train.sequence_parallel",), "", "sp"),

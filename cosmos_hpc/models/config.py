@@ -83,9 +83,14 @@ class Architecture(Section):
             raise ValueError("action_width needs a context_width, of at least 4, to write into")
         return self
 
-    def splits(self, tensor_parallel: int) -> str | None:
-        """The first size that this many tensor-parallel ranks cannot share; None if they can."""
-        for name in ("num_query_groups", "ffn_hidden_size", "vocab_size", "output_vocab_size"):
+    def splits(self, tensor_parallel: int, context_parallel: int = 1) -> str | None:
+        """The first size that ranks cannot share; None if they can.
+
+        Those of context parallelism share no weights, but in attention the heads.
+        """
+        if self.num_query_groups % (tensor_parallel * context_parallel):
+            return "num_query_groups"
+        for name in ("ffn_hidden_size", "vocab_size", "output_vocab_size"):
             if getattr(self, name) % tensor_parallel:
                 return name
         return None

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.context_parallel import own_part
 from cosmos_hpc.models.layers import block_spec
 from cosmos_hpc.models.positions import rotary_angles
 
@@ -29,10 +30,10 @@ class VideoRotaryEmbedding(RotaryEmbedding):
     def forward(
         self, max_seq_len: int, offset: int = 0, packed_seq: bool = False, **_: Any
     ) -> Tensor:
-        """Angles ``[max_seq_len, 1, 1, kv_channels]``, float32."""
+        """Angles of this rank's part of a sequence, ``[part, 1, 1, kv_channels]``, float32."""
         # Where Megatron's own frequencies are, which do the same.
         self.angles = self.angles.to(self.inv_freq.device)
-        return self.angles[offset : offset + max_seq_len]
+        return own_part(self.angles[offset : offset + max_seq_len], self.cp_group, 0)
 
 
 class CosmosDecoder(GPTModel):
@@ -97,7 +98,8 @@ class CosmosDecoder(GPTModel):
         """Logits, or with ``labels`` the loss of every position.
 
         Args:
-            input_ids: int64 ``[batch, sequence]``.
+            input_ids: int64 ``[batch, sequence]``; under context parallelism, here and below, the
+                sequence is this rank's part of it.
             position_ids: not used: positions come from the shape of the clip.
             attention_mask: none: the layers know what they may see.
             context: text embedding ``[batch, text positions, context_width]``.

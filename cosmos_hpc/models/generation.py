@@ -251,12 +251,17 @@ def _whole_decoder(model: nn.Module) -> CosmosDecoder:
     decoder = model.decoder if isinstance(model, PublishedModel) else model
     if not isinstance(decoder, CosmosDecoder):
         raise RequestError(f"generate needs a CosmosDecoder, not a {type(decoder).__name__}")
-    parallel = decoder.config.tensor_model_parallel_size
-    if parallel > 1 or not (decoder.pre_process and decoder.post_process):
+    config = decoder.config
+    sizes = {
+        "tensor": config.tensor_model_parallel_size,
+        "context": config.context_parallel_size,
+        "pipeline": config.pipeline_model_parallel_size,
+    }
+    if max(sizes.values()) > 1 or not (decoder.pre_process and decoder.post_process):
+        listed = ", ".join(f"{name} parallel size {size}" for name, size in sizes.items())
         raise RequestError(
-            "generate needs a decoder that is complete on this rank; this one is split, with "
-            f"tensor parallel size {parallel} and pipeline parallel size "
-            f"{decoder.config.pipeline_model_parallel_size}"
+            f"generate needs a decoder that is complete on this rank; this one is split, with "
+            f"{listed}"
         )
     model_config = decoder.architecture
     if model_config.context_width and begin_of_video(model_config) >= model_config.vocab_size:

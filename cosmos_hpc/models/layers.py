@@ -15,6 +15,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import Attention, CrossAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.context_parallel import attend_over_heads
 from cosmos_hpc.models.positions import absolute_positions
 
 
@@ -52,15 +54,22 @@ class TorchCoreAttention(MegatronModule):
     """Core attention over ``scaled_dot_product_attention``.
 
     Causal by flag instead of a dense mask (at 12 800 ids a mask alone is 164 MB a sample), grouped
-    queries without repeating keys, and the same code on a CPU and a GPU.
+    queries without repeating keys, and the same code on a CPU and a GPU. Where ranks share the
+    sequence, causal attention is over all of it; text has no parts.
     """
 
     def __init__(
-        self, config: TransformerConfig, layer_number: int, attn_mask_type: AttnMaskType, **_: Any
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        pg_collection: ProcessGroupCollection,
+        **_: Any,
     ) -> None:
         super().__init__(config=config)
         self.softmax_scale: float | None = config.softmax_scale
         self.is_causal = attn_mask_type == AttnMaskType.causal
+        self._ranks = pg_collection.cp
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_: Any
@@ -75,11 +84,17 @@ class TorchCoreAttention(MegatronModule):
         """
         if attention_mask is not None:
             raise ValueError("TorchCoreAttention takes no dense mask")
+        if self.is_causal and self._ranks.size() > 1:
+            return attend_over_heads(self._attend, query, key, value, self._ranks).flatten(2)
+        return self._attend(query, key, value).flatten(2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Output ``[s, b, heads, d]``."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(
             q, k, v, is_causal=self.is_causal, scale=self.softmax_scale, enable_gqa=True
         )
-        return out.permute(2, 0, 1, 3).flatten(2)
+        return out.permute(2, 0, 1, 3)
 
 
 class TextCrossAttention(Attention):
@@ -154,15 +169,18 @@ class AbsolutePositions:
     def add_to(self, hidden_states: Tensor, sequence_parallel: bool) -> Tensor:
         """``hidden_states``, ``[s, b, hidden]``, with the rows of its positions added.
 
-        Under sequence parallelism ``s`` is this tensor-parallel rank's part of the sequence.
+        Under context and sequence parallelism ``s`` is this rank's part of the sequence.
         """
         key = (hidden_states.device, hidden_states.dtype)
         if key not in self._tables:
             self._tables[key] = absolute_positions(self._model).to(*key)
         length = hidden_states.shape[0]
-        start = 0
+        part = parallel_state.get_context_parallel_rank()
         if sequence_parallel:
-            start = parallel_state.get_tensor_model_parallel_rank() * length
+            # Each part of the sequence is divided again.
+            part *= parallel_state.get_tensor_model_parallel_world_size()
+            part += parallel_state.get_tensor_model_parallel_rank()
+        start = part * length
         return hidden_states + self._tables[key][start : start + length, None]
 
 
@@ -185,17 +203,19 @@ def have_transformer_engine() -> bool:
     return gpt_layer_specs.HAVE_TE and torch.cuda.is_available()
 
 
-def choose_transformer_impl(asked: str) -> str:
+def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
     """``local`` or ``transformer_engine``.
 
     Args:
         asked: one of these, or ``auto`` for Transformer Engine where it can run.
+        context_parallel: ranks that share the sequence, which only ``local`` layers can.
 
     Raises:
         RequestError: Transformer Engine is asked for and cannot run here.
     """
     if asked == "auto":
-        return "transformer_engine" if have_transformer_engine() else "local"
+        better = have_transformer_engine() and context_parallel == 1
+        return "transformer_engine" if better else "local"
     if asked == "transformer_engine" and not have_transformer_engine():
         raise RequestError(
             "train.transformer_impl=transformer_engine needs Transformer Engine and a GPU, and "

@@ -30,6 +30,7 @@ def megatron_settings(
     transformer_impl: str = "auto",
     recompute: str = "none",
     recompute_layers: int | None = None,
+    context_parallel: int = 1,
 ) -> dict[str, Any]:
     """Fields of Megatron's ``TransformerConfig`` for an architecture.
 
@@ -40,12 +41,14 @@ def megatron_settings(
         recompute: ``none``, ``selective`` (the feed-forward layer) or ``full`` (all but the input
             of each layer).
         recompute_layers: of how many layers, with ``full``, the first ones; None: of all.
+        context_parallel: ranks that share the sequence of a sample.
     """
     some = {"recompute_method": "block", "recompute_num_layers": recompute_layers}
     return {
         **RECOMPUTE[recompute],
         **(some if recompute_layers else {}),
-        "transformer_impl": choose_transformer_impl(transformer_impl),
+        "transformer_impl": choose_transformer_impl(transformer_impl, context_parallel),
+        "context_parallel_size": context_parallel,
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,
         "ffn_hidden_size": model.ffn_hidden_size,
@@ -76,8 +79,11 @@ def megatron_config(
     cpu: bool,
     transformer_impl: str = "auto",
     recompute: str = "none",
+    context_parallel: int = 1,
     **parallel: Any,
 ) -> TransformerConfig:
     """Megatron's configuration of an architecture without NeMo, with ``parallel`` settings."""
-    settings = megatron_settings(model, cpu, transformer_impl, recompute)
+    settings = megatron_settings(
+        model, cpu, transformer_impl, recompute, context_parallel=context_parallel
+    )
     return TransformerConfig(**settings, **parallel)

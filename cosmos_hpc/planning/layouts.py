@@ -23,8 +23,8 @@ from cosmos_hpc.planning.speed import RATES, StepTime, step_time
 POSSIBLE, COMFORTABLE = 0.92, 0.75
 #: Fused kernels without which times of layers are longer.
 _OF_LAYERS = frozenset({"rotary", "norms", "gradient_accumulation"})
-#: Beyond, all models' key heads would have to be shared.
-MAX_TENSOR_PARALLEL = 8
+#: Ranks that share a sample; beyond, all models' key heads would have to be shared.
+MAX_PARALLEL = 8
 #: As far as is looked for what would do.
 MAX_GPUS = 64
 #: How many larger numbers of GPUs a plan compares.
@@ -33,6 +33,7 @@ _FURTHER = 3
 _CHOSEN = (
     "gpus",
     "tensor_parallel",
+    "context_parallel",
     "sequence_parallel",
     "recompute",
     "recompute_layers",
@@ -112,12 +113,12 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
 
 
 def _on_cpus(train: Train) -> Layout:
-    tensor = train.tensor_parallel or 1
-    if train.sequence_parallel and tensor == 1:
+    if train.sequence_parallel and (train.tensor_parallel or 1) == 1:
         raise RequestError("train.sequence_parallel needs train.tensor_parallel above 1")
     return Layout(
-        tensor_parallel=tensor,
-        data_parallel=(train.gpus or tensor) // tensor,
+        tensor_parallel=train.tensor_parallel or 1,
+        context_parallel=train.context_parallel or 1,
+        data_parallel=(train.gpus or train.ranks_per_sample) // train.ranks_per_sample,
         sequence_parallel=bool(train.sequence_parallel),
         recompute=train.recompute or ("full" if train.recompute_layers else "none"),
         recompute_layers=train.recompute_layers,
@@ -167,8 +168,8 @@ class _Search:
         found = []
         for gpus in (n for n in counts if n <= max_gpus):
             for recompute in recomputations:
-                for tensor in self._tensor_parallel(train, gpus):
-                    layout = self._layout(train, gpus, tensor, recompute)
+                for tensor, context in self._splits(train, gpus):
+                    layout = self._layout(train, gpus, tensor, context, recompute)
                     if layout is not None:
                         found += self._some_layers(train, layout)
         return found
@@ -180,15 +181,18 @@ class _Search:
         nodes = [n * self._node_gpus for n in doubled]
         return sorted({n for n in [*within, *nodes] if n <= max_gpus})
 
-    def _layout(self, train: Train, gpus: int, tensor: int, recompute: Recompute) -> Layout | None:
-        data = gpus // tensor
+    def _layout(
+        self, train: Train, gpus: int, tensor: int, context: int, recompute: Recompute
+    ) -> Layout | None:
+        data = gpus // (tensor * context)
         if train.global_batch_size % (data * train.micro_batch_size):
             return None
-        possible = tensor > 1 and self._model.sequence_length % tensor == 0
+        possible = tensor > 1 and self._model.sequence_length % (tensor * context) == 0
         if train.sequence_parallel and not possible:
             return None
         return Layout(
             tensor_parallel=tensor,
+            context_parallel=context,
             data_parallel=data,
             sequence_parallel=possible
             if train.sequence_parallel is None
@@ -213,15 +217,31 @@ class _Search:
             return [layout]
         return [replace(layout, recompute_layers=needed), layout]
 
-    def _tensor_parallel(self, train: Train, gpus: int) -> list[int]:
-        if train.tensor_parallel:
-            return [train.tensor_parallel] if gpus % train.tensor_parallel == 0 else []
-        # Tensor parallelism stays within a node.
-        most = min(MAX_TENSOR_PARALLEL, self._node_gpus)
+    def _splits(self, train: Train, gpus: int) -> list[tuple[int, int]]:
+        """Tensor and context parallelism to try: first those without the latter."""
+        # Ranks that share a sample stay within a node.
+        most = min(MAX_PARALLEL, self._node_gpus)
         sizes = [2**i for i in range(most.bit_length())]
+        tensors = [train.tensor_parallel] if train.tensor_parallel else sizes
+        contexts = [train.context_parallel] if train.context_parallel else sizes
+        if train.transformer_impl == "transformer_engine":
+            contexts = [1]
+        return [
+            (tensor, context)
+            for context in contexts
+            for tensor in tensors
+            if gpus % (tensor * context) == 0
+            and tensor * context <= max(most, train.ranks_per_sample)
+            and self._possible(train, tensor, context)
+        ]
+
+    def _possible(self, train: Train, tensor: int, context: int) -> bool:
         rank = train.lora.rank if train.lora else 0
-        fitting = [n for n in sizes if gpus % n == 0 and rank % n == 0]
-        return [n for n in fitting if self._model.splits(n) is None]
+        return (
+            rank % tensor == 0
+            and self._model.sequence_length % context == 0
+            and self._model.splits(tensor, context) is None
+        )
 
     def _fitting(self, layouts: Iterable[Layout], share: float) -> Iterator[Layout]:
         most = share * self._bytes
@@ -282,7 +302,8 @@ def _does_not_fit(
         return (
             f"recipe {recipe.name} cannot be spread over {asked} as its settings of train ask: "
             f"global_batch_size={train.global_batch_size} in micro batches of "
-            f"{train.micro_batch_size} must divide among the copies of the model, and "
+            f"{train.micro_batch_size} must divide among the copies of the model, "
+            f"tensor_parallel times context_parallel must divide the GPUs, and "
             f"sequence_parallel needs tensor_parallel above 1; {enough}"
         )
     best = min(allowed, key=lambda x: memory(x).total)

@@ -20,13 +20,14 @@ class Layout:
 
     Attributes:
         tensor_parallel: ranks that share one copy of the model.
-        data_parallel: copies; each holds an equal part of the optimizer's state.
+        context_parallel: copies that share the sequence of a sample.
+        data_parallel: samples that are trained at the same time, each by as many copies.
         sequence_parallel: the tensor-parallel ranks also share what lies between linear layers.
         recompute: what is computed again in the backward pass instead of kept: nothing, the
             feed-forward layers, or all but the input of each layer.
         micro_batch_size: samples in one pass.
         precision: ``bf16`` mixed with float32, or ``fp32`` alone.
-        distributed_optimizer: data-parallel ranks share the optimizer's state.
+        distributed_optimizer: all copies share the optimizer's state.
         recompute_layers: of how many layers, with ``full`` recomputation; None: of all.
         gradient_bytes: of a parameter's gradient, as the data-parallel ranks add it up.
     """
@@ -40,14 +41,23 @@ class Layout:
     distributed_optimizer: bool = True
     recompute_layers: int | None = None
     gradient_bytes: int = 4
+    context_parallel: int = 1
+
+    @property
+    def copies(self) -> int:
+        """Copies of the model, which add up their gradients."""
+        return self.context_parallel * self.data_parallel
 
     @property
     def gpus(self) -> int:
         """GPUs in all."""
-        return self.tensor_parallel * self.data_parallel
+        return self.tensor_parallel * self.copies
 
     def __str__(self) -> str:
-        parts = [f"tensor parallel {self.tensor_parallel}", f"data parallel {self.data_parallel}"]
+        parts = [f"tensor parallel {self.tensor_parallel}"]
+        if self.context_parallel > 1:
+            parts.append(f"context parallel {self.context_parallel}")
+        parts.append(f"data parallel {self.data_parallel}")
         if self.sequence_parallel:
             parts.append("sequence parallel")
         recomputed = {"none": "no"}.get(self.recompute, self.recompute) + " recomputation"
@@ -129,7 +139,7 @@ def training_memory(
     updated = adapters
     if trained.frozen is not None:
         updated += params - trained.frozen // layout.tensor_parallel
-    tokens = model.sequence_length * layout.micro_batch_size
+    tokens = model.sequence_length * layout.micro_batch_size // layout.context_parallel
     split = layout.tensor_parallel
     spread = split if layout.sequence_parallel else 1
     width = 2 if layout.precision == "bf16" else 4
@@ -149,7 +159,7 @@ def training_memory(
     ends = 3 * width * tokens * model.hidden_size // spread
     a_logit = 2 * width if fused_loss else width + 8
     logits = a_logit * tokens * model.output_vocab_size // split
-    shares = layout.data_parallel if layout.distributed_optimizer else 1
+    shares = layout.copies if layout.distributed_optimizer else 1
     recomputed = max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits)
     # The optimizer makes float32 ones of bf16 gradients, when there are no activations any more.
     wide = 4 * updated // shares if layout.gradient_bytes == 2 else 0

@@ -376,6 +376,7 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
     chosen = {
         "gpus": layout.gpus,
         "tensor_parallel": layout.tensor_parallel,
+        "context_parallel": layout.context_parallel,
         "sequence_parallel": layout.sequence_parallel,
         "recompute": layout.recompute,
         "recompute_layers": layout.recompute_layers,

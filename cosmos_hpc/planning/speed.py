@@ -21,8 +21,8 @@ class Rates:
     Attributes:
         matrix_products, attention: FLOP/s in bf16; those of attention count its causal half.
         memory: bytes/s of work that reads and writes more than it computes.
-        tensor, data: bytes/s between GPUs of a node, of tensor parallelism's collectives and of
-            the reduction of gradients.
+        tensor, data: bytes/s between GPUs of a node, of the collectives of tensor and context
+            parallelism and of the reduction of gradients.
     """
 
     matrix_products: float
@@ -67,6 +67,8 @@ _FLOAT32 = 67 / 989
 #: that are not fused, queries and keys take more.
 _HIDDEN, _QUERIES_KEYS, _UNFUSED_QUERIES_KEYS, _CROSS_QUERIES = 60, 63, 120, 19
 _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
+#: The same of queries and keys, where context parallelism packs and unpacks what it exchanges.
+_EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
 _FORWARD = 0.4
 #: Bytes a parameter that Adam, and norm and zeroing of gradients, read and write in a step; and the
@@ -83,7 +85,7 @@ class StepTime:
         attention: the same of attention.
         memory_bound: norms, rotary, activations, sums, the loss.
         optimizer: Adam, and the norm of the gradients.
-        communication: all-gathers and reduce-scatters that computation waits for.
+        communication: all-gathers, reduce-scatters and exchanges that computation waits for.
     """
 
     matrix_products: float
@@ -128,8 +130,8 @@ def step_time(
         matrix_products=batches * products / (rates.matrix_products * efficiency),
         attention=batches * attention / (rates.attention * slower),
         memory_bound=batches * (_token_bytes(model, layout, fused) + added) / rates.memory,
-        optimizer=params * (_ADAM / layout.data_parallel + _GRADIENTS) / rates.memory,
-        communication=batches * _tensor_bytes(model, layout) / rates.tensor
+        optimizer=params * (_ADAM / layout.copies + _GRADIENTS) / rates.memory,
+        communication=batches * _sample_bytes(model, layout) / rates.tensor
         + _data_seconds(layout, params, rates, node_gpus),
     )
 
@@ -160,7 +162,8 @@ def _flops(model: ModelConfig, layout: Layout, adapters: bool) -> tuple[float, f
     products = model.num_layers * (passes * (linear + mlp) + repeated)
     products += 2 * passes * tokens * hidden * model.output_vocab_size
     attention = model.num_layers * 3 * core * (1 + again * _ATTENTION_FORWARD)
-    return products / layout.tensor_parallel, attention / layout.tensor_parallel
+    ranks = layout.tensor_parallel * layout.context_parallel
+    return products / ranks, attention / ranks
 
 
 def _token_bytes(model: ModelConfig, layout: Layout, fused: bool) -> float:
@@ -170,6 +173,7 @@ def _token_bytes(model: ModelConfig, layout: Layout, fused: bool) -> float:
     text = model.context_width is not None
     hidden = _HIDDEN * (1.5 if text else 1) * model.hidden_size
     passes = _QUERIES_KEYS if fused else _UNFUSED_QUERIES_KEYS
+    passes += _EXCHANGED if layout.context_parallel > 1 else 0
     queries = passes * (query + key) + (_CROSS_QUERIES * query if text else 0)
     layer = hidden / (split if layout.sequence_parallel else 1) + queries / split
     layer *= 1 + _FORWARD * _repeated_share(model, layout)
@@ -179,28 +183,35 @@ def _token_bytes(model: ModelConfig, layout: Layout, fused: bool) -> float:
     layer += (_FEED_FORWARD + repeated) * model.ffn_hidden_size / split
     loss = _LOSS * model.output_vocab_size / split
     width = 2 if layout.precision == "bf16" else 4
-    return width * model.sequence_length * (model.num_layers * layer + loss)
+    tokens = model.sequence_length / layout.context_parallel
+    return width * tokens * (model.num_layers * layer + loss)
 
 
-def _tensor_bytes(model: ModelConfig, layout: Layout) -> float:
-    """Bytes of a sample's collectives among tensor-parallel ranks, that one rank receives.
+def _sample_bytes(model: ModelConfig, layout: Layout) -> float:
+    """Bytes of a sample's collectives among the ranks that share it, that one rank receives.
 
-    A gather before and a scatter after attention, text attention and feed-forward layer in each
-    pass; what is gathered again for the gradients of weights overlaps with matrix products.
+    Of tensor parallelism a gather before and a scatter after attention, text attention and
+    feed-forward layer in each pass; what is gathered again for the gradients of weights overlaps
+    with matrix products. Of context parallelism queries, keys, values and the output of attention.
     """
-    split = layout.tensor_parallel
-    width = 2 if layout.precision == "bf16" else 4
-    one = width * model.sequence_length * model.hidden_size * (split - 1) / split
+    split, context = layout.tensor_parallel, layout.context_parallel
+    tokens = (2 if layout.precision == "bf16" else 4) * model.sequence_length / context
+    one = tokens * model.hidden_size * (split - 1) / split
     parts = 3 if model.context_width else 2
-    passes = 2 + _repeated_share(model, layout)
+    again = _repeated_share(model, layout)
+    passes = 2 + again
     if layout.recompute == "selective":
         passes += 1 / parts
-    return one * (model.num_layers * 2 * parts * passes + 6)
+    query, key = _widths(model)
+    exchanged = tokens * 2 * (query + key) / split * (context - 1) / context
+    return one * (model.num_layers * 2 * parts * passes + 6) + exchanged * model.num_layers * (
+        2 + again
+    )
 
 
 def _data_seconds(layout: Layout, params: int, rates: Rates, node_gpus: int) -> float:
     """Reduce-scatter of gradients and all-gather of weights, once per step."""
-    copies = layout.data_parallel
+    copies = layout.copies
     width = 2 if layout.precision == "bf16" else 4
     moved = (layout.gradient_bytes + width) * params * (copies - 1) / copies
     return moved / (rates.data if layout.gpus <= node_gpus else min(NETWORK, rates.data))

@@ -49,6 +49,7 @@ CHANGEABLE = {
     # Any layout reads the checkpoints of any other.
     "train.gpus",
     "train.tensor_parallel",
+    "train.context_parallel",
     "train.sequence_parallel",
     "train.recompute",
     "train.recompute_layers",

@@ -113,9 +113,48 @@ def test_a_tokenizer_goes_with_its_compression():
     assert changed.model_for_clips().latent_shape == (5, 40, 64)
 
 
-def test_tensor_parallel_must_divide_the_model():
-    with pytest.raises(RequestError, match="tensor_parallel=4 does not divide model.num_query"):
-        load_recipe("ar_tiny", ["train.gpus=4", "train.tensor_parallel=4"])
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "says"),
+    [
+        ("ar_tiny", ["gpus=4", "tensor_parallel=4"], "tensor_parallel=4 does not divide model.num"),
+        ("ar_tiny", ["gpus=2", "context_parallel=4"], "context_parallel=4 does not divide gpus=2"),
+        (
+            "ar4b",
+            ["gpus=6", "tensor_parallel=2", "context_parallel=2"],
+            "tensor_parallel=2 times context_parallel=2 does not divide gpus=6",
+        ),
+        (
+            "ar4b",
+            ["gpus=16", "tensor_parallel=4", "context_parallel=4"],
+            "train.tensor_parallel=4 times train.context_parallel=4 does not divide "
+            "model.num_query_groups=8",
+        ),
+        (
+            "ar4b",
+            ["context_parallel=2", "transformer_impl=transformer_engine"],
+            "context_parallel=2 needs local layers, and transformer_impl is transformer_engine",
+        ),
+        (
+            "ar4b",
+            ["gpus=8", "tensor_parallel=1", "context_parallel=2", "global_batch_size=6"],
+            "global_batch_size=6 is not a multiple of micro_batch_size=1 times 4 data-parallel",
+        ),
+    ],
+)
+def test_ranks_must_divide_what_they_share(recipe, overrides, says):
+    with pytest.raises(RequestError) as e:
+        load_recipe(recipe, [f"train.{override}" for override in overrides])
+    assert says in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_parts_of_a_sequence_must_be_equal():
+    odd = "model.pad_to_multiple_of=1"  # 12 801 inputs
+    with pytest.raises(RequestError, match="context_parallel=2 does not divide the 12801 inputs"):
+        load_recipe("ar5b_v2w", [odd, "train.context_parallel=2"])
+    spread = ["train.tensor_parallel=2", "train.context_parallel=2", "train.sequence_parallel=true"]
+    with pytest.raises(RequestError, match="times train.context_parallel=2 does not divide the 12"):
+        load_recipe("ar5b_v2w", ["model.pad_to_multiple_of=2", *spread])
 
 
 def test_unknown_recipe_names_the_nearest():

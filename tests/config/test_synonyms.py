@@ -38,6 +38,7 @@ def refusal(load, *arguments):
         ("scheduler", "train.schedule"),
         ("warmup", "train.warmup_steps"),
         ("tp", "train.tensor_parallel"),
+        ("cp", "train.context_parallel"),
         ("tensor-model-parallel-size", "train.tensor_parallel"),
         ("seq_len", "data.frames, from which, with height and width, the length of a sequence"),
         ("resolution", "data.height and data.width"),

@@ -1,4 +1,7 @@
-"""One rank of the tensor-parallel comparison, started by torchrun with a case and variants.
+"""One rank of the comparison in parallel, started by torchrun with a case and variants.
+
+Two ranks share the tensors, or with case ``context`` the sequence; four ranks share both, and with
+``sequence`` the parts of the sequence again.
 
 Exits 0 when logits and every gradient agree with the plain statement of the architecture.
 """
@@ -15,6 +18,7 @@ from megatron.core.tensor_parallel import (
 )
 
 from cosmos_hpc.models import ModelConfig
+from cosmos_hpc.models.context_parallel import own_part
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.loss import token_losses
 from cosmos_hpc.models.megatron import megatron_config
@@ -47,18 +51,26 @@ def part(name, tensor, rank, ranks):
 def main(case, variants):
     cpu.adapt()
     dist.init_process_group("gloo")
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=dist.get_world_size())
+    words = case.split("+")
+    context = 2 if "context" in words else 1
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=dist.get_world_size() // context, context_parallel_size=context
+    )
     model_parallel_cuda_manual_seed(1)
-    recompute = case if case in ("full", "selective") else "none"
+    recompute = next((word for word in words if word in ("full", "selective")), "none")
     for variant in variants:
-        compare(variant, case == "sequence", recompute)
+        compare(variant, "sequence" in words, recompute)
         print(f"{variant} agrees", flush=True)
     dist.destroy_process_group()
 
 
 def compare(variant, sequence_parallel, recompute):
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    config = ModelConfig(**sizes(variant))
+    tensor = parallel_state.get_tensor_model_parallel_group()
+    context = parallel_state.get_context_parallel_group()
+    rank, ranks = tensor.rank(), tensor.size()
+    # Four ranks share as many groups.
+    more = {"num_query_groups": 4} if dist.get_world_size() == 4 else {}
+    config = ModelConfig(**{**sizes(variant), **more})
     w = {name: tensor.requires_grad_() for name, tensor in weights(config).items()}
     ids, condition = inputs(config)
     probe = torch.randn(
@@ -67,13 +79,15 @@ def compare(variant, sequence_parallel, recompute):
         config.output_vocab_size,
         generator=torch.Generator().manual_seed(2),
     )
-    expected = reference.logits(w, sizes(variant), ids, **condition)
+    expected = reference.logits(w, {**sizes(variant), **more}, ids, **condition)
     (expected * probe).sum().backward()
+    ids, probe, expected = (own_part(x, context, 1) for x in (ids, probe, expected.detach()))
 
     settings = megatron_config(
         config,
         cpu=True,
         tensor_model_parallel_size=ranks,
+        context_parallel=context.size(),
         sequence_parallel=sequence_parallel,
         recompute=recompute,
     )
@@ -104,7 +118,9 @@ def compare(variant, sequence_parallel, recompute):
         # Megatron sums these after the backward pass (finalize_model_grads).
         per_head = "q_layernorm" in name or "k_layernorm" in name
         if per_head or (sequence_parallel and getattr(parameter, "sequence_parallel", False)):
-            dist.all_reduce(gradient)
+            dist.all_reduce(gradient, group=tensor)
+        # As its data parallelism does, without the mean.
+        dist.all_reduce(gradient, group=context)
         torch.testing.assert_close(
             gradient, part(name, wanted[name], rank, ranks), rtol=1e-4, atol=1e-4, msg=name
         )

@@ -74,6 +74,11 @@ def test_what_each_setting_changes():
     assert one.activations / 4 < split.activations < one.activations
     shared = parts(tensor_parallel=4, sequence_parallel=True)
     assert shared.activations == pytest.approx(one.activations / 4, rel=0.01)
+    parted = parts(context_parallel=4)
+    assert (parted.weights, parted.gradients) == (one.weights, one.gradients)
+    assert parted.activations == one.activations // 4
+    assert parted.logits == one.logits // 4
+    assert parted.optimizer == spread.optimizer
     assert one.activations > parts(recompute="selective").activations
     assert parts(recompute="selective").activations > parts(recompute="full").activations
     assert parts(data_parallel=4, distributed_optimizer=False).optimizer == one.optimizer

@@ -118,6 +118,17 @@ def test_what_each_setting_changes():
     assert shared.communication > 0
     far = predict("ar4b", Layout(data_parallel=4), 4, node_gpus=2)
     assert far.communication > shared.communication
+    parted = predict("ar4b", Layout(context_parallel=4), 4)
+    assert parted.matrix_products == one.matrix_products / 4
+    assert parted.attention == one.attention / 4
+    assert parted.optimizer == shared.optimizer
+    # Per sample and layer queries, keys, values and output, of which three quarters come from other
+    # ranks, forward and backward.
+    exchanged = 16 * 2 * 2 * 12800 / 4 * 2 * (4096 + 1024) * 3 / 4
+    waited = parted.communication - shared.communication
+    assert waited == pytest.approx(4 * exchanged / RATES["H200-141"].tensor)
+    repeated = predict("ar4b", Layout(context_parallel=4, recompute="full"), 4).communication
+    assert repeated - shared.communication == pytest.approx(1.5 * waited)
     some = Layout(recompute="full", recompute_layers=4)
     again = predict("ar4b", Layout(recompute="full"), 4)
     share = (predict("ar4b", some, 4).total - one.total) / (again.total - one.total)

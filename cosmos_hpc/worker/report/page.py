@@ -123,6 +123,8 @@ def _plan(plan: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("trained on", place))
     if layout:
         words = [f"tensor parallel {layout.get('tensor_parallel')}"]
+        if layout.get("context_parallel", 1) > 1:
+            words.append(f"context parallel {layout['context_parallel']}")
         words += [f"data parallel {layout.get('data_parallel')}"]
         words += ["sequence parallel"] if layout.get("sequence_parallel") else []
         words += [f"recomputation: {layout.get('recompute')}", str(layout.get("precision"))]

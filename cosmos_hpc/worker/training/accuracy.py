@@ -10,12 +10,14 @@ from megatron.core import parallel_state
 from nemo.lightning.megatron_parallel import MaskedTokenLossReduction
 from torch import Tensor
 
+from cosmos_hpc.models.context_parallel import own_part
+
 
 class LossAndAccuracy(MaskedTokenLossReduction):
     """NeMo's mean loss over the tokens of a global batch, and the token accuracy.
 
     The model gives a pair: losses float32 and whether each label was the likeliest id bool, both
-    ``[batch, sequence]``.
+    ``[batch, sequence]``; under context parallelism of this rank's part of the sequence.
 
     Args:
         log: called with the accuracy of a global batch, a scalar.
@@ -28,11 +30,23 @@ class LossAndAccuracy(MaskedTokenLossReduction):
     def forward(
         self, batch: dict[str, Tensor], forward_out: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Sums over a micro batch: losses, tokens, and tokens that were ranked most likely."""
+        """Sums over a micro batch: losses, tokens, and tokens that were ranked most likely.
+
+        Those in the dictionary are of this rank's part of the sequence. Megatron divides the loss
+        by the tokens and averages gradients over all ranks: with the tokens of the complete
+        sequence, and the loss times the ranks that share it, every token counts the same.
+        """
         losses, likeliest = forward_out
-        loss, count, sums = super().forward(batch, losses)
-        right = (likeliest * batch["loss_mask"]).sum().view(1)
-        return loss, count, {"sums": torch.cat([sums["loss_sum_and_ub_size"], right])}
+        ranks = parallel_state.get_context_parallel_group()
+        own = {"loss_mask": own_part(batch["loss_mask"], ranks, 1)}
+        loss, _, sums = super().forward(own, losses)
+        right = (likeliest * own["loss_mask"]).sum().view(1)
+        tokens = batch["loss_mask"].sum().int()
+        return (
+            loss * ranks.size(),
+            tokens,
+            {"sums": torch.cat([sums["loss_sum_and_ub_size"], right])},
+        )
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Any]]) -> Tensor:
         """Mean loss of the global batch."""

@@ -24,6 +24,7 @@ from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.models.checkpoints.published import load_weights
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.context_parallel import own_part
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.fusions import choose_fusions, fuse
 from cosmos_hpc.models.megatron import megatron_settings
@@ -48,12 +49,14 @@ def _data_step(batches: Iterator[Any]) -> dict[str, Tensor]:
 def _forward_step(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     # NeMo's own insists on a dense mask where there is no Transformer Engine; the layers know
     # that they are causal. Positions come from the rotary table, not from position ids.
+    # Megatron's own cut of a batch for context parallelism is another than the layers'.
+    ranks = parallel_state.get_context_parallel_group()
     condition = {name: batch[name] for name in ("context", "action") if name in batch}
     losses = model(
-        input_ids=batch["tokens"],
+        input_ids=own_part(batch["tokens"], ranks, 1),
         position_ids=None,
         attention_mask=None,
-        labels=batch["labels"],
+        labels=own_part(batch["labels"], ranks, 1),
         **condition,
     )
     likeliest = _decoder_of(model).likeliest
@@ -207,6 +210,7 @@ def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
             overlap_param_gather=overlap,
         ),
         tensor_model_parallel_size=recipe.train.tensor_parallel or 1,
+        context_parallel_size=recipe.train.context_parallel or 1,
         sequence_parallel=bool(recipe.train.sequence_parallel),
         pipeline_dtype=torch.float32 if recipe.train.precision == "fp32" else torch.bfloat16,
         process_group_backend="gloo" if cpu else "nccl",
@@ -251,10 +255,9 @@ class _SeedOfStep(pl.Callback):
         self._seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        # The ranks of one copy of the model draw alike, those of different copies do not.
-        copy = parallel_state.get_data_parallel_rank()
-        steps = trainer.global_step * parallel_state.get_data_parallel_world_size()
-        torch.manual_seed(self._seed + steps + copy)
+        # Ranks draw alike where they share the tensors, and not where they have other positions.
+        ranks = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        torch.manual_seed(self._seed + trainer.global_step * ranks.size() + ranks.rank())
 
 
 def fit(
@@ -327,6 +330,7 @@ def fit(
         transformer_impl=train.transformer_impl,
         recompute=train.recompute or "none",
         recompute_layers=train.recompute_layers,
+        context_parallel=train.context_parallel or 1,
     )
     fusions = choose_fusions(train.fusions, config.transformer_impl)
     fuse(config, fusions)

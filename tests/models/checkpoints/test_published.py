@@ -213,13 +213,19 @@ def test_weights_of_another_model_are_named():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["plain", "sequence", "full", "selective"])
-def test_two_tensor_parallel_ranks_agree_as_well(case):
-    """All variants, one after another in the same two processes."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+@pytest.mark.parametrize(
+    ("case", "ranks"),
+    [
+        *(("plain", 2), ("sequence", 2), ("full", 2), ("selective", 2)),
+        *(("context", 2), ("context+full", 2), ("context+sequence", 4)),
+    ],
+)
+def test_ranks_that_share_a_model_agree_as_well(case, ranks):
+    """All variants, one after another in the same processes."""
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     command += ["-m", "tests.models.parallel_worker", case, *VARIANTS]
     done = subprocess.run(
         [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("agrees") == 2 * len(VARIANTS)
+    assert done.stdout.count("agrees") == ranks * len(VARIANTS)

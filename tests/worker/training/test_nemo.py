@@ -26,7 +26,8 @@ def losses(recipe, *overrides, ranks=1):
     return json.loads(result.removeprefix("RESULT "))["losses"]
 
 
-TWO = ("train.micro_batch_size=4", "train.tensor_parallel=2", "train.sequence_parallel=true")
+TENSOR = ("train.tensor_parallel=2", "train.sequence_parallel=true")
+CONTEXT = ("train.context_parallel=2",)
 
 
 @pytest.mark.slow
@@ -35,7 +36,8 @@ TWO = ("train.micro_batch_size=4", "train.tensor_parallel=2", "train.sequence_pa
     [("ar_tiny_v2w", "fp32", 1e-3), ("ar_tiny_action", "bf16", 2e-2)],
 )
 def test_models_with_text_and_actions_train_on_one_rank_and_on_two(recipe, precision, close):
-    some = "train.recompute_layers=2"
-    one = losses(recipe, "train.micro_batch_size=4", f"train.precision={precision}", some)
+    every, some = "train.micro_batch_size=4", "train.recompute_layers=2"
+    one = losses(recipe, every, f"train.precision={precision}", some)
     assert one[0] == pytest.approx(math.log(64000), abs=0.1)
-    assert losses(recipe, *TWO, ranks=2) == pytest.approx(one, abs=close)
+    for shared in (TENSOR, CONTEXT):
+        assert losses(recipe, every, *shared, ranks=2) == pytest.approx(one, abs=close)
