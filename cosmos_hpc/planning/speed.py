@@ -54,7 +54,7 @@ RATES = {
 }
 #: Bytes/s of a GPU between nodes: four fifths of a 400 Gb/s adapter each. Assumed.
 NETWORK = 40e9
-#: Part of a rate that matrix products lose with each halving by tensor parallelism.
+#: Part of a rate that matrix products lose with each halving by tensor or context parallelism.
 _SMALLER_PRODUCTS = 0.025
 #: Share of the forward pass in all of attention; it has 2 of 7 products. As profiled.
 _ATTENTION_FORWARD = 0.25
@@ -71,9 +71,11 @@ _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
 _EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
 _FORWARD = 0.4
-#: Bytes a parameter that Adam, and norm and zeroing of gradients, read and write in a step; and the
-#: sum of gradients of a micro batch, where matrix products do not add it themselves.
-_ADAM, _GRADIENTS, _SUM, _UNFUSED_SUM = 38, 12, 4, 20
+#: Bytes a parameter that Adam, and norm and zeroing of gradients, read and write in a step, without
+#: fused kernels and with; and the sum of gradients of a micro batch, where matrix products do not
+#: add it themselves.
+_UNFUSED_ADAM, _UNFUSED_GRADIENTS, _ADAM, _GRADIENTS = 38, 12, 30, 8
+_SUM, _UNFUSED_SUM = 4, 20
 
 
 @dataclass(frozen=True)
@@ -122,15 +124,17 @@ def step_time(
     batches = global_batch_size / layout.data_parallel
     products, attention = _flops(model, layout, adapters=trained.frozen is None)
     slower = 1 if layout.precision == "bf16" else _FLOAT32
-    efficiency = slower * (1 - _SMALLER_PRODUCTS * math.log2(layout.tensor_parallel))
+    shared_by = layout.tensor_parallel * layout.context_parallel
+    efficiency = slower * (1 - _SMALLER_PRODUCTS * math.log2(shared_by))
     # Those that are trained.
     params = training_memory(model, layout, trained).gradients // layout.gradient_bytes
     added = (_SUM if fused else _UNFUSED_SUM) * params / layout.micro_batch_size
+    adam, gradients = (_ADAM, _GRADIENTS) if fused else (_UNFUSED_ADAM, _UNFUSED_GRADIENTS)
     return StepTime(
         matrix_products=batches * products / (rates.matrix_products * efficiency),
         attention=batches * attention / (rates.attention * slower),
         memory_bound=batches * (_token_bytes(model, layout, fused) + added) / rates.memory,
-        optimizer=params * (_ADAM / layout.copies + _GRADIENTS) / rates.memory,
+        optimizer=params * (adam / layout.copies + gradients) / rates.memory,
         communication=batches * _sample_bytes(model, layout) / rates.tensor
         + _data_seconds(layout, params, rates, node_gpus),
     )

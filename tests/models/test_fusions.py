@@ -12,6 +12,7 @@ from cosmos_hpc.models.fusions import (
     _total_norm,
     apply_rotary,
     choose_fusions,
+    swiglu_gradient,
 )
 from cosmos_hpc.models.positions import rotary_angles
 from tests.models.test_decoder import MODEL
@@ -50,6 +51,19 @@ def test_norms_and_their_gradients_are_pytorch_s():
     got, found = gradients(lambda x, w: _rms_norm(x, (12,), w, 1e-5), x, weight)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(found, wanted)
+
+
+def test_the_gradient_of_swiglu_is_that_of_its_definition():
+    def swiglu(y):
+        gate, up = y.chunk(2, -1)
+        return torch.nn.functional.silu(gate) * up
+
+    y, gradient = torch.randn(5, 2, 12, requires_grad=True), torch.randn(5, 2, 6)
+    swiglu(y).backward(gradient)
+    torch.testing.assert_close(swiglu_gradient(gradient, y.detach()), y.grad)
+    half = swiglu_gradient(gradient.bfloat16(), y.detach().bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), y.grad, rtol=0.02, atol=0.02)
 
 
 def test_gradients_add_up_in_place():

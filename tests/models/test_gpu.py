@@ -139,6 +139,7 @@ def gradients_of(decoder, ids, conditions):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
     """But for rounding: the fused ones round less often."""
+    from megatron.core.fusions import fused_bias_swiglu
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.tensor_parallel import layers as megatron_layers
 
@@ -151,6 +152,7 @@ def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
     monkeypatch.setattr(
         rope_utils, "_apply_rotary_pos_emb_bshd", rope_utils._apply_rotary_pos_emb_bshd
     )
+    monkeypatch.setattr(fused_bias_swiglu, "swiglu_back", fused_bias_swiglu.swiglu_back)
     monkeypatch.setattr(RMSNorm, "kernel", RMSNorm.__dict__["kernel"])
     monkeypatch.setattr(megatron_layers, "_grad_accum_fusion_available", False)
     monkeypatch.setattr(megatron_layers, "fused_weight_gradient_mlp_cuda", None, raising=False)

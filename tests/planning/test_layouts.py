@@ -49,7 +49,7 @@ def test_a_fused_loss_needs_fewer_gpus():
         ("ar5b_v2w", "H200-141", 1, (1, 1, 1, "none", None)),
         ("ar12b", "H200-141", 2, (2, 1, 1, "full", 11)),
         ("ar13b_v2w", "H200-141", 2, (2, 1, 1, "full", 30)),
-        ("ar12b", "H200-141", 4, (1, 4, 1, "none", None)),
+        ("ar12b", "H200-141", 4, (2, 1, 2, "none", None)),
         ("ar13b_v2w", "H200-141", 4, (2, 1, 2, "none", None)),
         ("ar12b", "H100-80", 8, (2, 2, 2, "none", None)),
         ("ar13b_v2w", "H100-80", 4, (4, 1, 1, "full", 16)),

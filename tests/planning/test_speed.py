@@ -71,6 +71,16 @@ def some(layers):
         ("ar4b", Layout(), 1, "H200-141", 0.696),
         ("ar4b", Layout(data_parallel=2), 2, "H200-141", 0.700),
         ("ar12b", Layout(**TWO, recompute="full", recompute_layers=11), 2, "H200-141", 2.295),
+        # With AdamW in one pass, and the GPU not waiting inside of a step.
+        ("ar4b", Layout(), 1, "H200-141", 0.653),
+        ("ar4b", Layout(data_parallel=4), 4, "H200-141", 0.688),
+        ("ar4b", Layout(data_parallel=4), 4, "H200-141", 0.661),
+        ("ar5b_v2w", Layout(data_parallel=4), 4, "H200-141", 0.784),
+        ("ar5b_v2w", Layout(data_parallel=4), 4, "H200-141", 0.765),
+        ("ar12b", Layout(**TWO, data_parallel=2), 4, "H200-141", 2.112),
+        ("ar12b", Layout(**TWO, data_parallel=2), 4, "H200-141", 2.033),
+        ("ar12b", Layout(context_parallel=4), 4, "H200-141", 2.228),
+        ("ar13b_v2w", Layout(**FOUR, recompute="full", recompute_layers=16), 4, "H100-80", 3.309),
         ("ar4b", Layout(recompute="full"), 1, "H100-80", 0.906),
         ("ar4b_lora", Layout(), 1, "H100-80", 0.566),
         ("ar5b_v2w_lora", Layout(), 1, "H100-80", 0.664),
@@ -119,7 +129,8 @@ def test_what_each_setting_changes():
     far = predict("ar4b", Layout(data_parallel=4), 4, node_gpus=2)
     assert far.communication > shared.communication
     parted = predict("ar4b", Layout(context_parallel=4), 4)
-    assert parted.matrix_products == one.matrix_products / 4
+    # Shorter products are less efficient.
+    assert 0.9 < one.matrix_products / parted.matrix_products / 4 < 1
     assert parted.attention == one.attention / 4
     assert parted.optimizer == shared.optimizer
     # Per sample and layer queries, keys, values and output, of which three quarters come from other

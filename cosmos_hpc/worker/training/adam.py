@@ -156,11 +156,10 @@ def gradient_norm(
     In place of Megatron's function of these arguments, which waits for the GPU.
     """
     own = [gradients] if isinstance(gradients, Tensor) else list(gradients)
-    device = torch.device("cuda", torch.cuda.current_device())
-    # A rank may hold no part of what is trained.
-    total = torch.zeros((), device=own[0].device if own else device)
     if own:
         total = torch.stack(torch._foreach_norm(own)).square().sum()
+    else:  # a rank may hold no part of what is trained
+        total = torch.zeros((), device="cuda")
     torch.distributed.all_reduce(total, group=grad_stats_parallel_group)
     return total.sqrt()
 

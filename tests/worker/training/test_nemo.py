@@ -10,17 +10,21 @@ import pytest
 from tests.conftest import REPOSITORY
 
 
-def losses(recipe, *overrides, ranks=1):
-    """Losses of three steps, by the benchmark that runs on GPUs as well."""
+def train(recipe, *overrides, ranks=1):
+    """Three steps of the benchmark that runs on GPUs as well, as an ended process."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), "benchmarks/training.py", recipe]
-    done = subprocess.run(
+    return subprocess.run(
         [*command, "train.max_steps=3", "train.global_batch_size=4", *overrides],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=200,
     )
+
+
+def losses(*arguments, ranks=1):
+    done = train(*arguments, ranks=ranks)
     assert done.returncode == 0, done.stderr[-3000:]
     result = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
     return json.loads(result.removeprefix("RESULT "))["losses"]
@@ -41,3 +45,10 @@ def test_models_with_text_and_actions_train_on_one_rank_and_on_two(recipe, preci
     assert one[0] == pytest.approx(math.log(64000), abs=0.1)
     for shared in (TENSOR, CONTEXT):
         assert losses(recipe, every, *shared, ranks=2) == pytest.approx(one, abs=close)
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_ends_the_training():
+    done = train("ar_tiny", "train.micro_batch_size=4", "train.learning_rate=1e30")
+    assert done.returncode != 0
+    assert "the gradient of step 2 is not finite" in done.stderr
