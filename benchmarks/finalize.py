@@ -26,6 +26,7 @@ from unittest import mock
 
 import numpy as np
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
@@ -129,7 +130,7 @@ def timed(what: str, size: int, work: Callable[[], T]) -> tuple[float, T]:
 def main(shards: int = 500, megabytes: int = 5) -> None:
     """Print the figures."""
     recipe = load_recipe("ar_tiny", ["data.frames=33", "data.height=640", "data.width=1024"])
-    apart = recipe.model_copy(update={"data": recipe.data.model_copy(update={"join": False})})
+    apart = replace(recipe, data=replace(recipe.data, join=False))
     clips = max(1, megabytes * 1_000_000 // (2 * recipe.data.ids_per_clip))
     with tempfile.TemporaryDirectory() as name:
         folder, plain = Path(name), Path(name) / "plain"

@@ -16,7 +16,7 @@ video that is given several times must give the same ids each time (asserted). `
 a clip, 33,640,1024; 1,480,640 with ``data.clips=all`` is the way of frames of robots. ``--tiny``
 takes a small encoder for a try without a GPU.
 
-Needs torch, PyAV, pydantic and PyYAML; ids are not joined into a data set, which is another stage.
+Needs torch, PyAV, msgspec and PyYAML; ids are not joined into a data set, which is another stage.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import time
 from typing import Any
 
 import torch
+from msgspec.structs import asdict, replace
 from torch import Tensor
 
 from cosmos_hpc.backends.kinds import load_cluster
@@ -105,7 +106,7 @@ def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:
     gpus = world if torch.cuda.is_available() else 0
     cluster = load_cluster("local", [f"gpus={gpus}", f"parallel={max(1, gpus)}", f"gpu={gpu}"])
     if not gpus:
-        cluster = cluster.model_copy(update={"gpus": 0})
+        cluster = replace(cluster, gpus=0)
     sizing = size(recipe, cluster)
     recipe = with_layout(recipe, sizing.layout)
 
@@ -169,7 +170,7 @@ def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:
             "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "predicted_gb": round(predicted.total / 1e9, 2),
             "predicted_to_seen": round(predicted.total / seen, 3),
-            "parts": {k: round(v / 1e9, 2) for k, v in vars(predicted).items()},
+            "parts": {k: round(v / 1e9, 2) for k, v in asdict(predicted).items()},
             "predicted_seconds": round(sizing.time.total, 4) if sizing.time else None,
         }
     if int(os.environ.get("RANK", "0")) == 0:

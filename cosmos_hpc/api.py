@@ -7,9 +7,10 @@ the rendering of scripts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.findings import Findings
 from cosmos_hpc.backends.kinds import load_cluster, open_backend, queues_of

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -39,7 +38,7 @@ from cosmos_hpc.runs.stages import (
 from cosmos_hpc.utils.console import usual_console
 from cosmos_hpc.utils.imports import large_imports
 from cosmos_hpc.utils.mappings import parse_yaml
-from cosmos_hpc.utils.settings import Section, validate
+from cosmos_hpc.utils.settings import Section, types_of, validate
 
 if TYPE_CHECKING:
     from cosmos_hpc.api import Run
@@ -241,9 +240,9 @@ def _partial(section: Section) -> nemo_run.Partial:
     """A section and those in it as NeMo-Run's configuration.
 
     Partial and not Config: Config would make the sections before the function is called, and what
-    pydantic then raises is lost in fiddle, which cannot make a copy of it with a note.
+    a section then raises is lost in fiddle, which cannot make a copy of it with a note.
     """
-    values = ((key, getattr(section, key)) for key in type(section).model_fields)
+    values = ((key, getattr(section, key)) for key in section.__struct_fields__)
     return nemo_run.Partial(
         type(section),
         **{key: _partial(v) if isinstance(v, Section) else v for key, v in values},
@@ -253,7 +252,7 @@ def _partial(section: Section) -> nemo_run.Partial:
 def _plain(value: Any) -> Any:
     """What NeMo-Run builds from :func:`_partial`, as plain data; a Section is accepted as well."""
     if isinstance(value, Section):
-        return value.model_dump()
+        return value.as_dict()
     if isinstance(value, partial):
         return {key: _plain(inner) for key, inner in value.keywords.items()}
     return value
@@ -303,8 +302,8 @@ def _register() -> None:
         for recipe in recipe_names():
             nemo_run.cli.factory(partial(factory, recipe), target=work, name=recipe)
     lists = (
-        inspect.signature(Data).parameters["compression"].annotation,
-        inspect.signature(Architecture).parameters["yarn_original_latent_shape"].annotation,
+        types_of(Data)["compression"],
+        types_of(Architecture)["yarn_original_latent_shape"],
     )
     # Types of settings that NeMo-Run's command line cannot read.
     for kind in (bool | None, *lists):

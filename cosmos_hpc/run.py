@@ -376,5 +376,5 @@ def generate(
 def _cluster_beside(run: RunFolder, overrides: Sequence[str]) -> Cluster:
     """The cluster that a run was submitted to, for another run in the same folder."""
     profile = read_cluster(run.cluster_file)
-    data = {**profile.model_dump(), "runs": str(run.path.parent)}
+    data = {**profile.as_dict(), "runs": str(run.path.parent)}
     return validate(type(profile), apply_overrides(data, overrides, type(profile)), "the cluster")

@@ -223,7 +223,7 @@ def test_recipes_are_changed_with_nemo_runs_syntax_and_checked_when_they_run(
     with pytest.raises(AttributeError, match=r"No parameter named 'max_step' .*max_steps"):
         partial.recipe.train.max_step = 10
     for section, key, value, reason in (
-        ("train", "max_steps", 0, "recipe ar_tiny: train.max_steps=0: input should be greater"),
+        ("train", "max_steps", 0, "recipe ar_tiny: train.max_steps=0: expected whole number"),
         ("data", "clips", "some", "data.clips='some'"),
         ("model", "num_query_groups", 3, "num_query_groups=3 does not divide"),
         ("data", "input", None, "data.input is not set"),

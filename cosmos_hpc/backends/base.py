@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from msgspec import Struct
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
@@ -31,8 +32,7 @@ Q = TypeVar("Q", bound=Queue)
 P = TypeVar("P")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Struct, frozen=True):
     """A run, and the stages of it to start.
 
     Attributes:

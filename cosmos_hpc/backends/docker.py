@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from msgspec import Meta, field
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.docker_engine import (
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import nemo_run
 
 
-class DockerCluster(MachineCluster):
+class DockerCluster(MachineCluster, frozen=True, kw_only=True):
     """This machine, in containers of its Docker engine.
 
     Attributes:
@@ -52,9 +52,9 @@ class DockerCluster(MachineCluster):
     kind: Literal["docker"]
     image: Line
     python: Line = "python3"
-    mounts: list[MountText] = Field(default=[])
-    shm_size: Annotated[str, Field(pattern=r"^[1-9][0-9]*[kmg]?$")] = "8g"
-    environment: list[Variable] = Field(default=PASSED_ON)
+    mounts: list[MountText] = field(default_factory=list)
+    shm_size: Annotated[str, Meta(pattern=r"^[1-9][0-9]*[kmg]?\Z")] = "8g"
+    environment: list[Variable] = field(default_factory=PASSED_ON.copy)
 
 
 class DockerArray(Array):

@@ -6,8 +6,9 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.errors import WorkError, explain_os_error
@@ -17,8 +18,7 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.html import table
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(Struct, frozen=True):
     """The result of one check.
 
     Attributes:

@@ -6,9 +6,10 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import AnyBackend, open_backend, read_cluster
@@ -221,13 +222,12 @@ def _fitted(request: Request) -> tuple[Recipe, Callable[[], Recipe]]:
     if keeps_settings(run):
         model = recipe.model
         if model.action_width is None:
-            kept = {"action_width": run.recipe().model.action_width}
-            recipe = recipe.model_copy(update={"model": model.model_copy(update=kept)})
+            kept = run.recipe().model.action_width
+            recipe = replace(recipe, model=replace(model, action_width=kept))
         return recipe, lambda: located(recipe)
     there = fitted_to_data(located(recipe))
-    return there.model_copy(
-        update={"data": there.data.model_copy(update={"input": recipe.data.input})}
-    ), lambda: there
+    data = replace(there.data, input=recipe.data.input)
+    return replace(there, data=data), lambda: there
 
 
 def _check_home(request: Request) -> None:
@@ -299,8 +299,8 @@ def _check_queued(request: Request, recipe: Recipe, backend: AnyBackend, queue: 
     if moved:
         name = backend.cluster.name
         raise RequestError(f"{what}, and this request is for {name}; {then}")
-    before = flatten(run.recipe().model_dump(mode="json"))
-    after = flatten(recipe.model_dump(mode="json"))
+    before = flatten(run.recipe().as_dict())
+    after = flatten(recipe.as_dict())
     # The jobs run the package as it was then, which refuses settings that it does not know.
     read = flatten((files.read_json(run.spec(min(queue.stages))) or {"recipe": after})["recipe"])
     if unknown := sorted(after.keys() - read.keys()):
@@ -386,7 +386,6 @@ def absolute_paths(recipe: Recipe) -> Recipe:
         guard = f"{os.path.abspath(generate.guard_file)}:{function}"
         changed.setdefault("generate", {})["guard"] = guard
     sections = {
-        section: getattr(recipe, section).model_copy(update=values)
-        for section, values in changed.items()
+        section: replace(getattr(recipe, section), **values) for section, values in changed.items()
     }
-    return recipe.model_copy(update=sections)
+    return replace(recipe, **sections)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import nemo_run
 
 
-class LocalCluster(MachineCluster):
+class LocalCluster(MachineCluster, frozen=True, kw_only=True):
     """This machine, in processes."""
 
     default_words: ClassVar[Mapping[str, str]] = {

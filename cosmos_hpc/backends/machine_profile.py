@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 from typing import Any, ClassVar
 
-from pydantic import NonNegativeInt, model_validator
-
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.gpus import NODE_GPUS, this_gpu, visible_gpus
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils.annotations import NonNegativeInt
 from cosmos_hpc.utils.progress import count_of
 
 
-class MachineCluster(Cluster):
+class MachineCluster(Cluster, frozen=True, kw_only=True):
     """This machine alone: ``submit`` runs everything on it, and waits.
 
     Attributes:
@@ -51,13 +50,11 @@ class MachineCluster(Cluster):
         """GPUs of this machine, or of the usual node; planning also looks beyond it."""
         return max(self.gpus, NODE_GPUS)
 
-    @model_validator(mode="after")
-    def _a_gpu_for_every_task(self) -> MachineCluster:
+    def _fits_together(self) -> None:
         if self.gpus and self.parallel > self.gpus:
             raise ValueError(
                 f"parallel={self.parallel} array tasks need as many GPUs, and gpus={self.gpus}"
             )
-        return self
 
 
 def gpus_here(cluster: MachineCluster) -> list[str]:

@@ -8,8 +8,9 @@ import itertools
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.kinds import open_backend

@@ -35,8 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not chosen.command:
         parser.print_help()
         return 0
-    # Pydantic would look for its plugins in all packages that are installed: NeMo brings hundreds.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from cosmos_hpc.utils.imports import end_quickly
 
     end_quickly()

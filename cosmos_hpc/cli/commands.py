@@ -103,7 +103,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
         from cosmos_hpc.utils.settings import dump_yaml
 
         recipe = load_recipe(arguments.name, arguments.settings)
-        _print(recipe.model_dump(mode="json") if arguments.json else dump_yaml(recipe).rstrip())
+        _print(recipe.as_dict() if arguments.json else dump_yaml(recipe).rstrip())
         return
     # As the files say it: shipped recipes are known to be right, and checking them takes longer.
     described = {name: read_recipe(name).get("description", "") for name in recipe_names()}

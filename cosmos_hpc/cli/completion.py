@@ -69,7 +69,7 @@ def _settings() -> list[str]:
     of_clusters = {key: None for schema in schemas().values() for key in leaf_keys(schema)}
     found = [*leaf_keys(Recipe), *(OVERRIDE_PREFIX + key for key in of_clusters)]
     # In `generate`, those of its own section go without its name.
-    found += Generate.model_fields
+    found += Generate.__struct_fields__
     return [key for key in found if key not in ("name", "cluster.name", "cluster.kind")]
 
 

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, PositiveInt
+from msgspec import Meta
 
 from cosmos_hpc.config.gpus import NODE_GPUS, UNKNOWN_GPU, Gpu, gpu_bytes
 from cosmos_hpc.config.synonyms import CLUSTER_SYNONYMS
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils.annotations import Checked, InWords, PositiveInt
 from cosmos_hpc.utils.mappings import load_mapping
-from cosmos_hpc.utils.settings import InWords, PathText, Section, Synonym, nearest
+from cosmos_hpc.utils.settings import PathText, Section, Synonym, nearest
 
 #: Overrides that begin with this are for the cluster, the others for the recipe.
 OVERRIDE_PREFIX = "cluster."
@@ -22,7 +23,7 @@ OVERRIDE_PREFIX = "cluster."
 BUILT_IN = "local"
 
 
-class Cluster(Section):
+class Cluster(Section, frozen=True, kw_only=True):
     """A place to run.
 
     Attributes:
@@ -103,13 +104,13 @@ def _line(text: str) -> str:
 
 
 #: A line of text.
-Line = Annotated[str, Field(min_length=1), AfterValidator(_line), InWords("line of text")]
+Line = Annotated[str, Meta(min_length=1), Checked(_line), InWords("line of text")]
 #: A line that may be empty.
-AnyLine = Annotated[str, AfterValidator(_line), InWords("line of text")]
+AnyLine = Annotated[str, Checked(_line), InWords("line of text")]
 #: The name of an environment variable.
-Variable = Annotated[str, AfterValidator(_variable), InWords("name of an environment variable")]
+Variable = Annotated[str, Checked(_variable), InWords("name of an environment variable")]
 #: ``/from:/to`` or ``/from:/to:ro``.
-MountText = Annotated[str, AfterValidator(_mount), InWords("``/from:/to`` or ``/from:/to:ro``")]
+MountText = Annotated[str, Checked(_mount), InWords("`/from:/to` or `/from:/to:ro`")]
 
 #: Defaults of profiles that are for one machine, in words: they follow from it.
 MACHINE_DEFAULTS = {

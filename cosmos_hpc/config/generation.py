@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import (
-    Field,
+from msgspec import Meta
+
+from cosmos_hpc.utils.annotations import (
+    InWords,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    model_validator,
 )
-
-from cosmos_hpc.utils.settings import InWords, PathText, Section
+from cosmos_hpc.utils.settings import PathText, Section
 
 #: Frames that a sample is conditioned on where nothing is said: what NVIDIA tests its models with.
 USUAL_CONDITION_FRAMES = 9
@@ -21,12 +21,12 @@ USUAL_CONDITION_FRAMES = 9
 #: A function: ``module:function``, or ``path/to/file.py:function``.
 FunctionName = Annotated[
     str,
-    Field(pattern=r"^[^:\s]+:[A-Za-z_][A-Za-z0-9_]*$"),
-    InWords("``module:function`` or ``path/to/file.py:function``"),
+    Meta(pattern=r"^[^:\s]+:[A-Za-z_][A-Za-z0-9_]*\Z"),
+    InWords("`module:function` or `path/to/file.py:function`"),
 ]
 
 
-class Generate(Section):
+class Generate(Section, frozen=True, kw_only=True):
     """Samples that a model continues.
 
     Attributes:
@@ -69,15 +69,14 @@ class Generate(Section):
     frames: PositiveInt | None = None
     seconds: PositiveFloat | None = None
     temperature: NonNegativeFloat = 1.0
-    top_p: Annotated[float, Field(ge=0, le=1)] = 0.8
+    top_p: Annotated[float, Meta(ge=0, le=1)] = 0.8
     seed: int = 0
     batch_size: PositiveInt | None = None
     tasks: NonNegativeInt | None = None
     initial: bool = True
     guard: FunctionName | None = None
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Generate:
+    def _fits_together(self) -> None:
         if self.frames and self.seconds:
             raise ValueError("frames and seconds say the same; set one of them")
         for name in ("prompt", "actions"):
@@ -87,7 +86,6 @@ class Generate(Section):
             raise ValueError("tasks=0 generates nothing, and input is what to generate from")
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("prompt is blank; say what is to be seen")
-        return self
 
     @property
     def guard_file(self) -> str | None:
@@ -117,7 +115,7 @@ class Generate(Section):
         return self.condition_frames
 
 
-class Evaluate(Section):
+class Evaluate(Section, frozen=True, kw_only=True):
     """Scores on held-out clips.
 
     Attributes:

@@ -6,11 +6,10 @@ import math
 import os
 import subprocess
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BeforeValidator
-
-from cosmos_hpc.utils.settings import InWords, nearest
+from cosmos_hpc.utils.annotations import Checked, InWords
+from cosmos_hpc.utils.settings import nearest
 
 #: Types of GPU by their usual names, and their memory in GB as sold.
 GPU_GIGABYTES = {"A100-40": 40, "A100-80": 80, "H100-80": 80, "H200-141": 141, "B200-192": 192}
@@ -41,12 +40,15 @@ def _known_gpu(gpu: str | float | None) -> str | float:
     return gigabytes
 
 
-#: A type of GPU or its memory in GB.
-Gpu = Annotated[
-    str | float,
-    BeforeValidator(_known_gpu),
-    InWords(f"{', '.join(f'``{name}``' for name in GPU_GIGABYTES)}, or a number of GB"),
-]
+if TYPE_CHECKING:
+    Gpu = str | float
+else:
+    #: A type of GPU or its memory in GB. None is what a profile says that leaves it to a person.
+    Gpu = Annotated[
+        str | float | None,
+        Checked(_known_gpu),
+        InWords(f"{', '.join(f'`{name}`' for name in GPU_GIGABYTES)}, or a number of GB"),
+    ]
 
 
 def gpu_bytes(gpu: str | float) -> float:

@@ -6,18 +6,15 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
-from pydantic import model_validator
+from msgspec.structs import asdict, replace
 
 from cosmos_hpc.config.generation import Evaluate, Generate
 from cosmos_hpc.config.recipe_files import read_recipe
 from cosmos_hpc.config.sections import Data, Train
 from cosmos_hpc.config.synonyms import SYNONYMS
 from cosmos_hpc.config.tasks import TASKS, Task, TaskName, set_wrongly, wanted
-from cosmos_hpc.data.inputs import list_inputs
-from cosmos_hpc.data.sources import with_actions
 from cosmos_hpc.data.tokens import NUM_IDS
-from cosmos_hpc.data.videos import ignore
-from cosmos_hpc.data.wanted import Note, Row
+from cosmos_hpc.data.wanted import Note, Row, ignore
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import Architecture, ModelConfig
 from cosmos_hpc.utils.html import folded, table
@@ -32,7 +29,7 @@ from cosmos_hpc.utils.settings import (
 )
 
 
-class Recipe(Section):
+class Recipe(Section, frozen=True, kw_only=True):
     """Everything that decides what a run computes.
 
     Attributes:
@@ -61,12 +58,12 @@ class Recipe(Section):
     def __repr__(self) -> str:
         return dump_yaml(self).rstrip()
 
-    def __str__(self) -> str:  # pydantic has one of its own
+    def __str__(self) -> str:  # msgspec has one of its own
         return repr(self)
 
     def _repr_html_(self) -> str:
         head, parts = [], []
-        for name, value in self.model_dump(mode="json").items():
+        for name, value in self.as_dict().items():
             if isinstance(value, dict):
                 rows = ((key, json.dumps(inner)) for key, inner in flatten(value).items())
                 parts.append(folded(name, table((), rows)))
@@ -98,8 +95,7 @@ class Recipe(Section):
         """The row of the task."""
         return TASKS[self.task]
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> Recipe:
+    def _fits_together(self) -> None:
         if min(self.model.vocab_size, self.model.output_vocab_size) < NUM_IDS:
             raise ValueError(
                 f"model.vocab_size and output_vocab_size must hold the {NUM_IDS} tokens"
@@ -113,7 +109,6 @@ class Recipe(Section):
             raise ValueError(f"train.condition_frames does not go with task={self.task}")
         self.train.check(self.model, self.data)
         self._check_layout()
-        return self
 
     def _check_layout(self) -> None:
         train, model = self.train, self.model_for_clips()
@@ -164,7 +159,7 @@ class Recipe(Section):
         """The architecture with the latent shape that follows from the data and the task."""
         frames, rows, columns = self.data.latent_shape
         frames = self.kind.latent_frames or frames
-        return ModelConfig(**self.model.model_dump(), latent_shape=(frames, rows, columns))
+        return ModelConfig(**asdict(self.model), latent_shape=(frames, rows, columns))
 
 
 def list_input(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
@@ -183,6 +178,8 @@ def list_input(recipe: Recipe, note: Note = ignore) -> tuple[str, list[Row]]:
     generate = recipe.generate
     if generate.input is None:
         return recipe.kind.rows(recipe.data, note)
+    from cosmos_hpc.data.inputs import list_inputs
+
     needs = "actions" if recipe.kind.by_steps else "prompt" if recipe.data.text_encoder else None
     given = generate.actions if recipe.kind.by_steps else generate.prompt
     return list_inputs(generate.input, note, needs=needs, given=given)
@@ -197,14 +194,16 @@ def fitted_to_data(recipe: Recipe) -> Recipe:
     width = recipe.model.action_width
     if "model.action_width" not in recipe.kind.settings or recipe.data.input is None:
         return recipe
+    from cosmos_hpc.data.sources import with_actions
+
     source = with_actions(recipe.data.input)
     if width is not None and not source.one_width:
         return recipe  # each clip is checked when it is read
     assert source.action_width is not None
     found = source.action_width(wanted(recipe.data, actions=True))
     if width is None:
-        model = recipe.model.model_copy(update={"action_width": found})
-        return recipe.model_copy(update={"model": model})
+        model = replace(recipe.model, action_width=found)
+        return replace(recipe, model=model)
     if width != found:
         raise RequestError(
             f"an action of data.input={recipe.data.input} has {found} numbers, and "

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from msgspec import Meta, field
 
 from cosmos_hpc.data.tokens import TOKENIZERS, Compression, latent_shape
 from cosmos_hpc.models.adapters import Target, targets_of
 from cosmos_hpc.models.config import Architecture, Fusion
 from cosmos_hpc.models.parts import layers_of, part
+from cosmos_hpc.utils.annotations import (
+    Checked,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from cosmos_hpc.utils.settings import PathText, Section
 
 Recompute = Literal["none", "selective", "full"]
@@ -27,7 +26,7 @@ Recompute = Literal["none", "selective", "full"]
 SMALL_TOKENIZER = SMALL_TEXT_ENCODER = "small"
 
 
-class Split(Section):
+class Split(Section, frozen=True, kw_only=True):
     """Weights of the parts of a data set; each video is in one part only.
 
     Attributes:
@@ -41,7 +40,7 @@ class Split(Section):
     seed: int = 0
 
 
-class Data(Section):
+class Data(Section, frozen=True, kw_only=True):
     """Videos and how they become clips of tokens.
 
     Attributes:
@@ -105,11 +104,10 @@ class Data(Section):
     join: bool = True
     short_videos: Literal["pad", "reject"] = "pad"
     same_files: Literal["path", "content"] = "path"
-    max_failed_fraction: Annotated[float, Field(ge=0, le=1)] = 0.05
+    max_failed_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.05
     split: Split = Split()
 
-    @model_validator(mode="after")
-    def _divides(self) -> Data:
+    def _fits_together(self) -> None:
         published = {name: factors for factors, name in TOKENIZERS.items()}
         factors = published.get(self.tokenizer, self.compression)
         if factors != self.compression:
@@ -120,7 +118,6 @@ class Data(Section):
         latent_shape(self.frames, self.height, self.width, self.compression)
         if self.stride and self.clips == "first":
             raise ValueError(f"stride={self.stride} goes with clips=all")
-        return self
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -133,7 +130,7 @@ class Data(Section):
         return math.prod(self.latent_shape)
 
 
-class Lora(Section):
+class Lora(Section, frozen=True, kw_only=True):
     """Low-rank adapters beside frozen weights, which alone are trained (Hu et al., 2021).
 
     Attributes:
@@ -145,11 +142,11 @@ class Lora(Section):
 
     rank: PositiveInt = 32
     alpha: PositiveFloat = 32.0
-    targets: Annotated[list[Target], Field(min_length=1)] | None = None
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Annotated[list[Target], Meta(min_length=1)] | None = None
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
 
 
-class Wandb(Section):
+class Wandb(Section, frozen=True, kw_only=True):
     """Where Weights & Biases shows a run.
 
     Attributes:
@@ -158,12 +155,12 @@ class Wandb(Section):
         tags: that the run gets there.
     """
 
-    project: Annotated[str, Field(min_length=1)] = "cosmos-hpc"
-    entity: Annotated[str, Field(min_length=1)] | None = None
-    tags: list[str] = Field(default_factory=list)
+    project: Annotated[str, Meta(min_length=1)] = "cosmos-hpc"
+    entity: Annotated[str, Meta(min_length=1)] | None = None
+    tags: list[str] = field(default_factory=list)
 
 
-class Train(Section):
+class Train(Section, frozen=True, kw_only=True):
     """Post-training.
 
     Attributes:
@@ -241,7 +238,7 @@ class Train(Section):
     validation_batches: PositiveInt = 1
     validate_first: bool = True
     condition_frames: NonNegativeInt = 0
-    freeze: list[Annotated[str, AfterValidator(part)]] = Field(default_factory=list)
+    freeze: list[Annotated[str, Checked(part)]] = field(default_factory=list)
     lora: Lora | None = None
     precision: Literal["bf16", "fp32"] = "bf16"
     init_from: PathText | None = None
@@ -249,8 +246,7 @@ class Train(Section):
     wandb: Wandb = Wandb()
     tensorboard: bool = False
 
-    @model_validator(mode="after")
-    def _divides(self) -> Train:
+    def _fits_together(self) -> None:
         if self.warmup_steps and self.warmup_steps >= self.max_steps:
             raise ValueError(
                 f"warmup_steps={self.warmup_steps} is not below max_steps={self.max_steps}"
@@ -286,7 +282,6 @@ class Train(Section):
                 f"{self.learning_rate}"
             )
         self._check_adapters()
-        return self
 
     def _check_adapters(self) -> None:
         if self.lora is None:

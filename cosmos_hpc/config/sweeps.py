@@ -15,8 +15,9 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from cosmos_hpc.config.recipes import Recipe, load_recipe
 from cosmos_hpc.errors import RequestError
@@ -34,8 +35,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _LONGEST = 120
 
 
-@dataclass(frozen=True)
-class Combination:
+class Combination(Struct, frozen=True):
     """One run of a sweep.
 
     Attributes:

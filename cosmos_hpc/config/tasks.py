@@ -7,23 +7,22 @@ as ``module:function`` and imported by the job that does it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec import Struct
+
 from cosmos_hpc.config.sections import Data
-from cosmos_hpc.data import sources
-from cosmos_hpc.data.lists import first_without
 from cosmos_hpc.data.tokens import TEXT_POSITIONS
 from cosmos_hpc.data.wanted import Note, Row, Wanted
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.utils.settings import defaults
 
 #: Frames of a robot's clip, about as many as the longest of Bridge have.
 _ROBOT_FRAMES = 60
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(Struct, frozen=True):
     """What a model is asked to do.
 
     Attributes:
@@ -74,21 +73,30 @@ def wanted(data: Data, *, actions: bool = False, prompts: bool = False) -> Wante
     )
 
 
+def _listed(data: Data, note: Note, **what: bool) -> tuple[str, list[Row]]:
+    # Imported where an input is listed: most commands read none.
+    from cosmos_hpc.data.sources import list_source
+
+    return list_source(wanted(data, **what), note)
+
+
 def _rows(data: Data, note: Note) -> tuple[str, list[Row]]:
-    return sources.list_source(wanted(data), note)
+    return _listed(data, note)
 
 
 def _robot_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
-    return sources.list_source(wanted(data, actions=True), note)
+    return _listed(data, note, actions=True)
 
 
 def _captioned_rows(data: Data, note: Note) -> tuple[str, list[Row]]:
     """Videos with prompts: of a list, or the instructions of robot clips."""
-    root, rows = sources.list_source(wanted(data, prompts=True), note)
+    root, rows = _listed(data, note, prompts=True)
     without = [
         row for row in rows if "error" not in row and not str(row.get("prompt") or "").strip()
     ]
     if without:
+        from cosmos_hpc.data.lists import first_without
+
         line = first_without(str(data.input), "prompt")
         where = f"{without[0]['path']!r}{f' in {line}' if line else ''}"
         raise RequestError(
@@ -110,8 +118,9 @@ def _robot_bytes(data: Data, model: ModelConfig) -> int:
 
 
 def _no_actions(data: Data) -> None:
+    usual = defaults(Data)
     for key in ("action", "normalize_action"):
-        if getattr(data, key) != Data.model_fields[key].default:
+        if getattr(data, key) != usual[key]:
             raise ValueError(f"data.{key} goes with task=action, and only with it")
 
 
@@ -121,9 +130,9 @@ def _every_frame(data: Data) -> None:
         raise ValueError(
             f"data.frames={data.frames}: task=action takes frames one at a time, set 1"
         )
-    fields = Data.model_fields
+    usual = defaults(Data)
     for key in ("clips", "start", "stride"):
-        if getattr(data, key) != fields[key].default:
+        if getattr(data, key) != usual[key]:
             raise ValueError(
                 f"data.{key} does not go with task=action, whose actions go with every frame"
             )

@@ -7,10 +7,11 @@ import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from msgspec import Struct
 
 from cosmos_hpc.data.file_stats import check_some_exist, file_identities
 from cosmos_hpc.data.parquet import column_names, read_columns
@@ -30,8 +31,7 @@ _SECONDS = ("start", "end")
 _LONGEST_LINE = 1 << 20
 
 
-@dataclass(frozen=True)
-class Entries:
+class Entries(Struct, frozen=True):
     """What the entries of a list may be.
 
     Attributes:

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt
+import msgspec
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 #: Files of every shard.
 CONTENT = ("tokens.bin", "tokens.idx", "clips.jsonl", "failed.jsonl")
@@ -55,7 +56,7 @@ def folders_above(paths: Iterable[str]) -> list[str]:
     return sorted(above.values())
 
 
-class ShardMarker(BaseModel):
+class ShardMarker(msgspec.Struct, frozen=True):
     """What a finished shard says of itself in ``done.json``.
 
     Attributes:
@@ -66,16 +67,14 @@ class ShardMarker(BaseModel):
         seconds: time spent, by activity.
     """
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="allow", allow_inf_nan=False)
-
     shard: NonNegativeInt
     videos: PositiveInt
     clips: NonNegativeInt
     failed: NonNegativeInt
     padded: NonNegativeInt
     ids_per_clip: PositiveInt
-    sha256: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
-    seconds: dict[str, float]
+    sha256: dict[str, Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]]
+    seconds: dict[str, NonNegativeFloat]
 
 
 def publish_shard(temporary: Path, shard: Path, marker: dict[str, Any], finalized: Path) -> None:
@@ -94,7 +93,7 @@ def publish_shard(temporary: Path, shard: Path, marker: dict[str, Any], finalize
 
 def write_marker(shard: Path, marker: dict[str, Any]) -> None:
     """Write the marker of a shard, with a digest of itself."""
-    ShardMarker.model_validate(marker)
+    msgspec.convert(marker, ShardMarker)
     files.write_json(shard / "done.json", {**marker, "digest": _digest(marker)})
 
 
@@ -110,7 +109,7 @@ def read_marker(shard: Path) -> ShardMarker | None:
         return None
     try:
         whole = row.pop("digest") == _digest(row) and set(CONTENT) <= set(row["sha256"])
-        marker = ShardMarker.model_validate(row) if whole else None
+        marker = msgspec.convert(row, ShardMarker) if whole else None
     except (AttributeError, KeyError, TypeError, ValueError):
         marker = None
     if marker is None:

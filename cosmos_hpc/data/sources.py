@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
 
 from cosmos_hpc.data import bridge, videos
 from cosmos_hpc.data.lerobot import actions as lerobot_actions
@@ -19,8 +20,7 @@ from cosmos_hpc.errors import RequestError
 Movements = Callable[[Path, Row, str, int], dict[str, list[Any]]]
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """A kind of input.
 
     Attributes:

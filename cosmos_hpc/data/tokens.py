@@ -10,9 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
-
-from cosmos_hpc.utils.settings import InWords
+from cosmos_hpc.utils.annotations import Checked, InWords
 
 #: Levels of the finite scalar quantiser of Cosmos' discrete tokenizers. The first level is the
 #: least significant digit of an id.
@@ -37,9 +35,8 @@ def _published(value: tuple[int, int, int]) -> tuple[int, int, int]:
 #: (time, height, width) factors of a published tokenizer, as a setting.
 Compression = Annotated[
     tuple[int, int, int],
-    Field(strict=False),
-    AfterValidator(_published),
-    InWords(" or ".join(f"``{list(factors)}``" for factors in COMPRESSIONS)),
+    Checked(_published),
+    InWords(" or ".join(f"`{list(factors)}`" for factors in COMPRESSIONS)),
 ]
 
 #: Hub repository of the tokenizer for each compression.

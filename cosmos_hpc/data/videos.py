@@ -13,20 +13,14 @@ from pathlib import Path
 
 from cosmos_hpc.data.file_stats import file_identities, file_sizes
 from cosmos_hpc.data.lists import EXTENSIONS, LISTS, read_list, short
-from cosmos_hpc.data.wanted import Row
+from cosmos_hpc.data.wanted import HUB_DATASETS, Row, ignore
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.progress import counted
 
-#: How data sets on the Hub are named, as the Hub's own library does.
-HUB_DATASETS = "hf://datasets/"
 #: Endings of single files that hold or list videos.
 _FILES = (*LISTS, ".tar")
 #: What opening a file costs, in bytes of video, in frames decoded, and in the time these take.
 _OPENING_BYTES, _OPENING_FRAMES, _OPENING_MILLISECONDS = 1 << 16, 8, 250
-
-
-def ignore(_: str) -> None:
-    """Takes notes for those who do not want any."""
 
 
 def list_video_files(

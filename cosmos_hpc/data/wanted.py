@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 #: Is told in a sentence what a person should know.
 Note = Callable[[str], None]
@@ -13,10 +14,15 @@ Note = Callable[[str], None]
 #: says so a ``prompt``, a ``part``, which seconds or bytes of the file it is, and where to find
 #: what else belongs to it. A name that is not UTF-8 keeps its bytes through surrogate escapes.
 Row = dict[str, Any]
+#: How data sets on the Hub are named, as the Hub's own library does.
+HUB_DATASETS = "hf://datasets/"
 
 
-@dataclass(frozen=True)
-class Wanted:
+def ignore(_: str) -> None:
+    """Takes notes for those who do not want any."""
+
+
+class Wanted(Struct, frozen=True):
     """What to list.
 
     Attributes:

@@ -13,8 +13,9 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec.structs import replace
 
 from cosmos_hpc.errors import RequestError, explain_os_error
 from cosmos_hpc.hub.errors import explain, gated, joined, status_of

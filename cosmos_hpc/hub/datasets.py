@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from cosmos_hpc.config.recipes import Recipe, list_input
 from cosmos_hpc.data.lerobot.info import META
-from cosmos_hpc.data.videos import HUB_DATASETS
-from cosmos_hpc.data.wanted import Row
+from cosmos_hpc.data.wanted import HUB_DATASETS, Row
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub.cache import fetch_all
 from cosmos_hpc.hub.needs import HubFiles, is_repository
@@ -49,8 +50,8 @@ def located(recipe: Recipe) -> Recipe:
     if source is None or not source.startswith(HUB_DATASETS):
         return recipe
     (folder,) = fetch_all([dataset_files(source, META)]).values()
-    data = recipe.data.model_copy(update={"input": str(folder)})
-    return recipe.model_copy(update={"data": data})
+    data = replace(recipe.data, input=str(folder))
+    return replace(recipe, data=data)
 
 
 def files_of_rows(recipe: Recipe, root: Path, rows: Iterable[Row]) -> list[HubFiles]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+
+from msgspec import Struct
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.sections import SMALL_TEXT_ENCODER, SMALL_TOKENIZER
@@ -27,8 +28,7 @@ TEXT_ENCODER_FILES = (
 )
 
 
-@dataclass(frozen=True)
-class HubFiles:
+class HubFiles(Struct, frozen=True):
     """Some files of one Hub repository.
 
     Attributes:
@@ -46,8 +46,7 @@ class HubFiles:
     revision: str = "main"
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """A setting that names files on this machine, or a repository on the Hub.
 
     Attributes:

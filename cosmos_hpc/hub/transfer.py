@@ -6,8 +6,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.hub.errors import explain, status_of
@@ -21,8 +22,7 @@ _TRIES, _PAUSE = 5, 3.0
 _EVERY, _LOOK = 10.0, 1.0
 
 
-@dataclass(frozen=True)
-class HubFile:
+class HubFile(Struct, frozen=True):
     """A file on the Hub: its path, its bytes, its name in the cache, and its sha256 if known."""
 
     path: str
@@ -31,8 +31,7 @@ class HubFile:
     sha256: str | None
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(Struct, frozen=True):
     """One commit of a repository in the cache, and the files that are wanted of it."""
 
     need: HubFiles

@@ -5,16 +5,14 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
-
 from cosmos_hpc.data.tokens import NUM_IDS, TEXT_POSITIONS
 from cosmos_hpc.models.shapes import action_shapes, published_shapes
-from cosmos_hpc.utils.settings import InWords, Section
+from cosmos_hpc.utils.annotations import InWords, PositiveFloat, PositiveInt
+from cosmos_hpc.utils.settings import Section
 
 #: ``(T, H, W)`` in latent frames, rows and columns; a list (YAML) will do.
 LatentShape = Annotated[
     tuple[PositiveInt, PositiveInt, PositiveInt],
-    Field(strict=False),
     InWords("list of 3 whole numbers above 0"),
 ]
 #: Fused kernels of training, see :mod:`cosmos_hpc.models.fusions`.
@@ -24,7 +22,7 @@ Fusion = Literal[
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 
 
-class Architecture(Section):
+class Architecture(Section, frozen=True, kw_only=True):
     """A Llama-style decoder over video tokens, without the size of its clips.
 
     Attributes:
@@ -45,7 +43,7 @@ class Architecture(Section):
         pad_to_multiple_of: of what the sequence is a multiple, begin-of-video included.
 
     Raises:
-        pydantic.ValidationError: (a ValueError) the sizes do not fit together.
+        ValueError: the sizes do not fit together.
     """
 
     num_layers: PositiveInt
@@ -56,7 +54,7 @@ class Architecture(Section):
     kv_channels: PositiveInt
     vocab_size: PositiveInt = NUM_IDS
     output_vocab_size: PositiveInt = NUM_IDS
-    rotary_base: PositiveFloat = 500_000
+    rotary_base: PositiveFloat = 500_000.0
     yarn_scale: PositiveFloat | None = None
     yarn_beta_fast: PositiveFloat | None = None
     yarn_beta_slow: PositiveFloat | None = None
@@ -65,8 +63,7 @@ class Architecture(Section):
     action_width: PositiveInt | None = None
     pad_to_multiple_of: PositiveInt | None = None
 
-    @model_validator(mode="after")
-    def _fits(self) -> Architecture:
+    def _fits_together(self) -> None:
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"num_query_groups={self.num_query_groups} does not divide "
@@ -74,14 +71,13 @@ class Architecture(Section):
             )
         if self.kv_channels % 2 or self.kv_channels < 6:
             raise ValueError(f"kv_channels={self.kv_channels} is not an even number of at least 6")
-        yarn = [getattr(self, n) for n in type(self).model_fields if n.startswith("yarn_")]
+        yarn = [getattr(self, n) for n in self.__struct_fields__ if n.startswith("yarn_")]
         if any(v is None for v in yarn) != all(v is None for v in yarn):
             raise ValueError("YaRN needs all of its yarn_ settings, or none")
         if self.context_width and self.hidden_size % 2:
             raise ValueError(f"hidden_size={self.hidden_size} must be even for absolute positions")
         if self.action_width and (self.context_width or 0) < 4:
             raise ValueError("action_width needs a context_width, of at least 4, to write into")
-        return self
 
     def splits(self, tensor_parallel: int, context_parallel: int = 1) -> str | None:
         """The first size that ranks cannot share; None if they can.
@@ -101,7 +97,7 @@ class Architecture(Section):
         return sum(math.prod(shape) for shape in published_shapes(self).values())
 
 
-class ModelConfig(Architecture):
+class ModelConfig(Architecture, frozen=True, kw_only=True):
     """An architecture and the clips it is for.
 
     Attributes:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
@@ -24,8 +26,7 @@ _AT_A_TIME = 8192
 _TOKENIZER_WEIGHTS, _TOKENIZER_BYTES_PER_PIXEL = 400_000_000, 100
 
 
-@dataclass(frozen=True)
-class GenerationMemory:
+class GenerationMemory(Struct, frozen=True):
     """Bytes on one GPU when they are most.
 
     Attributes:
@@ -47,8 +48,7 @@ class GenerationMemory:
         return sum(asdict(self).values())
 
 
-@dataclass(frozen=True)
-class GenerationPlan:
+class GenerationPlan(Struct, frozen=True):
     """What the generate stage does.
 
     Attributes:

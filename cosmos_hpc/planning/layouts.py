@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.gpus import UNKNOWN_GPU
@@ -42,8 +44,7 @@ _CHOSEN = (
 _RECOMPUTATIONS: tuple[Recompute, ...] = ("none", "selective", "full")
 
 
-@dataclass(frozen=True)
-class Sizing:
+class Sizing(Struct, frozen=True):
     """A layout, what it takes, and what else there would be.
 
     Attributes:
@@ -92,7 +93,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     if not cluster.max_gpus:
         return Sizing(_on_cpus(train))
     search = _Search(recipe, cluster)
-    free = train.model_copy(update=dict.fromkeys(_CHOSEN))
+    free = replace(train, **dict.fromkeys(_CHOSEN))
     anything = search.layouts(free, MAX_GPUS)
     minimum = search.first(anything, POSSIBLE)
     recommended = search.recommended(anything)
@@ -101,7 +102,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     if chosen is None:
         raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum, search.memory))
     known = isinstance(cluster.gpu, str) and train.precision == "bf16"
-    more = free.model_copy(update={"recompute": train.recompute}) if known else None
+    more = replace(free, recompute=train.recompute) if known else None
     return Sizing(
         chosen,
         search.memory(chosen),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Literal
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.shapes import ACTION_MLP, published_shapes
@@ -14,8 +16,7 @@ from cosmos_hpc.utils.progress import count_of
 Recompute = Literal["none", "selective", "full"]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """How a model is spread over GPUs.
 
     Attributes:
@@ -67,8 +68,7 @@ class Layout:
         return ", ".join(parts)
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(Struct, frozen=True):
     """What of a model is trained; the rest has neither gradients nor an optimizer's state.
 
     Attributes:
@@ -88,8 +88,7 @@ class Trained:
 EVERYTHING = Trained()
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(Struct, frozen=True):
     """Bytes on one GPU at the moment of a step when they are most.
 
     Attributes:

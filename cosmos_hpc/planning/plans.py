@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import asdict, replace
 
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.config.recipes import Recipe
@@ -38,8 +40,7 @@ def most_checkpoints(train: Train) -> int:
     return min(written, train.keep_checkpoints + 2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Struct, frozen=True, kw_only=True):
     """What would run.
 
     Attributes:
@@ -96,7 +97,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
-        return asdict(self)
+        return to_builtins(self)
 
     def _repr_html_(self) -> str:
         title, *lines = self.render().splitlines()
@@ -364,7 +365,7 @@ def resolved(recipe: Recipe, plan: Plan) -> Recipe:
     if plan.layout:
         recipe = with_layout(recipe, plan.layout)
     chosen = {"tasks": plan.generation.tasks, "batch_size": plan.generation.batch_size}
-    return recipe.model_copy(update={"generate": recipe.generate.model_copy(update=chosen)})
+    return replace(recipe, generate=replace(recipe.generate, **chosen))
 
 
 def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
@@ -381,6 +382,6 @@ def with_layout(recipe: Recipe, layout: Layout) -> Recipe:
         "recompute": layout.recompute,
         "recompute_layers": layout.recompute_layers,
     }
-    data = recipe.model_dump()
+    data = recipe.as_dict()
     # As it will be read again: what does not hold for these ranks is refused here, and not written.
     return validate(Recipe, {**data, "train": {**data["train"], **chosen}}, f"recipe {recipe.name}")

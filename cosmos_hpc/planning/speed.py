@@ -7,15 +7,16 @@ in ``benchmarks/README.md``. Those of other GPUs follow from data sheets and wer
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+
+from msgspec import Struct
+from msgspec.structs import asdict
 
 from cosmos_hpc.data.tokens import TEXT_POSITIONS
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.planning.memory import EVERYTHING, Layout, Trained, training_memory
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(Struct, frozen=True):
     """What a GPU reaches in these models' training.
 
     Attributes:
@@ -78,8 +79,7 @@ _UNFUSED_ADAM, _UNFUSED_GRADIENTS, _ADAM, _GRADIENTS = 38, 12, 30, 8
 _SUM, _UNFUSED_SUM = 4, 20
 
 
-@dataclass(frozen=True)
-class StepTime:
+class StepTime(Struct, frozen=True):
     """Seconds of a step.
 
     Attributes:

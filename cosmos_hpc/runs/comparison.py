@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from cosmos_hpc.config.overrides import written
 from cosmos_hpc.runs.folder import RunFolder
@@ -29,8 +30,7 @@ _COLUMNS = {
 _NAMES = ("name", "description")
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(Struct, frozen=True):
     """A table of runs, which shows itself as text and in a notebook.
 
     Attributes:
@@ -89,7 +89,7 @@ def _number(value: float | None, digits: int) -> str:
 
 def compare_runs(runs: Sequence[RunFolder]) -> Comparison:
     """Compare runs by what they have written so far; nothing is computed anew."""
-    recipes = [flatten(run.recipe().model_dump(mode="json")) for run in runs]
+    recipes = [flatten(run.recipe().as_dict()) for run in runs]
     keys = list(dict.fromkeys(key for one in recipes for key in one))
     settings = {key: [recipe.get(key) for recipe in recipes] for key in keys if key not in _NAMES}
     return Comparison(

@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.settings import without_defaults
 
 
 def marked(run: RunFolder, recipe: Recipe, marker: Path, task: int) -> bool:
@@ -58,10 +61,8 @@ def subject_of(run: RunFolder, recipe: Recipe) -> str | None:
         marker = files.read_json(run.train.done)
         weights = [marker["steps"], marker["checkpoint"]]
     # However many array tasks share them, samples that are there need not be made again.
-    drawn = recipe.generate.model_dump(
-        mode="json", exclude={"tasks", "batch_size"}, exclude_defaults=True
-    )
-    subject = [weights, drawn, recipe.evaluate.model_dump(mode="json", exclude_defaults=True)]
+    drawn = without_defaults(replace(recipe.generate, tasks=None, batch_size=None))
+    subject = [weights, drawn, without_defaults(recipe.evaluate)]
     return hashlib.sha256(json.dumps(subject, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -22,7 +22,7 @@ from cosmos_hpc.runs.snapshots import git_state, installed_versions, snapshot_co
 from cosmos_hpc.runs.stages import has_results
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.mappings import flatten
-from cosmos_hpc.utils.settings import dump_yaml
+from cosmos_hpc.utils.settings import dump_yaml, without_defaults
 
 #: Settings that may change when a run is continued: they decide how far or how to continue, not
 #: what the finished parts contain.
@@ -59,8 +59,8 @@ CHANGEABLE = {
     "train.overlap_communication",
     "train.micro_batch_size",
     # Samples and scores of other settings are made again.
-    *(f"generate.{name}" for name in Generate.model_fields if name != "input"),
-    *(f"evaluate.{name}" for name in Evaluate.model_fields),
+    *(f"generate.{name}" for name in Generate.__struct_fields__ if name != "input"),
+    *(f"evaluate.{name}" for name in Evaluate.__struct_fields__),
 }
 
 
@@ -72,7 +72,7 @@ def default_name(recipe: Recipe, cluster: Cluster, without: Sequence[str] = ()) 
         without: settings of the recipe that the name does not depend on.
     """
     # Without defaults: a later version may have more settings, and the request is still the same.
-    settings = recipe.model_dump(mode="json", exclude_defaults=True)
+    settings = without_defaults(recipe)
     for key in without:
         *sections, last = key.split(".")
         holder = functools.reduce(lambda found, section: found.get(section, {}), sections, settings)
@@ -157,8 +157,8 @@ def keeps_settings(run: RunFolder) -> bool:
 
 
 def _check_same(folder: RunFolder, recipe: Recipe) -> None:
-    old = flatten(folder.recipe().model_dump(mode="json"))
-    new = flatten(recipe.model_dump(mode="json"))
+    old = flatten(folder.recipe().as_dict())
+    new = flatten(recipe.as_dict())
     differ = [k for k in new if old.get(k) != new[k] and k not in CHANGEABLE]
     if differ:
         key = differ[0]

@@ -9,9 +9,11 @@ import stat
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
+from msgspec.structs import replace
 
 from cosmos_hpc.config.overrides import written
 from cosmos_hpc.errors import CosmosError, RequestError, explain_os_error
@@ -29,8 +31,7 @@ from cosmos_hpc.utils.progress import count_of, duration
 _RESULTS = ("data", "tokenizer", "tokens", "train", "generated", "evaluation", "report")
 
 
-@dataclass(frozen=True)
-class ListedRun:
+class ListedRun(Struct, frozen=True):
     """A line of the list.
 
     Attributes:
@@ -67,7 +68,7 @@ class ListedRun:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return to_builtins(self)
 
 
 def find_runs(folder: Path) -> list[RunFolder]:

@@ -10,9 +10,10 @@ import contextlib
 import itertools
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+from msgspec import Struct
 
 from cosmos_hpc.runs.attempts import read_attempt
 from cosmos_hpc.runs.folder import RunFolder
@@ -25,8 +26,7 @@ _TIMES, _AT_LEAST = 10, 300
 _START = 900
 
 
-@dataclass(frozen=True)
-class Pace:
+class Pace(Struct, frozen=True):
     """The progress of a task over time.
 
     Attributes:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from msgspec import Struct, field
 
 
-@dataclass
-class StageQueue:
+class StageQueue(Struct):
     """Jobs of a stage in the queue.
 
     Attributes:
@@ -22,8 +21,7 @@ class StageQueue:
     tasks: set[int] = field(default_factory=set)
 
 
-@dataclass
-class Queue:
+class Queue(Struct):
     """What is known of a run's jobs without looking into its folder.
 
     Attributes:

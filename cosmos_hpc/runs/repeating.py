@@ -19,7 +19,7 @@ _OF_THE_NAME = ("name", "description")
 
 def overrides_of(recipe: Recipe, base: Recipe) -> list[str]:
     """What to override in one recipe, ``key=value``, to get the settings of another."""
-    new, old = (flatten(r.model_dump(mode="json")) for r in (recipe, base))
+    new, old = (flatten(r.as_dict()) for r in (recipe, base))
     return [
         f"{key}={_as_override(value)}"
         for key, value in new.items()

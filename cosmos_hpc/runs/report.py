@@ -260,5 +260,5 @@ def _metrics(facts: Facts, run: RunFolder) -> None:
 
 def settings_table(recipe: Recipe) -> list[tuple[str, str]]:
     """Every setting of a recipe and its value, as text."""
-    flat = flatten(recipe.model_dump(mode="json"))
+    flat = flatten(recipe.as_dict())
     return [(key, "" if value is None else str(value)) for key, value in flat.items()]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
+
+from msgspec import Struct
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(Struct, frozen=True):
     """A generated video.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -88,6 +87,8 @@ def git_state() -> dict[str, Any] | None:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that a run depends on, without importing them."""
+    import importlib.metadata  # takes longer than all else here
+
     versions = {"python": sys.version.split()[0]}
     for package in _PACKAGES:
         try:

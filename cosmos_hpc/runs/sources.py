@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from cosmos_hpc.config.generation import Generate
 from cosmos_hpc.config.recipe_files import recipe_names
@@ -16,8 +17,7 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import apply_overrides, nearest, validate
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(Struct, frozen=True):
     """Weights to generate from, and the model that they are of.
 
     Attributes:
@@ -139,10 +139,10 @@ def generation_recipe(source: Source, overrides: Sequence[str]) -> Recipe:
         RequestError: an unknown or impossible setting, or no input.
     """
     named = [
-        f"generate.{text}" if text.partition("=")[0] in Generate.model_fields else text
+        f"generate.{text}" if text.partition("=")[0] in Generate.__struct_fields__ else text
         for text in overrides
     ]
-    data = source.recipe.model_dump()
+    data = source.recipe.as_dict()
     data["data"]["input"] = None
     data["train"]["init_from"] = source.weights
     data["generate"] |= {"tasks": None, "batch_size": None, "input": None, "prompt": None}

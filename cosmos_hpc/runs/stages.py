@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from msgspec import Struct
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
@@ -22,8 +23,7 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import nearest, setting
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(Struct, frozen=True):
     """A stage, whatever the run.
 
     Attributes:
@@ -262,8 +262,7 @@ def sources_of(recipe: Recipe) -> dict[str, str]:
     return {key: str(value) for key, value in values.items() if value}
 
 
-@dataclass(frozen=True)
-class RunStage:
+class RunStage(Struct, frozen=True):
     """A stage of a certain run.
 
     Attributes:
@@ -320,9 +319,7 @@ def asked_for(run: RunFolder) -> list[str]:
 def write_specs(run: RunFolder, recipe: Recipe) -> None:
     """Write the spec file of every stage: all that its worker needs to know."""
     for stage in STAGES:
-        files.write_json(
-            run.spec(stage), {"stage": stage, "recipe": recipe.model_dump(mode="json")}
-        )
+        files.write_json(run.spec(stage), {"stage": stage, "recipe": recipe.as_dict()})
 
 
 def task_script(

@@ -8,9 +8,10 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct, field, to_builtins
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.runs import stages
@@ -25,8 +26,7 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import count_of, duration
 
 
-@dataclass(frozen=True)
-class StageState:
+class StageState(Struct, frozen=True):
     """How far a stage is.
 
     Attributes:
@@ -56,8 +56,7 @@ class StageState:
     fraction: float | None = None
 
 
-@dataclass(frozen=True)
-class RunState:
+class RunState(Struct, frozen=True):
     """State of a run and its stages.
 
     Attributes:
@@ -93,7 +92,7 @@ class RunState:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return asdict(self)
+        return to_builtins(self)
 
     def _repr_html_(self) -> str:
         from cosmos_hpc.runs.display import state_html

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import asdict, replace
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import WorkError
@@ -26,8 +28,7 @@ TAKES_OVER = "finalize"
 LEFT_OUT = "preprocess"
 
 
-@dataclass(frozen=True)
-class Membership:
+class Membership(Struct, frozen=True):
     """That a run is one of a sweep.
 
     Attributes:

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import inspect
 import re
-import types
-import typing
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
+from msgspec import NODEFAULT
 
-from cosmos_hpc.utils.settings import InWords, Section, section_of
+from cosmos_hpc.utils.annotations import in_words
+from cosmos_hpc.utils.settings import Section, section_of, types_of
+from cosmos_hpc.utils.settings import defaults as defaults_of
 
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*(?:\n(?:     .*|$))*)", re.MULTILINE)
 #: "One of" a table of the code: the type lists what there is.
@@ -79,11 +77,10 @@ def describe(
         defaults: what the section is where nothing is said of it; None: as its own fields say.
     """
     found = []
-    for name, field in schema.model_fields.items():
-        inner = section_of(field.annotation)
-        default = PydanticUndefined if defaults is None else getattr(defaults, name)
-        if default is PydanticUndefined:
-            default = field.get_default(call_default_factory=True)
+    usual = defaults_of(schema)
+    for name, annotation in types_of(schema).items():
+        inner = section_of(annotation)
+        default = getattr(defaults, name) if defaults else usual.get(name, NODEFAULT)
         if inner:
             given = default if isinstance(default, Section) else None
             found += describe(inner, f"{prefix}{name}.", given)
@@ -93,11 +90,10 @@ def describe(
 
 
 def _described(schema: type[Section], name: str, default: Any, prefix: str) -> Described:
-    field = schema.model_fields[name]
-    names, text = _attributes(schema).get(name, ((name,), plain(field.description or "")))
-    kind = in_words(field.annotation, field.metadata)
+    names, text = _attributes(schema).get(name, ((name,), ""))
+    kind = in_words(types_of(schema)[name])
     words = schema.default_words.get(name)
-    required = default is PydanticUndefined and not words
+    required = default is NODEFAULT and not words
     if words or required:
         default = None
     return Described(
@@ -114,8 +110,8 @@ def _described(schema: type[Section], name: str, default: Any, prefix: str) -> D
 def describe_sections(schema: type[Section], prefix: str = "") -> dict[str, str]:
     """What each section in a schema is, by dotted name: the entry of the schema around it."""
     found = {}
-    for name, field in schema.model_fields.items():
-        inner = section_of(field.annotation)
+    for name, annotation in types_of(schema).items():
+        inner = section_of(annotation)
         if inner:
             found[prefix + name] = _attributes(schema).get(name, ((), ""))[1]
             found |= describe_sections(inner, f"{prefix}{name}.")
@@ -151,44 +147,3 @@ def _unit(name: str, text: str, shared: bool) -> str | None:
     begins = (u for b, u in _UNITS_OF_TEXTS.items() if re.match(rf"{b}\b", text) and not shared)
     named = (u for pattern, u in _UNITS_OF_NAMES.items() if re.fullmatch(pattern, name))
     return next(begins, None) or next(named, None)
-
-
-def in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """What the values of a type are, in words.
-
-    Args:
-        annotation: as pydantic keeps it.
-        metadata: of an ``Annotated`` around it: pydantic's limits, or :class:`InWords`, which says
-            it all.
-    """
-    limits: dict[str, Any] = {}
-    for item in metadata:
-        if isinstance(item, InWords):
-            return plain(item.text)
-        for part in item.metadata if isinstance(item, FieldInfo) else (item,):
-            limits |= {n: getattr(part, n) for n in ("gt", "ge", "lt", "le") if hasattr(part, n)}
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is Annotated:
-        return in_words(inner[0], inner[1:])
-    if origin in (typing.Union, types.UnionType):
-        said = _or([in_words(kind) for kind in inner if kind is not types.NoneType])
-        return f"{said}, or `null`" if types.NoneType in inner else said
-    if origin is Literal:
-        return _or([f"`{value}`" for value in inner])
-    if origin is list:
-        return f"list, each: {in_words(inner[0])}"
-    names = {bool: "true or false", int: "whole number", float: "number", str: "text"}
-    return names.get(annotation, str(annotation)) + _limits(limits)
-
-
-def _or(words: list[str]) -> str:
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _limits(limits: dict[str, Any]) -> str:
-    low = f" above {limits['gt']}" if "gt" in limits else ""
-    if "ge" in limits:
-        both = "lt" in limits or "le" in limits
-        low = f" {'from' if both else 'of at least'} {limits['ge']}"
-    high = f" to below {limits['lt']}" if "lt" in limits else ""
-    return low + (f" to {limits['le']}" if "le" in limits else high)

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import difflib
+import functools
 import os
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, TypeVar
 
+import msgspec
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from msgspec import NODEFAULT, Meta, Struct
 
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.utils.annotations import Checked, InWords, checked, in_words, is_checked
 from cosmos_hpc.utils.mappings import merge, parse_yaml
 
 S = TypeVar("S", bound="Section")
 
 
-@dataclass(frozen=True)
-class Synonym:
+class Synonym(Struct, frozen=True):
     """What a word that is no setting usually stands for elsewhere.
 
     Attributes:
@@ -32,15 +33,16 @@ class Synonym:
     but: str = ""
 
 
-@dataclass(frozen=True)
-class InWords:
-    """Metadata of a type: what its values are, for the reference of settings."""
-
-    text: str
+class WrongSetting(ValueError):
+    """A value that the type of a setting does not allow; the text begins with its name."""
 
 
-class Section(BaseModel):
+class Section(Struct, frozen=True, forbid_unknown_fields=True):
     """A group of settings: strict types, no unknown keys, no changes after loading.
+
+    Types are checked by :func:`validate`; the functions in them, and whether the settings go with
+    each other, whenever a section is made. Subclasses are ``frozen=True, kw_only=True`` as well:
+    the former is for type checkers, the latter holds for the fields of one class.
 
     Attributes:
         synonyms: words from elsewhere, in lower case, that people try as names of its settings.
@@ -50,21 +52,72 @@ class Section(BaseModel):
     synonyms: ClassVar[Mapping[str, Synonym]] = {}
     default_words: ClassVar[Mapping[str, str]] = {}
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, protected_namespaces=(), allow_inf_nan=False
-    )
+    def __post_init__(self) -> None:
+        for name, annotation in _checked_types(type(self)).items():
+            try:
+                value = checked(annotation, getattr(self, name))
+            except ValueError as e:
+                raise WrongSetting(f"{name}: {e}") from None
+            msgspec.structs.force_setattr(self, name, value)
+        self._fits_together()
+
+    def _fits_together(self) -> None:
+        """Refuse settings that do not go with each other.
+
+        Raises:
+            ValueError: says which.
+        """
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON and YAML have it."""
+        return {name: _plain(getattr(self, name)) for name in self.__struct_fields__}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.as_dict()
+    return list(value) if isinstance(value, tuple) else value
 
 
 #: A path, or a name that stands for one; ``~`` is the home folder, which no shell has replaced
 #: behind a ``=``.
-PathText = Annotated[
-    str, Field(min_length=1), AfterValidator(os.path.expanduser), InWords("path or name")
-]
+PathText = Annotated[str, Meta(min_length=1), Checked(os.path.expanduser), InWords("path or name")]
+
+
+@functools.cache
+def types_of(schema: type[Section]) -> dict[str, Any]:
+    """The type of each setting, and of each section, of a schema."""
+    return {field.name: field.type for field in msgspec.structs.fields(schema)}
+
+
+@functools.cache
+def _checked_types(schema: type[Section]) -> dict[str, Any]:
+    return {name: kind for name, kind in types_of(schema).items() if is_checked(kind)}
+
+
+def defaults(schema: type[Section]) -> dict[str, Any]:
+    """The defaults of a schema, without what has none."""
+    return {
+        field.name: field.default if field.default_factory is NODEFAULT else field.default_factory()
+        for field in msgspec.structs.fields(schema)
+        if not field.required
+    }
+
+
+def without_defaults(section: Section) -> dict[str, Any]:
+    """The settings that differ from their defaults, as plain data."""
+    usual = defaults(type(section))
+    values = {name: getattr(section, name) for name in section.__struct_fields__}
+    return {
+        name: without_defaults(value) if isinstance(value, Section) else _plain(value)
+        for name, value in values.items()
+        if name not in usual or value != usual[name]
+    }
 
 
 def dump_yaml(section: Section) -> str:
     """The section as YAML, every setting in the order of its definition."""
-    return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(section.as_dict(), sort_keys=False, allow_unicode=True)
 
 
 def setting(section: Section, key: str) -> Any:
@@ -86,12 +139,12 @@ def section_of(annotation: Any) -> type[Section] | None:
 def leaf_keys(schema: type[Section], prefix: str = "") -> dict[str, Any]:
     """Dotted name and annotation of every setting of a schema."""
     leaves: dict[str, Any] = {}
-    for name, field in schema.model_fields.items():
-        inner = section_of(field.annotation)
+    for name, annotation in types_of(schema).items():
+        inner = section_of(annotation)
         if inner:
             leaves.update(leaf_keys(inner, f"{prefix}{name}."))
         else:
-            leaves[prefix + name] = field.annotation
+            leaves[prefix + name] = annotation
     return leaves
 
 
@@ -114,6 +167,8 @@ def nearest(word: str, words: Iterable[str], synonyms: Mapping[str, Synonym] | N
     same = [name for name in names if "." in name and name.rpartition(".")[2] == last]
     if same:
         return f"; did you mean {' or '.join(same)}?"
+    import difflib
+
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     if not close:
         ends = {name.rpartition(".")[2]: name for name in names}
@@ -179,30 +234,44 @@ def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:
         RequestError: one sentence for the first thing wrong: where, what, the nearest valid name.
     """
     try:
-        return schema.model_validate(dict(data))
-    except ValidationError as e:
-        first = e.errors()[0]
-    parts = [p for p in first["loc"] if isinstance(p, str)]
-    key = ".".join(parts)
-    leaves = leaf_keys(schema)
-    if first["type"] == "extra_forbidden":
-        key = _first_key(key, first["input"])
-        message = f"unknown setting {key!r}{nearest(key, leaves, schema.synonyms)}"
-    elif first["type"] == "missing" and len(parts) < len(first["loc"]):
-        message = f"{key} has too few values"
-    elif first["type"] == "missing":
-        message = f"{key} is missing"
-    elif first["type"] == "value_error":
-        message = f"{key + ': ' if key else ''}{first['ctx']['error']}"
-    else:
-        # In a union pydantic appends the name of the branch that it tried.
-        while parts and ".".join(parts) not in leaves:
-            parts.pop()
-        detail = first["msg"][0].lower() + first["msg"][1:]
-        message = f"{'.'.join(parts) or key}={first['input']!r}: {detail}"
-        if first["type"] == "literal_error":
-            message += nearest(str(first["input"]), _literals(leaves[".".join(parts)]))
-    raise RequestError(f"{where}: {message}") from None
+        return msgspec.convert(dict(data), schema)
+    except msgspec.ValidationError as e:
+        raise RequestError(f"{where}: {_explained(e, schema, data)}") from None
+
+
+def _explained(error: msgspec.ValidationError, schema: type[Section], data: Any) -> str:
+    """What msgspec says, in the words of the settings; it names the place at the end."""
+    found = re.fullmatch(r"(.*?)(?: - at `(?:key` in `)?\$(.*)`)?", str(error), re.DOTALL)
+    assert found
+    text, place = found[1], found[2] or ""
+    parts = re.findall(r"\w+", place)  # settings, and positions in lists
+    key = ".".join(part for part in parts if not part.isdigit())
+    if error.__cause__:  # it is of a function of ours
+        joint = "." if isinstance(error.__cause__, WrongSetting) else ": "
+        return f"{key}{joint if key else ''}{text}"
+    value: Any = data
+    wrong: Any = data  # of a list, the element
+    for part in parts:
+        wrong = wrong[int(part) if isinstance(wrong, (list, tuple)) else part]
+        value = value if part.isdigit() else wrong
+    if text.startswith("Object"):
+        name = text.split("`")[1]
+        key = f"{key}.{name}" if key else name
+        if "missing" in text:
+            return f"{key} is missing"
+        key = _first_key(key, value[name])
+        return f"unknown setting {key!r}{nearest(key, leaf_keys(schema), schema.synonyms)}"
+    annotation = functools.reduce(_type_in, parts, schema)
+    # Of the length of a text or list, and the pattern of a text, the words say nothing.
+    rule = re.search(r"(of length >=|matching|that's a multiple) .*", text, re.DOTALL)
+    hint = nearest(wrong, _literals(annotation)) if isinstance(wrong, str) else ""
+    return f"{key}={value!r}: expected {in_words(annotation)}{', ' + rule[0] if rule else ''}{hint}"
+
+
+def _type_in(annotation: Any, part: str) -> Any:
+    """The type of a setting of a section, or of the elements of a list."""
+    section = section_of(annotation)
+    return types_of(section)[part] if section and not part.isdigit() else annotation
 
 
 def _first_key(key: str, value: Any) -> str:

@@ -33,7 +33,7 @@ from cosmos_hpc.utils.settings import PathText, Section
 _FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}
 
 
-class Conversion(Section):
+class Conversion(Section, frozen=True, kw_only=True):
     """Settings of a conversion.
 
     Attributes:

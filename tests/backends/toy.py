@@ -19,7 +19,7 @@ from cosmos_hpc.runs.stages import RunStage, missing_tasks, stages_of, task_comm
 from cosmos_hpc.utils.console import Console
 
 
-class ToyCluster(Cluster):
+class ToyCluster(Cluster, frozen=True, kw_only=True):
     """A place without GPUs.
 
     Attributes:

@@ -1,4 +1,5 @@
 import pytest
+from msgspec.structs import replace
 
 from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.config.recipes import load_recipe
@@ -56,9 +57,9 @@ def test_overrides_are_typed():
         ("train.max_step=3", "unknown setting 'train.max_step'; did you mean train.max_steps?"),
         ("max_steps=3", "did you mean train.max_steps?"),
         ("data.split.trian=1", "did you mean data.split.train?"),
-        ("train.max_steps=many", "train.max_steps='many': input should be a valid integer"),
+        ("train.max_steps=many", "train.max_steps='many': expected whole number above 0"),
         ("train.max_steps=1.5", "train.max_steps=1.5"),
-        ("train.max_steps=0", "train.max_steps=0: input should be greater than 0"),
+        ("train.max_steps=0", "train.max_steps=0: expected whole number above 0"),
         ("train.precision=bf1", "did you mean bf16?"),
         ("data.frames=32", "frames=32 is not 8k+1; the nearest are 25 and 33"),
         ("data.height=100", "height=100 is not a multiple of 16; the nearest are 96 and 112"),
@@ -70,7 +71,13 @@ def test_overrides_are_typed():
         ("model.context_width=8", "context_width goes with task=video2world"),
         ("data.text_encoder=small", "text_encoder goes with task=video2world"),
         ("model.vocab_size=100", "must hold the 64000 tokens"),
-        ("train.learning_rate=.inf", "should be a finite number"),
+        ("train.learning_rate=.inf", "train.learning_rate=inf: expected number above 0"),
+        ("train.learning_rate=.nan", "train.learning_rate=nan: expected number above 0"),
+        ("train.max_steps=true", "train.max_steps=True: expected whole number above 0"),
+        ("train.tensorboard=1", "train.tensorboard=1: expected true or false"),
+        ("train.fusions=[loss,nroms]", "['loss', 'nroms']: expected list, each: `rotary`, "),
+        ("train.fusions=[loss,nroms]", "; did you mean norms?"),
+        ("generate.guard=mine", "expected `module:function` or `path/to/file.py:function`, or"),
         ("train.warmup_steps=120", "warmup_steps=120 is not below max_steps=120"),
         ("train.min_learning_rate=1", "min_learning_rate=1.0 is above learning_rate=0.003"),
         ("train.schedule=cosin", "did you mean cosine?"),
@@ -82,8 +89,11 @@ def test_overrides_are_typed():
         ("train.condition_frames=8", "condition_frames=8 is not 8k+1; the nearest are 1 and 9"),
         ("train.condition_frames=17", "leaves none of data.frames=17 to predict"),
         ("train.lora.rank=4", "lora needs init_from"),
-        ("data.input=", "should have at least 1 character"),
-        ("data.compression=[8,16]", "data.compression has too few values"),
+        ("data.input=", "data.input='': expected path or name, or `null`, of length >= 1"),
+        (
+            "data.compression=[8,16]",
+            "data.compression=[8, 16]: expected `[8, 16, 16]` or `[4",
+        ),
         ("name=foo", "unknown setting 'name'"),
         ("frames", "'frames' is not key=value"),
         ("data.frames=[", "the value of data.frames is not valid YAML"),
@@ -95,6 +105,17 @@ def test_a_wrong_override_is_one_clear_sentence(override, says):
     assert says in str(e.value)
     assert "\n" not in str(e.value)
     assert e.value.exit_code == 2
+
+
+def test_a_changed_copy_is_checked_as_well():
+    train = load_recipe("ar_tiny").train
+    assert replace(train, max_steps=7) == load_recipe("ar_tiny", ["train.max_steps=7"]).train
+    with pytest.raises(ValueError, match="warmup_steps=120 is not below max_steps=120"):
+        replace(train, warmup_steps=train.max_steps)
+    with pytest.raises(ValueError, match="freeze: 'head' is no part of a model"):
+        replace(train, freeze=["head"])
+    with pytest.raises(AttributeError):
+        train.max_steps = 7
 
 
 def test_a_tokenizer_goes_with_its_compression():
@@ -170,6 +191,9 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     own.write_text("base: ar_tiny\ntrain:\n  max_stepz: 7\n")
     with pytest.raises(RequestError, match="mine: unknown setting 'train.max_stepz'; did you mean"):
         load_recipe(str(own))
+    own.write_text("base: ar_tiny\ntrain: {lora: 3}\n")
+    with pytest.raises(RequestError, match="train.lora=3: expected settings by their names, or `n"):
+        load_recipe(str(own))
     own.write_text(f"base: {own}\n")
     with pytest.raises(RequestError, match="is its own base"):
         load_recipe(str(own))
@@ -187,7 +211,7 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
         (["train.lora.targets=[linear_kv]"], "this model has no linear_kv; it has linear_qkv, "),
         (["train.freeze=[embedding]"], "freeze does not go with lora"),
         (["train.gpus=4", "train.tensor_parallel=4", "train.lora.rank=6"], "does not divide lora"),
-        (["train.lora.rank=0"], "train.lora.rank=0: input should be greater than 0"),
+        (["train.lora.rank=0"], "train.lora.rank=0: expected whole number above 0"),
     ],
 )
 def test_adapters_that_cannot_be(overrides, says):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from cosmos_hpc.models import ModelConfig
 
@@ -76,7 +77,7 @@ def test_another_text_gives_other_logits(tmp_path):
     from cosmos_hpc.worker.tokenizers.texts import TextEncoder, write_small_text_encoder
     from cosmos_hpc.worker.training.nemo import nemo_config
 
-    model = MODEL.model_copy(update={"context_width": 64, "pad_to_multiple_of": 8})
+    model = replace(MODEL, context_width=64, pad_to_multiple_of=8)
     one_rank()
     reads = CosmosDecoder(nemo_config(model, cpu=True), model).eval()
     write_small_text_encoder(tmp_path, 64)

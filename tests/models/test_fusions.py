@@ -3,6 +3,7 @@
 import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
+from msgspec.structs import replace
 
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.fusions import (
@@ -32,7 +33,7 @@ def gradients(function, *inputs):
     return out.detach(), [x.grad for x in inputs]
 
 
-@pytest.mark.parametrize("model", [MODEL, MODEL.model_copy(update={"kv_channels": 6})])
+@pytest.mark.parametrize("model", [MODEL, replace(MODEL, kv_channels=6)])
 def test_rotary_and_its_gradient_are_megatron_s(model: ModelConfig):
     angles = rotary_angles(model)[:, None, None]
     t = torch.randn(len(angles), 2, 3, model.kv_channels)

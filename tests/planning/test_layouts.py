@@ -1,8 +1,7 @@
 """Which layout a recipe gets on which GPUs."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import load_recipe

@@ -1,6 +1,7 @@
 """The model of memory against what GPUs have reported, and against the shapes of real tensors."""
 
 import pytest
+from msgspec.structs import asdict, replace
 
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.planning.layouts import trained_of
@@ -65,7 +66,7 @@ def test_what_each_setting_changes():
     assert one.weights == 2 * model.num_parameters
     assert one.gradients == 4 * model.num_parameters
     assert one.optimizer == 12 * model.num_parameters
-    assert one.total == sum(vars(one).values())
+    assert one.total == sum(asdict(one).values())
     spread = parts(data_parallel=4)
     assert spread.optimizer == one.optimizer // 4
     assert (spread.weights, spread.activations) == (one.weights, one.activations)
@@ -105,7 +106,7 @@ def test_flops_of_text_are_of_its_own_positions():
     s, h, q, kv, width, rows = 12864, 4096, 4096, 1024, 1024, 512
     norms = 16 * (h + 2 * 128)
     cross = 16 * (s * (2 * (2 * h * q) + 4 * rows * q) + rows * 2 * width * 2 * kv) + s * 2 * norms
-    same = plain.model_copy(update={"latent_shape": (1, 1, s)}).training_flops()
+    same = replace(plain, latent_shape=(1, 1, s)).training_flops()
     assert text.training_flops(rows) == pytest.approx(same + 3 * cross)
 
 

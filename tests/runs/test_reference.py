@@ -5,7 +5,7 @@ import sys
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field, PositiveInt
+from msgspec import Meta
 
 from cosmos_hpc.backends.kinds import schemas
 from cosmos_hpc.config.clusters import OVERRIDE_PREFIX
@@ -15,13 +15,14 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.create import CHANGEABLE
 from cosmos_hpc.runs.reference import reference
 from cosmos_hpc.runs.reference_text import markdown, render
+from cosmos_hpc.utils.annotations import PositiveInt
 from cosmos_hpc.utils.described import describe, first_sentence
 from cosmos_hpc.utils.mappings import flatten
 from cosmos_hpc.utils.settings import Section, leaf_keys
 from tests.conftest import REPOSITORY, cosmos_hpc
 
 
-class Inner(Section):
+class Inner(Section, frozen=True, kw_only=True):
     """Something.
 
     Attributes:
@@ -34,12 +35,12 @@ class Inner(Section):
     """
 
     first: PositiveInt
-    second: Annotated[float, Field(ge=0, lt=1)] | None = None
+    second: Annotated[float, Meta(ge=0, lt=1)] | None = None
     third: list[Literal["a", "b"]] | None = None
     fourth: int = 4
 
 
-class Outer(Section):
+class Outer(Section, frozen=True, kw_only=True):
     """Around it.
 
     Attributes:
@@ -80,7 +81,7 @@ def test_what_is_said_is_true():
     known = {s.name: s for s in reference(schemas()).settings if not s.kinds}
     assert {name for name, s in known.items() if s.changeable} == CHANGEABLE
     for recipe in recipe_names():
-        loaded = flatten(load_recipe(recipe).model_dump(mode="json"))
+        loaded = flatten(load_recipe(recipe).as_dict())
         for name in loaded.keys() & known.keys() - {"name"}:
             said = known[name].recipes.get(recipe, known[name].described.default)
             assert loaded[name] == said, (recipe, name)

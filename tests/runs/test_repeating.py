@@ -4,6 +4,7 @@ import shlex
 import subprocess
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.runs.folder import RunFolder
@@ -38,14 +39,14 @@ def test_it_gives_the_same_recipe(name, tmp_path):
 
 
 def test_of_a_recipe_of_one_s_own(tmp_path):
-    recipe = load_recipe("ar_tiny", OVERRIDES).model_copy(update={"name": "mine"})
+    recipe = replace(load_recipe("ar_tiny", OVERRIDES), name="mine")
     run = RunFolder(tmp_path / "a run")
     run.path.mkdir()
     run.recipe_file.write_text(dump_yaml(recipe))
     _, _, named, *overrides = shlex.split(repeat_command(run, recipe, "local"))
     assert not overrides
     again = load_recipe(named.removeprefix("recipe="))
-    assert again.model_copy(update={"name": "mine"}) == recipe
+    assert replace(again, name="mine") == recipe
 
 
 @pytest.mark.parametrize("word", ["plain", "a b", "it's", "\udcff\u202e\n\x1b'\\é$x", "é"])

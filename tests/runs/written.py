@@ -39,7 +39,7 @@ def write_run(
     files.write_atomic(run.recipe_file, dump_yaml(recipe))
     files.write_atomic(run.cluster_file, cluster)
     files.write_json(run.asked, {"stages": ["train"]})
-    files.write_json(run.spec("train"), {"recipe": recipe.model_dump(mode="json")})
+    files.write_json(run.spec("train"), {"recipe": recipe.as_dict()})
     rows = [
         {"step": step, "loss": 5 - step / 10, "seconds": 1.0, "time": 1.7e9 + step}
         for step in range(1, steps + 1)

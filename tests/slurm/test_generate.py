@@ -5,6 +5,7 @@ import os
 import signal
 
 import pytest
+from msgspec.structs import replace
 
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.runs.folder import RunFolder
@@ -52,6 +53,6 @@ def test_an_array_of_samples_is_the_same_through_a_killed_worker(lab, tmp_path):
     alone, recipe = generating(
         tmp_path / "alone", "ar_tiny", f"generate.input={listed}", "generate.samples=3"
     )
-    run_all(alone, recipe.model_copy(update={"generate": run.recipe().generate}))
+    run_all(alone, replace(recipe, generate=run.recipe().generate))
     assert all_tokens(run) == all_tokens(alone)
     assert len(files.read_jsonl(run.jobs)) >= 3

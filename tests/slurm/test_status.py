@@ -124,7 +124,7 @@ def test_where_jobs_of_others_are_hidden_nothing_is_claimed(login, scenes):
             )
 
         try:
-            started = colleague("-c", "import cosmos_hpc, pydantic")
+            started = colleague("-c", "import cosmos_hpc, msgspec")
         except PermissionError:
             pytest.skip(f"nobody may not run this Python, {sys.executable}")
         if started.returncode:

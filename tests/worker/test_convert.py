@@ -475,7 +475,7 @@ def test_a_nemo_checkpoint_needs_a_recipe_of_its_sizes(tmp_path, capsys):
 @pytest.mark.parametrize(
     "setting, says",
     [
-        ("dtype=float64", r"request: dtype='float64': input should be 'bfloat16' or 'float32'"),
+        ("dtype=float64", r"request: dtype='float64': expected `bfloat16` or `float32`"),
         ("dtype=bf16", r"dtype='bf16': .*; did you mean bfloat16\?$"),
         ("recipe=ar4", r"unknown recipe 'ar4'; did you mean ar4b\?$"),
         ("recipe=nowhere.yaml", r"cannot read nowhere.yaml: "),

@@ -16,6 +16,7 @@ from cosmos_hpc.config.gpus import GPU_GIGABYTES, UNKNOWN_GPU
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.settings import defaults
 
 #: What NVML calls a part of a card: ``a100_1g.5gb``, with its memory in GB; sites write it as well
 #: without the dot.
@@ -60,7 +61,7 @@ def propose(facts: Facts) -> str:
     known, note = _memory(kind) if count else (UNKNOWN_GPU, "")
     accounts = list(facts.associations)  # the default one first
     yours = "yours, the default first" if len(accounts) > 1 else "yours"
-    parallel = SlurmCluster.model_fields["parallel"].default
+    parallel = defaults(SlurmCluster)["parallel"]
     lines = [
         f"# Proposed for {facts.cluster} (Slurm {facts.version}); change what does not fit, then",
         "# run cosmos-hpc cluster check.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from msgspec.structs import replace
+
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.jobs import JobSpec
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
@@ -53,8 +55,7 @@ def rooms_of(
         # One array task at least: what Slurm then does not take, it refuses completely.
         share = max(min(left // (len(arrays) - number), len(missing[name])), 1)
         left -= share
-        limit = {"max_submit": share + MAX_SINGLE_JOBS}
-        rooms[name] = cluster.model_copy(update=limit)
+        rooms[name] = replace(cluster, max_submit=share + MAX_SINGLE_JOBS)
     return rooms
 
 

@@ -7,14 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveInt,
-    create_model,
-    model_validator,
-)
+from msgspec import Meta, defstruct, field
 
 from cosmos_hpc.config.clusters import (
     PASSED_ON,
@@ -26,7 +19,8 @@ from cosmos_hpc.config.clusters import (
 )
 from cosmos_hpc.config.gpus import NODE_GPUS
 from cosmos_hpc.runs.stages import STAGES
-from cosmos_hpc.utils.settings import InWords, Section
+from cosmos_hpc.utils.annotations import Checked, InWords, NonNegativeInt, PositiveInt
+from cosmos_hpc.utils.settings import Section
 
 
 def minutes(walltime: str) -> int:
@@ -67,10 +61,8 @@ def _flag(text: str) -> str:
     return text
 
 
-Walltime = Annotated[
-    str, AfterValidator(_walltime), InWords("time limit, ``HH:MM:SS`` or ``D-HH:MM:SS``")
-]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*$")]
+Walltime = Annotated[str, Checked(_walltime), InWords("time limit, `HH:MM:SS` or `D-HH:MM:SS`")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*\Z")]
 
 #: Jobs of a run beside those of arrays.
 MAX_SINGLE_JOBS = sum(not stage.array for stage in STAGES.values())
@@ -80,18 +72,18 @@ LEAST_JOBS = sum(not stage.looks_back for stage in STAGES.values())
 if TYPE_CHECKING:
     TimeLimits = Section
 else:
-    #: Time limits of the stages' jobs, ``HH:MM:SS`` or ``D-HH:MM:SS``: one setting per stage.
-    TimeLimits = create_model(
+    _OF_JOBS = "".join(f"    {name}: of jobs of stage ``{name}``.\n" for name in STAGES)
+    #: ``HH:MM:SS`` or ``D-HH:MM:SS``, one setting per stage.
+    TimeLimits = defstruct(
         "TimeLimits",
-        __base__=Section,
-        **{
-            s.name: (Walltime, Field(s.time, description=f"of jobs of stage ``{s.name}``."))
-            for s in STAGES.values()
-        },
+        [(stage.name, Walltime, stage.time) for stage in STAGES.values()],
+        bases=(Section,),
+        namespace={"__doc__": f"Time limits of the stages' jobs.\n\nAttributes:\n{_OF_JOBS}"},
+        kw_only=True,
     )
 
 
-class SlurmCluster(Cluster):
+class SlurmCluster(Cluster, frozen=True, kw_only=True):
     """A cluster with Slurm.
 
     Attributes:
@@ -138,22 +130,31 @@ class SlurmCluster(Cluster):
     cpu_partition: Name
     gpus_per_node: NonNegativeInt = NODE_GPUS
     cpus_per_gpu: PositiveInt | None = None
-    gres: Annotated[str, Field(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?$")] = "gpu"
+    gres: Annotated[str, Meta(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?\Z")] = "gpu"
     nodes: PositiveInt = 1
     time: TimeLimits = TimeLimits()
     grace_seconds: PositiveInt = 300
     requeues: NonNegativeInt = 20
     retries: NonNegativeInt = 2
     max_array_size: NonNegativeInt = 1001
-    max_submit: Annotated[int, Field(ge=LEAST_JOBS)] | None = None
+    max_submit: Annotated[int, Meta(ge=LEAST_JOBS)] | None = None
     container: Line | None = None
     container_runtime: Literal["pyxis", "apptainer"] = "pyxis"
-    mounts: list[MountText] = Field(default=[])
+    mounts: list[MountText] = field(default_factory=list)
     python: Line = sys.executable
-    setup: list[AnyLine] = Field(default=[])
-    environment: list[Variable] = Field(default=PASSED_ON)
+    setup: list[AnyLine] = field(default_factory=list)
+    environment: list[Variable] = field(default_factory=PASSED_ON.copy)
     secrets: Line | None = None
-    sbatch: list[Annotated[str, AfterValidator(_flag)]] = Field(default=[])
+    sbatch: list[Annotated[str, Checked(_flag)]] = field(default_factory=list)
+
+    @classmethod
+    def completed(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """With the Python of a container or of this process, and one partition for all jobs."""
+        python = "python3" if data.get("container") else sys.executable
+        follows = {"python": data.get("python") or python}
+        if "cpu_partition" not in data and "gpu_partition" in data:
+            follows["cpu_partition"] = data["gpu_partition"]
+        return {**data, **follows}
 
     def time_of(self, stage: str) -> str:
         """The limit of a stage's jobs."""
@@ -173,28 +174,13 @@ class SlurmCluster(Cluster):
         """As the profile says."""
         return self.gpus_per_node or NODE_GPUS
 
-    @model_validator(mode="after")
-    def _time_for_grace(self) -> SlurmCluster:
-        for stage, walltime in self.time.model_dump().items():
+    def _fits_together(self) -> None:
+        for stage, walltime in self.time.as_dict().items():
             # Slurm may send the signal a minute early.
             if minutes(walltime) * 60 <= self.grace_seconds + 60:
                 raise ValueError(
                     f"time.{stage}={walltime} leaves no time to work before a job is asked to "
                     f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
                 )
-        return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _what_follows(cls, data: dict[str, Any]) -> dict[str, Any]:
-        python = "python3" if data.get("container") else sys.executable
-        follows = {"python": data.get("python") or python}
-        if "cpu_partition" not in data and "gpu_partition" in data:
-            follows["cpu_partition"] = data["gpu_partition"]
-        return {**data, **follows}
-
-    @model_validator(mode="after")
-    def _mounts_need_a_container(self) -> SlurmCluster:
         if self.mounts and self.container is None:
             raise ValueError("mounts are for a container, and container is not set")
-        return self

@@ -7,8 +7,9 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+
+from msgspec import field
 
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.commands import SlurmJob
@@ -91,7 +92,6 @@ def _check_visible(run: RunFolder, config: Callable[[], dict[str, str]]) -> None
         )
 
 
-@dataclass
 class SlurmQueue(Queue):
     """The jobs of a run that Slurm knows now.
 

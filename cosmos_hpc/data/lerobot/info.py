@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from msgspec import Struct
 
 from cosmos_hpc.errors import RequestError
 
@@ -19,8 +20,7 @@ STATE = "observation.state"
 _NEWEST = (3, 0)
 
 
-@dataclass(frozen=True)
-class LeRobot:
+class LeRobot(Struct, frozen=True):
     """What ``meta/info.json`` says.
 
     Attributes:

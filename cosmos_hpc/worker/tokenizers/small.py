@@ -31,7 +31,7 @@ _SLOPE_GAIN = 2.0
 _CHROMA_GAIN = 4.0
 
 
-class SmallTokenizer(Section):
+class SmallTokenizer(Section, frozen=True, kw_only=True):
     """Which tokenizer to write."""
 
     compression: Compression = (8, 16, 16)

@@ -59,7 +59,7 @@ def _wandb_logger(run: RunFolder, recipe: Recipe) -> WandbLogger:
         tags=told.tags,
         # Runs of a sweep stand together.
         group=member.sweep if member else None,
-        config=recipe.model_dump(mode="json"),
+        config=recipe.as_dict(),
         # A resumed run may have other settings.
         allow_val_change=True,
         name=run.name,

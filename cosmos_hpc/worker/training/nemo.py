@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig
 from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+from msgspec.structs import asdict
 from nemo import lightning as nl
 from nemo.collections import llm
 from nemo.lightning.io import TrainerContext
@@ -87,7 +88,7 @@ class CosmosConfig(llm.GPTConfig):
 
     def model(self) -> ModelConfig:
         """The architecture alone."""
-        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.model_fields})
+        return ModelConfig(**{name: getattr(self, name) for name in ModelConfig.__struct_fields__})
 
     def configure_model(
         self,
@@ -181,7 +182,7 @@ def _want_gradient(module: torch.nn.Module, inputs: Any, output: Tensor) -> None
 def nemo_config(model: ModelConfig, cpu: bool, **settings: Any) -> CosmosConfig:
     """NeMo's configuration of ``model``; ``settings`` as for :func:`megatron_settings`."""
     return CosmosConfig(
-        **{**model.model_dump(), **megatron_settings(model, cpu, **settings)},
+        **{**asdict(model), **megatron_settings(model, cpu, **settings)},
         seq_length=model.sequence_length,
         position_embedding_type="rope",
         share_embeddings_and_output_weights=False,

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import Field, NonNegativeInt, PositiveInt
+from msgspec import Meta
 
+from cosmos_hpc.utils.annotations import NonNegativeInt, PositiveInt
 from cosmos_hpc.utils.settings import Section
 from cosmos_hpc.worker.video.writer import write_frames
 
 
-class SampleVideos(Section):
+class SampleVideos(Section, frozen=True, kw_only=True):
     """What to make.
 
     Attributes:
@@ -28,8 +29,8 @@ class SampleVideos(Section):
 
     count: PositiveInt = 8
     frames: PositiveInt = 33
-    height: Annotated[int, Field(ge=16, multiple_of=2)] = 240
-    width: Annotated[int, Field(ge=16, multiple_of=2)] = 400
+    height: Annotated[int, Meta(ge=16, multiple_of=2)] = 240
+    width: Annotated[int, Meta(ge=16, multiple_of=2)] = 400
     rate: PositiveInt = 30
     seed: NonNegativeInt = 0
 

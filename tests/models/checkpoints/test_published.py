@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from msgspec.structs import asdict, replace
 
 from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.config.recipes import load_recipe
@@ -103,14 +104,14 @@ def test_logits_and_all_gradients_agree(variant):
 @pytest.mark.parametrize("name", recipe_names())
 def test_tables_agree_at_full_size(name):
     config = load_recipe(name).model_for_clips()
-    c = config.model_dump()
+    c = asdict(config)
     torch.testing.assert_close(rotary_angles(config), reference.rotary_table(c))
     if config.context_width:
         # All rows of a narrow table, and all columns of some rows: every number of the whole would
         # take a minute of plain Python.
-        narrow = config.model_copy(update={"hidden_size": 96})
+        narrow = replace(config, hidden_size=96)
         table = absolute_positions(narrow)
-        torch.testing.assert_close(table, reference.absolute_table(narrow.model_dump()))
+        torch.testing.assert_close(table, reference.absolute_table(asdict(narrow)))
         ids = math.prod(config.latent_shape)
         assert not table[0].any()
         assert not table[ids + 1 :].any()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import asdict
 
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.checkpoints.reader import open_weights
@@ -34,7 +35,7 @@ EXTRA = {
 def check(path, config, expected):
     """Sizes and all weights of ``path`` are those of published tensors."""
     weights = open_weights(path)
-    found = weights.sizes().model_dump()
+    found = asdict(weights.sizes())
     shown = {"num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads"}
     shown |= {"num_query_groups", "kv_channels", "context_width", "action_width"}
     assert {n: found[n] for n in shown} == {n: getattr(config, n) for n in shown}

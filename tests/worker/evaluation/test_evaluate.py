@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from msgspec.structs import replace
 from safetensors.torch import load_file
 from scipy.ndimage import gaussian_filter
 
@@ -141,13 +142,11 @@ def test_scores_as_a_table(scored):
 
 def test_more_steps_or_other_settings_are_scored_anew(scored):
     run, recipe, _ = scored
-    further = recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"max_steps": recipe.train.max_steps + 1})}
-    )
+    further = replace(recipe, train=replace(recipe.train, max_steps=recipe.train.max_steps + 1))
     assert is_done(run, recipe, "generate")
     assert not is_done(run, further, "generate")
     assert not is_done(run, further, "evaluate")
-    other = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"clips": 2})})
+    other = replace(recipe, evaluate=replace(recipe.evaluate, clips=2))
     assert not is_done(run, other, "evaluate")
 
 

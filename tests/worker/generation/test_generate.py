@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import WorkError
@@ -35,7 +36,7 @@ from tests.worker.generation.setting_up import (
 
 def with_other(recipe, **settings):
     """The recipe with other settings of its section generate."""
-    return recipe.model_copy(update={"generate": recipe.generate.model_copy(update=settings)})
+    return replace(recipe, generate=replace(recipe.generate, **settings))
 
 
 def inputs(folder):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import load_recipe
@@ -163,7 +164,7 @@ def test_unjoined_shards_give_the_same_documents(tmp_path):
     wanted = load_recipe("ar_tiny", SMALL)
     assert is_done(run, recipe, "finalize", 0)
     assert not is_done(run, wanted, "finalize", 0)
-    finalize(run, wanted.model_copy(update={"data": recipe.data.model_copy(update={"join": True})}))
+    finalize(run, replace(wanted, data=replace(recipe.data, join=True)))
     assert is_done(run, wanted, "finalize", 0)
     assert run.tokens.clips.read_bytes() == table
     joined = Clips(str(run.tokens.prefix), [5, 0, 3], 9, IDS, seed=4)
