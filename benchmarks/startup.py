@@ -39,7 +39,7 @@ time for ((i = 0; i < 20; i++)); do _cosmos_hpc; done
 """
 
 #: Modules of the worker side that bring large libraries: torch and PyAV, Megatron, NeMo.
-WORKERS = ("datasets.shard", "stages.finalize", "training.nemo")
+WORKERS = ("datasets.shard", "stages.generate", "training.nemo")
 
 
 def seconds(command: list[str]) -> float:

@@ -259,17 +259,18 @@ def steps_of(run: RunFolder, since: float = 0) -> int:
     return max((row["step"] for row in rows if "loss" in row and row["time"] > since), default=0)
 
 
+#: Clips with a quarter of the recipe's ids, and of the time of a step.
+SMALL_CLIPS = ("data.height=48", "data.width=80")
+
 #: The request of the runs that tests compare with each other.
 REQUEST = (
     "recipe=ar_tiny",
-    "train.max_steps=40",
-    "train.save_every=15",
-    "train.validate_every=20",
+    "train.max_steps=24",
+    "train.save_every=8",
+    "train.validate_every=12",
     "train.global_batch_size=4",
     "train.micro_batch_size=4",
-    # A quarter of the recipe's ids in a clip, and of the time of a step.
-    "data.height=48",
-    "data.width=80",
+    *SMALL_CLIPS,
     # Samples have tests of their own.
     "generate.tasks=0",
 )

@@ -67,11 +67,11 @@ def test_status_and_logs(finished):
     shown = cosmos_hpc("status", "whole", cwd=finished.home)
     assert shown.code == 0
     assert "whole: done" in shown.out
-    assert "train       done     step 40/40, loss " in shown.out
+    assert "train       done     step 24/24, loss " in shown.out
     as_json = json.loads(cosmos_hpc("status", "whole", "--json", cwd=finished.home).out)
     assert [stage["state"] for stage in as_json["stages"]] == ["done"] * 5
     logs = cosmos_hpc("logs", "whole", "train", cwd=finished.home)
-    assert "step 40/40, loss" in logs.out
+    assert "step 24/24, loss" in logs.out
     assert "[NeMo " not in logs.out and "Warning: " not in logs.out
     assert "[NeMo " in cosmos_hpc("logs", "whole", "train", "--raw", cwd=finished.home).out
     one = cosmos_hpc("logs", str(finished.path), "preprocess.1", cwd=finished.home)
@@ -141,25 +141,23 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_marker_is_finished(fin
 
 def test_validations_fall_on_their_steps(finished):
     rows = files.read_jsonl(RunFolder(finished.path).train.metrics)
-    assert [row["step"] for row in rows if "validation_loss" in row] == [0, 20, 40]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [0, 12, 24]
 
 
 def test_without_validation_the_last_step_is_saved_all_the_same(finished, tmp_path):
-    """In a folder with a space and a quote, on two ranks from the beginning."""
+    """In a folder with a space and a quote."""
     home = tmp_path / "it's mine"
     home.mkdir()
     short = submit_again(
         finished,
         home,
         "data.split.validation=0",
-        "train.max_steps=4",
+        "train.max_steps=2",
         "cluster.parallel=1",
-        "train.gpus=2",
-        "train.tensor_parallel=2",
     )
     assert short.code == 0, short.err
     marker = files.read_json(marker_path(RunFolder(home / "runs" / "whole"), "train"))
-    assert marker["checkpoint"].startswith("train/checkpoints/step=3-")
+    assert marker["checkpoint"].startswith("train/checkpoints/step=1-")
     assert "whole: done" in cosmos_hpc("status", "whole", cwd=home).out
 
 
@@ -168,14 +166,14 @@ def test_a_longer_run_goes_on_with_another_layout(finished, tmp_path):
     copy = tmp_path / "runs" / "whole"
     shutil.copytree(finished.path, copy, symlinks=True)
     longer = submit_again(
-        finished, tmp_path, "train.max_steps=43", "train.gpus=2", "train.tensor_parallel=2"
+        finished, tmp_path, "train.max_steps=27", "train.gpus=2", "train.tensor_parallel=2"
     )
     assert longer.code == 0, longer.err
     losses = dict(Run(copy).losses())
-    assert sorted(losses) == list(range(1, 44))
+    assert sorted(losses) == list(range(1, 28))
     before = dict(Run(finished.path).losses())
     assert all(losses[step] == before[step] for step in before)
-    assert all(losses[step] < before[30] for step in (41, 42, 43))
+    assert all(losses[step] < before[16] for step in (25, 26, 27))
 
 
 def descendants(pid):
@@ -231,9 +229,9 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
             ("ctrl-c", 0, 2, 12),
             ("worker", 0, 2, 8),
             ("ctrl-c", 3, 0, 1.5),
-            ("worker", 12, 0, 1.5),
+            ("worker", 10, 0, 1.5),
             # Its workers go on by themselves: the next submit waits for them.
-            ("kill", 24, 0, 1),
+            ("kill", 17, 0, 1),
         ):
             began = time.time()
             submit = subprocess.Popen(
@@ -252,7 +250,7 @@ def test_interrupted_at_any_moment_it_ends_in_the_same_result(finished, tmp_path
     for name in ("tokens.bin", "tokens.idx", "clips.jsonl"):
         assert (run.tokens.path / name).read_bytes() == (whole.tokens.path / name).read_bytes()
     losses = Run(run.path).losses()
-    assert [step for step, _ in losses] == list(range(1, 41))
+    assert [step for step, _ in losses] == list(range(1, 25))
     expected = [loss for _, loss in Run(whole.path).losses()]
     assert [loss for _, loss in losses] == pytest.approx(expected, rel=1e-4)
     steps = [
@@ -286,6 +284,7 @@ def test_ctrl_c_blames_no_video(scenes, tmp_path):
 
 def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
     request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "--name", "x"]
+    request += ["cluster.parallel=1"]
     tokenizer = tmp_path / "mine"
     tokenizer.mkdir()
     refused = cosmos_hpc(*request, f"data.tokenizer={tokenizer}", cwd=tmp_path)
@@ -311,8 +310,12 @@ def test_a_failing_stage_says_why_and_the_next_submit_goes_on(scenes, tmp_path):
 
 def test_retry_of_one_task_does_no_other(scenes, tmp_path):
     request = ["submit", "recipe=ar_tiny", f"data.input={scenes}", "data.videos_per_shard=3"]
-    begun = cosmos_hpc(*request, "--name", "x", "--stages", "download", cwd=tmp_path)
+    times = {"PYTHONPROFILEIMPORTTIME": "1"}
+    begun = cosmos_hpc(*request, "--name", "x", "--stages", "download", cwd=tmp_path, env=times)
     assert begun.code == 0, begun.err
+    # The submit itself has no need of torch, whose import takes longer than all else it does.
+    imported = {line.rpartition("|")[2].strip() for line in begun.err.splitlines()}
+    assert "nemo_run" in imported and "torch.nn" not in imported
     wrong = cosmos_hpc("retry", "x", "preprocess.3", cwd=tmp_path)
     assert (wrong.code, "there is no preprocess.3 in run x" in wrong.err) == (2, True), wrong.err
     shown = cosmos_hpc("status", "x", cwd=tmp_path).out
@@ -333,6 +336,7 @@ def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
         cwd=tmp_path,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while not files.is_locked(tmp_path / "runs" / "x" / ".lock"):
         assert first.poll() is None
@@ -341,7 +345,7 @@ def test_two_submits_of_one_run_at_a_time_are_refused(scenes, tmp_path):
     assert second.code == 2
     assert f"run x is being worked on by process {first.pid} on " in second.err
     assert "running" in cosmos_hpc("status", "x", cwd=tmp_path).out
-    assert first.wait(timeout=280) == 0
+    interrupt(first, "ctrl-c")
 
 
 def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path):
@@ -360,8 +364,8 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
     with open(tmp_path / "log", "w") as log:
         for reached, killed in (
             (begun(run.tokens.journal(0)), False),
-            (steps(7), False),
-            (steps(18), True),
+            (steps(5), False),
+            (steps(12), True),
         ):
             submit = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
             while not reached():
@@ -399,26 +403,20 @@ def test_cancelled_at_safe_points_it_ends_in_the_same_result(finished, tmp_path)
     assert [loss for _, loss in Run(run.path).losses()] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.slow
-def test_training_reads_shards_that_were_not_joined(scenes, tmp_path):
-    request = ["submit", "recipe=ar_tiny", f"data.input={scenes}/**/*.mp4", "cluster.parallel=3"]
-    request += [
-        "generate.tasks=0",
-        "train.max_steps=2",
-        "train.global_batch_size=4",
-        "train.micro_batch_size=4",
-    ]
-    left, joined = (RunFolder(tmp_path / name / "runs" / "x") for name in ("left", "joined"))
-    for run, join in ((left, "false"), (joined, "true")):
-        home = run.path.parents[1]
-        home.mkdir(exist_ok=True)
-        done = cosmos_hpc(*request, f"data.join={join}", "--name", "x", cwd=home)
-        assert done.code == 0, done.err
-        assert (run.tokens.path / "tokens.bin").exists() == (join == "true")
-        if run is left:
-            # Joined after all, from the same shards.
-            shutil.copytree(left.path, joined.path, symlinks=True)
-            shutil.rmtree(joined.path / "train")
-    losses = [Run(run.path).losses() for run in (left, joined)]
-    assert losses[0] == losses[1]
-    assert len(losses[0]) == 2
+def test_training_reads_shards_that_were_not_joined(finished, tmp_path):
+    """From the shards of the finished run, which are joined after all in the end."""
+    copy, whole = RunFolder(tmp_path / "runs" / "whole"), RunFolder(finished.path)
+    shutil.copytree(finished.path, copy.path, symlinks=True)
+    shutil.rmtree(copy.train.path)
+    for name in ("done.json", "tokens.bin", "tokens.idx", "clips.jsonl"):
+        (copy.tokens.path / name).unlink()
+    left = submit_again(finished, tmp_path, "data.join=false", "train.max_steps=2")
+    assert left.code == 0, left.err
+    assert not (copy.tokens.path / "tokens.bin").exists()
+    losses = Run(copy.path).losses()
+    assert losses == Run(whole.path).losses()[:2]
+    joined = submit_again(finished, tmp_path, "data.join=true", "train.max_steps=2")
+    assert joined.code == 0, joined.err
+    for name in ("tokens.bin", "clips.jsonl"):
+        assert (copy.tokens.path / name).read_bytes() == (whole.tokens.path / name).read_bytes()
+    assert Run(copy.path).losses() == losses

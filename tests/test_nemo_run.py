@@ -19,7 +19,7 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from tests.backends.test_docker import box, engine  # noqa: F401
-from tests.conftest import CANARIES
+from tests.conftest import CANARIES, SMALL_CLIPS
 from tests.conftest import cosmos_hpc as command
 from tests.nemo_run import (
     CLOSED_HOME,
@@ -92,6 +92,7 @@ def test_an_experiment_goes_on_and_trains_on_two_ranks(tmp_path: Path, scenes: P
     shutil.copytree(scenes, home / "videos")
     words = ["recipe=ar_tiny", "data.input=videos", "train.max_steps=3", "train.gpus=2"]
     words += ["train.micro_batch_size=4", "data.videos_per_shard=3", "cluster.parallel=2"]
+    words += SMALL_CLIPS
     done = command("submit", *words, "--name", "x", "--dry-run", cwd=home)
     assert done.code == 0, done.err
     run = RunFolder(home / "runs" / "x")

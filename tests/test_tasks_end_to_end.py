@@ -5,7 +5,6 @@ the other tokenizer.
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.sources import find_source, generation_recipe
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
-from tests.conftest import cosmos_hpc, real_data, steps_of
+from tests.conftest import SMALL_CLIPS, cosmos_hpc, real_data, steps_of
 from tests.worker.lerobot import FRONT, WRIST, Robot
 from tests.worker.robots import write_bridge
 
@@ -50,29 +49,27 @@ def check_learning(path):
     return seen
 
 
-def kill_and_submit_again(command, home, run):
-    """The run's training is killed after a checkpoint; the same command ends it."""
+def submit_twice(home, *request):
+    """A run whose training is killed some steps after a checkpoint, and ended by the same command.
+
+    The steps after the checkpoint are done twice, with the same losses.
+    """
+    command = [sys.executable, "-m", "cosmos_hpc", "submit", *request, *STEPS, "--name", "x"]
+    run = RunFolder(home / "runs" / "x")
     with open(home / "log", "w") as log:
         submit = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, start_new_session=True)
-        while not list(run.train.checkpoints.glob("step=2-*")) or steps_of(run) < 4:
+        while not list(run.train.checkpoints.glob("step=2-*")) or steps_of(run) < 5:
             assert submit.poll() is None, (home / "log").read_text()
             time.sleep(0.05)
         os.killpg(submit.pid, signal.SIGINT)
         submit.wait(timeout=60)
+        before = losses(run.path)
         subprocess.run(command, cwd=home, stdout=log, stderr=log, check=True, timeout=250)
-
-
-def submit_twice(home, *request):
-    """Losses of a run that was interrupted, and of one that was not; their folders."""
-    command = [sys.executable, "-m", "cosmos_hpc", "submit", *request, *STEPS, "--name"]
-    whole = cosmos_hpc(*command[3:], "whole", cwd=home)
-    assert whole.code == 0, whole.err
-    # From the same samples; that they come out alike each time, tests/worker/datasets shows.
-    run = RunFolder(home / "runs" / "broken")
-    shutil.copytree(home / "runs" / "whole", run.path, symlinks=True)
-    shutil.rmtree(run.path / "train")
-    kill_and_submit_again([*command, "broken"], home, run)
-    return RunFolder(home / "runs" / "whole"), run
+    text = (home / "log").read_text()
+    assert text.count("  train       starting") == 2
+    assert 5 <= len(before) < 8
+    assert check_learning(run.path)[: len(before)] == pytest.approx(before, rel=1e-4)
+    return run
 
 
 def test_videos_with_prompts_in_a_trained_model_out(tmp_path, scenes):
@@ -82,24 +79,19 @@ def test_videos_with_prompts_in_a_trained_model_out(tmp_path, scenes):
         for i in range(8)
     ]
     listed.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    # A quarter of the recipe's ids in a clip, and of the time of a step.
-    request = ("recipe=ar_tiny_v2w", f"data.input={listed}", "data.height=48", "data.width=80")
-    whole, broken = submit_twice(tmp_path, *request)
-    check_learning(whole.path)
-    assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
-    marker = files.read_json(marker_path(whole, "train"))
+    request = ("recipe=ar_tiny_v2w", f"data.input={listed}", *SMALL_CLIPS)
+    run = submit_twice(tmp_path, *request)
+    marker = files.read_json(marker_path(run, "train"))
     assert marker["clips"] == {"train": 6, "validation": 1, "test": 1}
     assert math.isfinite(marker["validation_loss"])
-    assert "whole: done" in cosmos_hpc("status", "whole", cwd=tmp_path).out
+    assert "x: done" in cosmos_hpc("status", "x", cwd=tmp_path).out
 
 
 def test_robot_clips_in_a_trained_model_out(tmp_path):
     bridge = real_data("bridge") or write_bridge(tmp_path / "bridge", {"train": 9, "val": 3})
-    whole, broken = submit_twice(tmp_path, "recipe=ar_tiny_action", f"data.input={bridge}")
-    check_learning(whole.path)
-    assert losses(broken.path) == pytest.approx(losses(whole.path), rel=1e-4)
-    marker = files.read_json(marker_path(whole, "train"))
-    pairs = files.read_json(marker_path(whole, "finalize"))["samples"]["pairs"]
+    run = submit_twice(tmp_path, "recipe=ar_tiny_action", f"data.input={bridge}")
+    marker = files.read_json(marker_path(run, "train"))
+    pairs = files.read_json(marker_path(run, "finalize"))["samples"]["pairs"]
     assert marker["clips"]["train"] == pairs["train"] > 0
     assert math.isfinite(marker["validation_loss"])
 
@@ -144,7 +136,7 @@ def test_a_robots_data_set_on_the_hub_ends_in_rollouts_in_a_report(tmp_path, hub
 
 
 def test_the_other_tokenizer_works_down_to_training(tmp_path, scenes):
-    other = ("data.compression=[4,8,8]", "data.frames=9", "data.height=48", "data.width=80")
+    other = ("data.compression=[4,8,8]", "data.frames=9", *SMALL_CLIPS)
     source = tmp_path / "list.jsonl"
     videos = sorted(scenes.glob("*.mp4"))
     rows = [{"visual_input": str(v), "prompt": f"a street, {v.stem}"} for v in videos]

@@ -9,7 +9,6 @@ import re
 import shlex
 import sys
 import uuid
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from cosmos_hpc.backends.machine_profile import MachineCluster, gpus_here, threa
 from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import RunStage, task_script
-from cosmos_hpc.utils.imports import large_imports
+from cosmos_hpc.utils.imports import large_imports, without
 
 if TYPE_CHECKING:
     import nemo_run
@@ -91,9 +90,8 @@ def thread_variables(cluster: MachineCluster, stage: RunStage) -> dict[str, str]
 def _import_nemo_run(folder: Path) -> None:
     # Read when NeMo-Run is first imported: its job registry would go to the home folder.
     os.environ.setdefault("NEMORUN_HOME", str(folder / ".nemo_run"))
-    # Where torch is installed, NeMo-Run imports it, and it warns of a package that NeMo brings.
-    warnings.filterwarnings("ignore", message="The pynvml package is deprecated")
-    with large_imports():
+    # Where torch is installed, NeMo-Run imports it, to write its types, which no task here has.
+    with large_imports(), without("torch"):
         import nemo_run  # noqa: F401
 
 

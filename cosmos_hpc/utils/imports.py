@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,22 @@ def large_imports(freeze: bool = False) -> Iterator[None]:
             gc.freeze()
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Have imports in the block find no module of a name, unless it is imported already.
+
+    For libraries that import a large one where there is one, and can do without.
+    """
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # as the import system has it
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 def end_quickly() -> None:

@@ -22,7 +22,7 @@ from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
-from tests.conftest import CANARIES, cosmos_hpc
+from tests.conftest import CANARIES, SMALL_CLIPS, cosmos_hpc
 from tests.engine import Engine, missing_programs
 from tests.nemo_run import unpacked
 
@@ -94,6 +94,7 @@ def test_from_videos_to_a_model_in_containers(
         "recipe=ar_tiny",
         f"cluster={profile}",
         f"data.input={scenes}",
+        *SMALL_CLIPS,
         "train.max_steps=3",
         "--name",
         "boxed",
@@ -283,7 +284,8 @@ def submit(
 
     def start(*further: str) -> subprocess.Popen[bytes]:
         request = ["submit", "recipe=ar_tiny", f"cluster={box[1]}", f"data.input={scenes}"]
-        command = [sys.executable, "-m", "cosmos_hpc", *request, *further, "--name", "x"]
+        command = [sys.executable, "-m", "cosmos_hpc", *request, *SMALL_CLIPS, *further]
+        command += ["--name", "x"]
         with open(tmp_path / "log", "wb") as f:
             started.append(subprocess.Popen(command, cwd=tmp_path, stdout=f, stderr=f))
         return started[-1]

@@ -19,7 +19,7 @@ gpu: H100-80
 gpus_per_node: 2
 gres: gpu:h100
 nodes: 2
-parallel: 4
+parallel: 2
 """
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import SMALL_CLIPS
 from tests.slurm.login import Login
 
 PREPARE = ("--stages", "download,preprocess,finalize")
@@ -256,7 +257,7 @@ def test_a_training_goes_on_after_each_kind_of_interruption(login, scenes):
     """It ends at its step, with every step once and finite losses."""
     words = ("train.max_steps=20", "train.save_every=4", "train.validate_every=20", "train.gpus=2")
     words += ("train.global_batch_size=4", "train.micro_batch_size=2", "cluster.parallel=1")
-    words += ("generate.tasks=0",)
+    words += ("generate.tasks=0", *SMALL_CLIPS)
     login.submit("training", f"data.input={scenes}", *words)
     metrics = login.run("training") / "train" / "metrics.jsonl"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cosmos_hpc.runs.folder import RunFolder
-from tests.conftest import CANARIES, steps_of
+from tests.conftest import CANARIES, SMALL_CLIPS, steps_of
 from tests.nemo_run import EXPERIMENT, assert_no_secrets, documented, run_program
-from tests.slurm.login import PROFILE, Login
+from tests.slurm.login import Login
 from tests.slurm.test_interruptions import hold
 
 pytestmark = pytest.mark.slow
@@ -23,10 +23,7 @@ SHARDS = ["preprocess-0", "preprocess-1"]
 
 @pytest.fixture
 def login(lab, tmp_path):
-    login = Login(lab, tmp_path)
-    profile = login.home / "clusters" / "mine.yaml"
-    profile.write_text(PROFILE.replace("parallel: 4", f"parallel: {len(SHARDS)}"))
-    return login
+    return Login(lab, tmp_path)
 
 
 def start(login, text, *arguments, **env):
@@ -85,7 +82,7 @@ def test_training_on_two_nodes_stops_when_it_is_warned_and_goes_on(login, scenes
     home.mkdir()
     runs = f"cluster.runs={home}"
     training = ("train.gpus=2", "train.max_steps=16", "train.save_every=50")
-    training += ("train.global_batch_size=4", "train.micro_batch_size=2")
+    training += ("train.global_batch_size=4", "train.micro_batch_size=2", *SMALL_CLIPS)
     words = (f"data.input={scenes}", runs, "cluster.gpus_per_node=1", *training)
     login.submit("two", *words, "--dry-run")
     run = RunFolder(home / "two")

@@ -28,7 +28,7 @@ def test_a_new_stage_is_an_array_of_its_own(lab, tmp_path, scenes):
     script = (login.run("counted") / "scripts" / "count_sbatch.sh").read_text()
     assert "#SBATCH --time=00:20:00" in script
     assert "#SBATCH --partition=cpu" in script
-    assert "#SBATCH --array=0-1%4" in script
+    assert "#SBATCH --array=0-1%2" in script
 
     def stage():
         outcome = login.command("status", "counted", PYTHONPATH=place).out

@@ -65,7 +65,7 @@ def test_a_warning_while_a_task_is_finished_is_not_forgotten(login, scenes, tmp_
         'scancel --signal=USR1 --batch "$SLURM_JOB_ID" && sleep 2\n'
     )
     python.chmod(0o755)
-    words = ("cluster.max_submit=4", "data.videos_per_shard=4", f"cluster.python={python}")
+    words = ("cluster.max_submit=4", "data.videos_per_shard=2", f"cluster.python={python}")
     login.submit("late", f"data.input={scenes}", *words, *PREPARE)
     login.wait("late", "finalize", "done", "failed")
     assert [n["why"] for n in notes(login, "late", "preprocess", 0)] == ["", "done"]

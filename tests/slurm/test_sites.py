@@ -39,14 +39,14 @@ def test_greetings_are_no_ids(login, lab, tmp_path, scenes):
     request += ("cluster.cpu_partition=cpu,urgent",)
     login.submit("greeted", *request, **site)
     names = [name.partition(".")[0] for name in login.queued("greeted")]
-    assert sorted(names) == sorted([*STAGES, *["preprocess"] * 3])
+    assert sorted(names) == sorted([*STAGES, "preprocess"])
     assert all(job.isdigit() for job in login.submitted("greeted"))
     assert set(login.queue("%P")) == {"cpu,urgent", "gpu"}
     # Each waits for the one before.
     waits = login.queue("%j %E", "--state=PENDING")
-    assert sum("afterok:" in line for line in waits if ".greeted." in line) == 9
+    assert sum("afterok:" in line for line in waits if ".greeted." in line) == 7
     shown = login.command("status", "greeted", **site)
-    assert "in the queue: 4 PENDING" in shown.out
+    assert "in the queue: 2 PENDING" in shown.out
     assert login.command("cancel", "greeted", **site).code == 0
     assert login.queued("greeted") == []
 
@@ -55,7 +55,7 @@ def test_an_sbatch_that_tells_no_id_leaves_nothing_behind(login, lab, tmp_path, 
     """Its jobs are found by their names."""
     silent = greeting(tmp_path / "site", lab, "sbatch", after=" | grep -v '^[0-9]'; true")
     login.submit("silent", f"data.input={scenes}", "cluster.sbatch=['--hold']", **silent)
-    assert len(login.queued("silent")) == 10
+    assert len(login.queued("silent")) == 8
     queued = {line.partition("_")[0] for line in login.queue("%i")}
     assert set(login.submitted("silent")) <= queued
     assert login.command("cancel", "silent").code == 0
@@ -76,7 +76,7 @@ def test_jobs_on_another_cluster_are_not_taken_for_ended(login, lab, tmp_path, s
     refused = login.command("retry", "there", **elsewhere)
     assert refused.code == 2
     assert "use a login node of lab, or remove" in refused.err
-    assert len(login.queued("there")) == 10
+    assert len(login.queued("there")) == 8
     assert login.command("cancel", "there").code == 0
 
 
@@ -124,7 +124,7 @@ def test_two_submits_of_a_run_at_the_same_time_queue_its_jobs_once(login, scenes
     ]
     said = [process.communicate(timeout=120)[1] for process in both]
     names = [name.partition(".")[0] for name in login.queued("twice")]
-    assert sorted(names) == sorted([*STAGES, *["preprocess"] * 3]), said
+    assert sorted(names) == sorted([*STAGES, "preprocess"]), said
     # The other found the jobs, or the lock.
     assert any("nothing is missing that is not in the queue" in text for text in said) or any(
         "is being worked on by" in text for text in said
@@ -136,7 +136,7 @@ def test_a_cluster_without_job_arrays(tmp_path, scenes, lab):
     """Shards are prepared by jobs of their own, not more of them at a time than elsewhere."""
     with Lab(Path(tempfile.mkdtemp(prefix="lab-")), max_array_size=0) as without:
         login = Login(without, tmp_path / "login")
-        words = (f"data.input={scenes}", "data.videos_per_shard=2", "cluster.parallel=2")
+        words = (f"data.input={scenes}", "data.videos_per_shard=2")
         words += ("--stages", "download,preprocess")
         refused = login.command("submit", "recipe=ar_tiny", "cluster=mine", "--name=x", *words)
         assert refused.code == 2

@@ -44,14 +44,14 @@ def test_what_is_queued_says_why(login, scenes):
     login.submit("held", f"data.input={scenes}", "cluster.sbatch=['--hold']")
     state = login.status("held")
     assert state["state"] == "queued"
-    assert [s["jobs"] for s in state["stages"]] == [{"PENDING": n} for n in (1, 4, 1, 1, 1, 1, 1)]
+    assert [s["jobs"] for s in state["stages"]] == [{"PENDING": n} for n in (1, 2, 1, 1, 1, 1, 1)]
     assert state["stages"][0]["waiting_for"] == "JobHeldUser"
     assert "pending for JobHeldUser" in login.command("status", "held").out
     assert login.command("logs", "held").code == 2
     # Another submit of the same finds them there.
     again = login.submit("held", f"data.input={scenes}", "cluster.sbatch=['--hold']")
     assert "nothing is missing that is not in the queue" in again.err
-    assert len(login.jobs("held", "preprocess", "PENDING")) == 4
+    assert len(login.jobs("held", "preprocess", "PENDING")) == 2
     outcome = login.command("cancel", "held")
     assert outcome.code == 0
     assert "held: stopped" in outcome.out
@@ -95,7 +95,7 @@ def test_logs_follow_a_run_to_its_end(login, scenes):
     assert "is complete" in outcome.out
     assert login.command("logs", "followed", "preprocess.7").code == 2
     named = login.command("logs", "followed").out
-    assert [f"==> preprocess.{n} " in named for n in range(4)] == [True] * 4
+    assert [f"==> preprocess.{n} " in named for n in range(2)] == [True] * 2
 
 
 def test_where_jobs_of_others_are_hidden_nothing_is_claimed(login, scenes):

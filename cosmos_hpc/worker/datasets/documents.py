@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+if TYPE_CHECKING:
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 
 class ShardedDocuments:
@@ -23,6 +26,8 @@ class ShardedDocuments:
     """
 
     def __init__(self, prefixes: Sequence[str]) -> None:
+        from megatron.core.datasets.indexed_dataset import IndexedDataset
+
         self._shards = [IndexedDataset(prefix, mmap=False) for prefix in prefixes]
         self._ends = np.cumsum([len(shard) for shard in self._shards])
         self.sequence_lengths = np.concatenate([shard.sequence_lengths for shard in self._shards])
@@ -45,6 +50,9 @@ def open_documents(prefix: str) -> IndexedDataset | ShardedDocuments:
     Args:
         prefix: of the joined ``.bin`` and ``.idx`` files; the shards lie in ``shards`` beside them.
     """
+    # Imported late: it takes seconds, and preparing a shard opens none.
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
     if IndexedDataset.exists(prefix):
         return IndexedDataset(prefix)
     shards = sorted(Path(prefix).parent.glob("shards/[0-9]*"))

@@ -24,6 +24,7 @@ from cosmos_hpc.runs.in_flight import InFlight
 from cosmos_hpc.runs.stages import marker_path
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import Progress, Stopwatch, count_of, say
+from cosmos_hpc.worker.datasets.index import write_index
 from cosmos_hpc.worker.datasets.journal import ID_DTYPE, Journal, in_order
 from cosmos_hpc.worker.tokenizers.video import Encoding, VideoTokenizer
 from cosmos_hpc.worker.video.clips import Clip, Cut, VideoError
@@ -247,10 +248,6 @@ class VideoShard:
 
     def publish(self) -> None:
         """Write the shard under a temporary name, then rename it."""
-        # Imported late: it takes seconds, in which the tokenizer could work already.
-        import megatron.core.datasets.indexed_dataset  # noqa: F401
-
-        self.clock.lap("load")
         final = self.run.tokens.shard(self.shard)
         temporary = final.with_name(f".{final.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
@@ -309,10 +306,9 @@ def _published(row: dict[str, Any]) -> dict[str, Any]:
 
 def write_documents(prefix: Path, clips: Iterable[np.ndarray]) -> None:
     """Write ``PREFIX.bin`` and ``PREFIX.idx``, one document per row of ``clips``."""
-    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=ID_DTYPE)
-    for clip in clips:
-        builder.add_item(torch.from_numpy(clip.astype(np.int64)))
-        builder.end_document()
-    builder.finalize(f"{prefix}.idx")
+    lengths = []
+    with open(f"{prefix}.bin", "wb") as f:
+        for clip in clips:
+            f.write(clip.astype(ID_DTYPE).tobytes())
+            lengths.append(clip.size)
+    write_index(Path(f"{prefix}.idx"), np.array(lengths, np.int64))

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from megatron.core.datasets.indexed_dataset import IndexedDataset, IndexedDatasetBuilder
 
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.data.shards import ShardMarker, read_marker
@@ -24,6 +23,7 @@ from cosmos_hpc.runs.sweeps import source_of, take_over_tokens
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.progress import ByteProgress, count_of, say
+from cosmos_hpc.worker.datasets.index import read_lengths, write_index
 from cosmos_hpc.worker.datasets.journal import ID_DTYPE
 
 #: Shards that are read at a time: a network file system gives one reader a part of its speed.
@@ -105,7 +105,7 @@ def _join(run: RunFolder, shards: list[CheckedShard], join: bool) -> dict[str, A
     temporary.mkdir(parents=True)
     _copy_ids(shards, temporary / "tokens.bin" if join else None)
     if join:
-        _write_index(shards, temporary / "tokens.idx")
+        write_index(temporary / "tokens.idx", np.concatenate([s.lengths for s in shards]))
     files.write_jsonl(temporary / "clips.jsonl", _table(shards))
     for name in _JOINED:
         (run.tokens.path / name).unlink(missing_ok=True)
@@ -168,8 +168,7 @@ def _read(folder: Path, number: int, videos: int, ids_per_clip: int) -> CheckedS
         # The ids are read once, when they are joined.
         if not path.is_file() or (name != "tokens.bin" and files.sha256(path) != digest):
             raise _damaged(path)
-    index = IndexedDataset(str(folder / "tokens"), mmap=False)
-    lengths = np.array(index.sequence_lengths)
+    lengths = read_lengths(folder / "tokens.idx")
     failed = files.read_jsonl(folder / "failed.jsonl")
     size = lengths.sum() * ID_DTYPE().itemsize
     if (folder / "tokens.bin").stat().st_size != size:
@@ -295,16 +294,3 @@ def _write_all(file: int, content: memoryview, place: int) -> None:
     while content:
         written = os.pwrite(file, content, place)
         content, place = content[written:], place + written
-
-
-def _write_index(shards: list[CheckedShard], path: Path) -> None:
-    """Write the index of the joined tokens: one document per clip, as in the shards."""
-    lengths = np.concatenate([shard.lengths for shard in shards]).tolist()
-    # The ids are written already. A file of its own, not /dev/null: Megatron may write through a
-    # library that replaces what it writes to.
-    unused = path.with_suffix(".unused")
-    builder = IndexedDatasetBuilder(str(unused), dtype=ID_DTYPE)
-    builder.sequence_lengths = lengths
-    builder.document_indices = list(range(len(lengths) + 1))
-    builder.finalize(str(path))
-    unused.unlink()

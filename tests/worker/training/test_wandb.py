@@ -8,13 +8,13 @@ import time
 
 import pytest
 
-from tests.conftest import cosmos_hpc
+from tests.conftest import SMALL_CLIPS, cosmos_hpc
 
 pytestmark = pytest.mark.slow
 
 KEY = "0123456789abcdef" * 2 + "01234567"
 TRAINING = ("train.save_every=2", "train.validate_every=2")
-TRAINING += ("train.micro_batch_size=2", "train.global_batch_size=4")
+TRAINING += ("train.micro_batch_size=2", "train.global_batch_size=4", *SMALL_CLIPS)
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
