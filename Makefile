@@ -30,7 +30,7 @@ test: setup
 	./tests/slurm/install.sh
 	./tests/install-podman.sh
 	./tests/install-chromium.sh
-	$(bin)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(bin)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(bin)/ruff check .

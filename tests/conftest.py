@@ -25,6 +25,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # tests share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Commands that tests start keep their bytecode, as those of users do.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 #: The development extra brings one.
 SHELLCHECK = str(Path(sys.executable).parent / "shellcheck")
 
@@ -35,20 +38,20 @@ CANARIES = {"HF_TOKEN": "hf_canary5e1f", "WANDB_API_KEY": "c0ffee" * 6 + "cafe"}
 #: tests end at about the same time.
 LONGEST = (
     "test_end_to_end.py",
-    "test_tasks_end_to_end.py",
-    "slurm/test_interruptions.py",
     "test_demo.py",
+    "slurm/test_interruptions.py",
+    "test_tasks_end_to_end.py",
     "backends/test_docker.py",
+    "slurm/test_nemo_run.py",
     "slurm/test_submit.py",
     "test_nemo_run.py",
-    "slurm/test_nemo_run.py",
     "slurm/test_status.py",
     "worker/training/test_nemo.py",
     "worker/training/test_wandb.py",
-    "slurm/test_resuming.py",
-    "test_sweeps.py",
     "test_notebooks.py",
     "worker/stages/test_preprocess.py",
+    "slurm/test_resuming.py",
+    "test_sweeps.py",
     "models/checkpoints/test_published.py",
     "slurm/test_profiles.py",
     "slurm/test_sweeps.py",
