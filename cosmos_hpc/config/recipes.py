@@ -113,11 +113,12 @@ class Recipe(Section, frozen=True, kw_only=True):
     def _check_layout(self) -> None:
         train, model = self.train, self.model_for_clips()
         tensor, context = train.tensor_parallel or 1, train.context_parallel or 1
-        name = model.splits(tensor, context)
-        factors = f"train.tensor_parallel={tensor}"
+        factors = both = f"train.tensor_parallel={tensor}"
         if context > 1:
-            factors += f" times train.context_parallel={context}"
-        if name:
+            both += f" times train.context_parallel={context}"
+        if name := model.splits(tensor, context):
+            # Only heads are shared by the ranks of context parallelism.
+            factors = both if name == "num_query_groups" else factors
             raise ValueError(f"{factors} does not divide model.{name}={getattr(model, name)}")
         if train.sequence_parallel and train.tensor_parallel == 1:
             raise ValueError("train.sequence_parallel needs train.tensor_parallel above 1")
@@ -129,8 +130,7 @@ class Recipe(Section, frozen=True, kw_only=True):
             )
         if train.sequence_parallel and sequence % (tensor * context):
             raise ValueError(
-                f"train.sequence_parallel: {factors} does not divide the {sequence} inputs of a "
-                f"sample"
+                f"train.sequence_parallel: {both} does not divide the {sequence} inputs of a sample"
             )
 
     def _check_generation(self) -> None:

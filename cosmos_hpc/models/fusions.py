@@ -162,6 +162,11 @@ def _add_product(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
         torch.addmm(total, gradient.t(), inputs, out_dtype=total.dtype, out=total)
 
 
+def total_norm(tensors: list[Tensor]) -> Tensor:
+    """The norm of tensors together, a float32 scalar, without waiting for the GPU."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+
+
 def _total_norm(
     _: int, __: Tensor, lists: Sequence[list[Tensor]], *___: Any
 ) -> tuple[Tensor, None]:
@@ -169,7 +174,7 @@ def _total_norm(
 
     Megatron's, without Apex and Transformer Engine, waits for the norm of each.
     """
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(lists[0])))[None], None
+    return total_norm(lists[0])[None], None
 
 
 def _scale(_: int, __: Tensor, lists: Sequence[list[Tensor]], factor: float) -> None:

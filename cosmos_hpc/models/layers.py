@@ -211,7 +211,7 @@ def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
         context_parallel: ranks that share the sequence, which only ``local`` layers can.
 
     Raises:
-        RequestError: Transformer Engine is asked for and cannot run here.
+        RequestError: Transformer Engine is asked for and cannot run here, or not with that.
     """
     if asked == "auto":
         better = have_transformer_engine() and context_parallel == 1
@@ -221,6 +221,8 @@ def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
             "train.transformer_impl=transformer_engine needs Transformer Engine and a GPU, and "
             "they are not both here; auto and local run without"
         )
+    if asked == "transformer_engine" and context_parallel > 1:
+        raise RequestError("train.context_parallel above 1 needs train.transformer_impl=local")
     return asked
 
 

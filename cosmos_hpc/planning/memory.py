@@ -22,7 +22,7 @@ class Layout(Struct, frozen=True):
     Attributes:
         tensor_parallel: ranks that share one copy of the model.
         context_parallel: copies that share the sequence of a sample.
-        data_parallel: samples that are trained at the same time, each by as many copies.
+        data_parallel: groups of such copies, of which each has samples of its own.
         sequence_parallel: the tensor-parallel ranks also share what lies between linear layers.
         recompute: what is computed again in the backward pass instead of kept: nothing, the
             feed-forward layers, or all but the input of each layer.

@@ -1,6 +1,6 @@
 """Time of a training step, as a sum of parts that can be explained.
 
-Rates were set from steps measured on H200s, all of which the sum meets within a tenth; they stand
+Rates were set from steps measured on H200s, which the sum meets within a tenth; they stand
 in ``benchmarks/README.md``. Those of other GPUs follow from data sheets and were not measured.
 """
 

@@ -80,7 +80,7 @@ def some(layers):
         ("ar12b", Layout(**TWO, data_parallel=2), 4, "H200-141", 2.112),
         ("ar12b", Layout(**TWO, data_parallel=2), 4, "H200-141", 2.033),
         ("ar12b", Layout(context_parallel=4), 4, "H200-141", 2.228),
-        ("ar13b_v2w", Layout(**FOUR, recompute="full", recompute_layers=16), 4, "H100-80", 3.309),
+        ("ar13b_v2w", Layout(**FOUR, recompute="full", recompute_layers=16), 4, "H200-141", 3.309),
         ("ar4b", Layout(recompute="full"), 1, "H100-80", 0.906),
         ("ar4b_lora", Layout(), 1, "H100-80", 0.566),
         ("ar5b_v2w_lora", Layout(), 1, "H100-80", 0.664),

@@ -50,10 +50,9 @@ class LossAndAccuracy(MaskedTokenLossReduction):
 
     def reduce(self, losses_reduced_per_micro_batch: Sequence[dict[str, Any]]) -> Tensor:
         """Mean loss of the global batch."""
-        batches = torch.vstack([x["sums"] for x in losses_reduced_per_micro_batch])
-        # The loss of a micro batch without any id is not a number. NeMo looks for those one by
-        # one, and so waits for the GPU, which then waits for all that follows here.
-        sums = batches.where(batches[:, 1:2] > 0, 0).sum(dim=0)
+        # NeMo looks for micro batches without any token one by one, and so waits for the GPU, which
+        # then waits for all that follows here. Their sums are 0.
+        sums = torch.vstack([x["sums"] for x in losses_reduced_per_micro_batch]).sum(dim=0)
         torch.distributed.all_reduce(
             sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True)
         )

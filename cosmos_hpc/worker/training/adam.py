@@ -19,6 +19,8 @@ from megatron.core.optimizer import optimizer as mixed_precision
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from cosmos_hpc.models.fusions import total_norm
+
 
 def use_fused_adam() -> None:
     """Let Megatron's distributed optimizer use :class:`FusedAdam` from now on.
@@ -31,8 +33,32 @@ def use_fused_adam() -> None:
     megatron_optimizer.Adam = FusedAdam
     mixed_precision.get_grad_norm_fp32 = gradient_norm
     mixed_precision.clip_grad_by_total_norm_fp32 = scale_in_step
-    original = DistributedOptimizer._copy_main_params_to_model_params
-    DistributedOptimizer._copy_main_params_to_model_params = _copy_unless_written(original)
+    make = DistributedOptimizer.__init__
+    copy = DistributedOptimizer._copy_main_params_to_model_params
+
+    def make_with_places(self: DistributedOptimizer, *args: Any, **kwargs: Any) -> None:
+        make(self, *args, **kwargs)
+        if not self.is_stub_optimizer:
+            weights = chain.from_iterable(self.shard_fp32_from_float16_groups)
+            models = chain.from_iterable(self.model_float16_groups)
+            for weight, model in zip(weights, models, strict=True):
+                weight.model_weight = _shard(self, model)
+
+    def copy_others(self: DistributedOptimizer) -> None:
+        # FusedAdam has written those in bf16.
+        if not self.is_stub_optimizer and any(self.model_fp32_groups):
+            copy(self)
+
+    DistributedOptimizer.__init__ = make_with_places
+    DistributedOptimizer._copy_main_params_to_model_params = copy_others
+
+
+def _shard(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> Tensor:
+    """This rank's part of a model's weight, in the buffer that is gathered from all ranks."""
+    part = optimizer._get_model_param_range_map(parameter)["gbuf_world_in_bucket"]
+    buffer, _, bucket = optimizer.model_param_gbuf_map[parameter]
+    weights: Tensor = optimizer.buffers[buffer].buckets[bucket].param_data
+    return weights.view(-1)[part.start : part.end]
 
 
 class AdamInOneKernel(pl.Callback):
@@ -55,7 +81,7 @@ class FusedAdam(torch.optim.AdamW):
 
     Besides its gradient, a parameter may have ``gradient_scale``, a float32 scalar that the
     gradient is multiplied by, and ``model_weight``, a tensor of as many elements that gets a copy
-    of the updated weight; the parameter's ``written`` is true once it has.
+    of the updated weight.
     """
 
     def __init__(self, params: Any, adam_w_mode: bool = True, **settings: Any) -> None:
@@ -107,18 +133,17 @@ def _factors(group: dict[str, Any], step: float, device: torch.device) -> Tensor
 
 def _step(parameter: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
     copy = getattr(parameter, "model_weight", None)
-    scale = getattr(parameter, "gradient_scale", None)
     # One-dimensional, so that one compiled kernel serves weights of all shapes.
     _update(
         parameter.view(-1),
         state["exp_avg"].view(-1),
         state["exp_avg_sq"].view(-1),
         parameter.grad.view(-1),  # type: ignore[union-attr]
-        parameter.view(-1) if copy is None else copy.view(-1),
-        torch.ones((), device=parameter.device) if scale is None else scale,
+        # Not the weight itself: the compiler cannot write to parts of one buffer by two names.
+        None if copy is None else copy.view(-1),
+        getattr(parameter, "gradient_scale", None),
         factors,
     )
-    parameter.written = copy is not None  # type: ignore[attr-defined]
 
 
 @torch.compile(dynamic=True)
@@ -127,23 +152,17 @@ def _update(
     average: Tensor,
     square: Tensor,
     gradient: Tensor,
-    copy: Tensor,
-    scale: Tensor,
+    copy: Tensor | None,
+    scale: Tensor | None,
     factors: Tensor,
 ) -> None:
-    new, of_average, decay, rate, correction, eps = (
-        factors[0],
-        factors[1],
-        factors[2],
-        factors[3],
-        factors[4],
-        factors[5],
-    )
-    scaled = gradient * scale
+    new, of_average, decay, rate, correction, eps = (factors[i] for i in range(6))
+    scaled = gradient if scale is None else gradient * scale
     average.lerp_(scaled, new)
     square.lerp_(scaled.square(), of_average)
     weight.mul_(decay).sub_(rate * average / (square.sqrt() * correction + eps))
-    copy.copy_(weight)
+    if copy is not None:
+        copy.copy_(weight)
 
 
 def gradient_norm(
@@ -156,10 +175,8 @@ def gradient_norm(
     In place of Megatron's function of these arguments, which waits for the GPU.
     """
     own = [gradients] if isinstance(gradients, Tensor) else list(gradients)
-    if own:
-        total = torch.stack(torch._foreach_norm(own)).square().sum()
-    else:  # a rank may hold no part of what is trained
-        total = torch.zeros((), device="cuda")
+    # A rank may hold no part of what is trained.
+    total = total_norm(own).square() if own else torch.zeros((), device="cuda")
     torch.distributed.all_reduce(total, group=grad_stats_parallel_group)
     return total.sqrt()
 
@@ -174,33 +191,3 @@ def scale_in_step(
     scale = (max_norm / (total_norm + 1e-6)).clamp(max=1.0)
     for parameter in parameters:
         parameter.gradient_scale = scale  # type: ignore[attr-defined]
-
-
-def _copy_unless_written(
-    original: Callable[[DistributedOptimizer], None],
-) -> Callable[[DistributedOptimizer], None]:
-    """Megatron's copy of updated weights to the model's, where :class:`FusedAdam` has not done it.
-
-    The first time it has not: it is told here where the model's weights are.
-    """
-
-    def copy(self: DistributedOptimizer) -> None:
-        weights = list(chain.from_iterable(self.shard_fp32_from_float16_groups))
-        others = any(self.model_fp32_groups)
-        if others or not all(getattr(weight, "written", False) for weight in weights):
-            original(self)
-            models = chain.from_iterable(self.model_float16_groups)
-            for weight, model in zip(weights, models, strict=True):
-                weight.model_weight = _shard(self, model)
-        for weight in weights:
-            weight.written = False
-
-    return copy
-
-
-def _shard(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> Tensor:
-    """This rank's part of a model's weight, in the buffer that is gathered from all ranks."""
-    part = optimizer._get_model_param_range_map(parameter)["gbuf_world_in_bucket"]
-    buffer, _, bucket = optimizer.model_param_gbuf_map[parameter]
-    weights: Tensor = optimizer.buffers[buffer].buckets[bucket].param_data
-    return weights.view(-1)[part.start : part.end]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import duration, say
 
@@ -92,8 +92,7 @@ class MetricsFile(pl.Callback):
             loss=loss,
             token_accuracy=float(seen["token_accuracy"]),
             learning_rate=self._rate,
-            # Without clipping, Megatron does not measure it.
-            **({"grad_norm": float(seen["grad_norm"])} if "grad_norm" in seen else {}),
+            grad_norm=float(seen["grad_norm"]),
             **{name: round(value, 4) for name, value in measured.items()},
         )
         if step == 1 and self.starts_trained and (doubt := doubtful_start(loss, self.reference)):
@@ -136,17 +135,17 @@ class StopAtNaN(pl.Callback):
     """Ends a training whose gradient is not finite, before a checkpoint is written of it.
 
     Raises:
-        RequestError: at the end of that step, on every rank.
+        WorkError: at the end of that step, on every rank.
     """
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Look at the norm of all ranks' gradients, before it was clipped."""
-        norm = float(trainer.callback_metrics.get("grad_norm", 0.0))
+        norm = float(trainer.callback_metrics["grad_norm"])
         if not math.isfinite(norm):
-            raise RequestError(
-                f"the gradient of step {trainer.global_step} is not finite (its norm is {norm}); "
-                f"a lower train.learning_rate or a longer train.warmup_steps, in a new run, may "
-                f"help. Checkpoints of earlier steps are kept"
+            raise WorkError(
+                f"the gradient of step {trainer.global_step} is not finite (its norm is {norm}). "
+                f"Checkpoints of earlier steps are kept: resume from them with a lower "
+                f"train.learning_rate, or begin a new run with a longer train.warmup_steps"
             )
 
 

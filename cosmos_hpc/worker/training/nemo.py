@@ -256,7 +256,7 @@ class _SeedOfStep(pl.Callback):
         self._seed = seed
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        # Ranks draw alike where they share the tensors, and not where they have other positions.
+        # Ranks of one copy of the model draw alike, those of different copies do not.
         ranks = parallel_state.get_data_parallel_group(with_context_parallel=True)
         torch.manual_seed(self._seed + trainer.global_step * ranks.size() + ranks.rank())
 

@@ -1,6 +1,8 @@
-"""AdamW in one pass against PyTorch's, without the compiler; with Megatron: benchmarks on GPUs."""
+"""AdamW in one pass against PyTorch's; with Megatron's optimizer, on a GPU: test_gpu.py."""
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
 SHAPES = [(7, 3), (5,), (33, 17)]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def without_the_compiler():
     with torch.compiler.set_stance("force_eager"):
         yield
@@ -39,6 +41,7 @@ def draw_gradients(*lists):
             parameter.grad = gradient.clone()
 
 
+@pytest.mark.usefixtures("without_the_compiler")
 @pytest.mark.parametrize("largest", [1.0, 1e6])
 def test_steps_are_those_of_pytorch_s_with_clipped_gradients(largest, alone):
     plain, fused = parameters(), parameters()
@@ -59,9 +62,9 @@ def test_steps_are_those_of_pytorch_s_with_clipped_gradients(largest, alone):
             torch.testing.assert_close(got.state[parameter][name], value)
     for parameter in fused[:2]:
         assert torch.equal(parameter.model_weight, parameter.detach().flatten().bfloat16())
-    assert [parameter.written for parameter in fused] == [True, True, False]
 
 
+@pytest.mark.usefixtures("without_the_compiler")
 def test_a_training_goes_on_from_the_state_of_pytorch_s():
     plain = parameters()
     before = torch.optim.AdamW(plain, **SETTINGS)
@@ -80,3 +83,34 @@ def test_a_training_goes_on_from_the_state_of_pytorch_s():
 def test_weights_are_decayed_apart_from_their_gradients_only():
     with pytest.raises(ValueError, match="decays weights apart"):
         FusedAdam(parameters(), adam_w_mode=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("in_bf16", [True, False])
+def test_compiled_steps_of_weights_that_are_parts_of_a_buffer(in_bf16):
+    """As Megatron keeps them: in float32 the weights are the model's own."""
+    shapes = [(64, 32), (64,), (1,), (32, 64), (2048,)]
+    starts = [0, *itertools.accumulate(math.prod(shape) for shape in shapes)]
+    buffer = torch.randn(starts[-1])
+    plain = [torch.nn.Parameter(buffer[a:b].clone()) for a, b in itertools.pairwise(starts)]
+    parts = [buffer[a:b] for a, b in itertools.pairwise(starts)]
+    models = torch.empty(starts[-1], dtype=torch.bfloat16)
+    fused = [torch.nn.Parameter(part.clone() if in_bf16 else part) for part in parts]
+    if in_bf16:
+        for parameter, (a, b) in zip(fused, itertools.pairwise(starts), strict=True):
+            parameter.model_weight = models[a:b]
+    expected, got = torch.optim.AdamW(plain, **SETTINGS), FusedAdam(fused, **SETTINGS)
+    for scale in (None, 0.5):
+        draw_gradients(plain, fused)
+        if scale:
+            for wanted, parameter in zip(plain, fused, strict=True):
+                wanted.grad *= scale
+                parameter.gradient_scale = torch.tensor(scale)
+        expected.step()
+        got.step()
+    result = torch.cat([parameter.detach() for parameter in plain])
+    torch.testing.assert_close(torch.cat([p.detach() for p in fused]), result)
+    if in_bf16:
+        torch.testing.assert_close(models, result.bfloat16())
+    else:
+        torch.testing.assert_close(buffer, result)
