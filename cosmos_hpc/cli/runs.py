@@ -169,12 +169,12 @@ def _prune(arguments: argparse.Namespace) -> None:
     if len(idle) < len(found):
         left = count_of(len(found) - len(idle), "run")
         print(f"left alone: {left} with work, or whose queue is not known")
+    nothing = f"nothing to free in {folder.absolute()}"
+    print(cleaning.render_removals(removals) if removals else nothing)
     if kept := cleaning.render_kept(idle):
         print(kept)
     if not removals:
-        print(f"nothing to free in {folder.absolute()}")
         return
-    print(cleaning.render_removals(removals))
     _ask(f"free {size(sum(removal.bytes for removal in removals))}?", arguments.yes)
     print(f"freed {size(cleaning.remove(removals, queues_of))}")
 
