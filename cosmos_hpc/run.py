@@ -8,7 +8,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cosmos_hpc.backends.kinds import AnyBackend, load_cluster, open_backend, read_cluster
+from cosmos_hpc.backends.kinds import (
+    AnyBackend,
+    load_cluster,
+    open_backend,
+    read_cluster,
+    seconds_between_looks,
+)
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
 from cosmos_hpc.config.overrides import Overrides, as_list
 from cosmos_hpc.errors import RequestError
@@ -29,7 +35,7 @@ from cosmos_hpc.runs.stages import (
     stages_of,
 )
 from cosmos_hpc.runs.status import RunState, read_state
-from cosmos_hpc.runs.watch import watch
+from cosmos_hpc.runs.watch import view_run, watch
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console, usual_console
 from cosmos_hpc.utils.progress import count_of
@@ -104,9 +110,7 @@ class Run:
         On a terminal and in a notebook it is drawn in place. Interrupting this does not stop the
         run.
         """
-        # A queue is not asked more often.
-        every = 2.0 if self._backend().returns_when == "done" else 10.0
-        watch(self.status, sys.stdout, every)
+        watch(lambda: view_run(self.status()), sys.stdout, seconds_between_looks(self.folder))
         while files.is_locked(self.folder.lock):  # a submit that is about to end
             time.sleep(0.1)
 

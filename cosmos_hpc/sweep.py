@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from cosmos_hpc.backends.kinds import open_backend, queues_of, read_cluster
+from cosmos_hpc.backends.kinds import (
+    open_backend,
+    queues_of,
+    read_cluster,
+    seconds_between_looks,
+)
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import RequestError, WorkError
 from cosmos_hpc.run import Run, retry_request
 from cosmos_hpc.runs.comparison import Comparison, compare_runs
 from cosmos_hpc.runs.display import Page
@@ -16,11 +25,16 @@ from cosmos_hpc.runs.listing import ListedRun, find_sweep, list_runs, render_lis
 from cosmos_hpc.runs.requirements import install_command
 from cosmos_hpc.runs.stages import default_stages
 from cosmos_hpc.runs.sweeps import source_of
+from cosmos_hpc.runs.watch import view_sweep, watch
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console, usual_console
 
 if TYPE_CHECKING:
     from cosmos_hpc.config.sweeps import Combination
+    from cosmos_hpc.runs.folder import RunFolder
+
+#: States of a run on which nothing works, and which is not done.
+_BEFORE = ("prepared", "failed", "stopped", "partial")
 
 
 def submit_sweep(
@@ -100,14 +114,25 @@ class Sweep(Sequence[Run]):
         return self.compare()._repr_html_()
 
     def status(self) -> list[ListedRun]:
-        """How far each run is, with its swept values."""
+        """How far each run is, with its swept values; ``queued`` where its turn is to come."""
         folders = [run.folder for run in self.runs]
-        return list_runs(folders, queues_of(folders))
+        listed = list_runs(folders, queues_of(folders))
+        return [
+            replace(line, state="queued") if line.state in _BEFORE and _has_turn(run) else line
+            for run, line in zip(folders, listed, strict=True)
+        ]
 
     def render(self) -> str:
         """One line per run: how far it is, and its swept values."""
         page = f"cosmos-hpc report {self.name} compares them on a page"
         return f"{render_list(self.status())}\n  {page}"
+
+    def watch(self) -> None:
+        """Show the runs as they change, until nothing works on any; see :meth:`Run.watch`."""
+        every = max(seconds_between_looks(run.folder) for run in self.runs)
+        watch(lambda: view_sweep(self.name, self.status()), sys.stdout, every)
+        while any(files.is_locked(run.folder.lock) for run in self.runs):  # about to end
+            time.sleep(0.1)
 
     def cancel(self, now: bool = False, console: Console | None = None) -> int:
         """Stop all runs; see :meth:`Run.cancel`. Returns how many processes or jobs there were."""
@@ -158,6 +183,13 @@ class Sweep(Sequence[Run]):
 
         files.write_atomic(self.page, render(self.name, self.status(), self.compare()))
         return Page(self.page)
+
+
+def _has_turn(run: RunFolder) -> bool:
+    """Whether a process on this machine is to carry out a run, perhaps after others."""
+    with contextlib.suppress(WorkError):  # of a file system without locks
+        return files.is_locked(run.turn)
+    return False
 
 
 def named(name: str) -> Run | Sweep:

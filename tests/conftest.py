@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from cosmos_hpc.data.videos import list_video_files
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from tests.fake_hub import FakeHub
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -197,6 +201,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     server.shutdown()
     server.server_close()
     reset_sessions()
+
+
+@pytest.fixture
+def browser() -> Iterator[Chrome]:
+    """A browser without a window."""
+    from tests.browser import open_browser
+
+    yield from open_browser()
 
 
 @dataclass(frozen=True)

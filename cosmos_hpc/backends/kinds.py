@@ -70,6 +70,11 @@ def open_backend(cluster: Cluster) -> AnyBackend:
     return _backend(cluster.kind, f"cluster {cluster.name}")(cluster)
 
 
+def seconds_between_looks(run: RunFolder) -> float:
+    """How often a run that is watched is looked at: a queue is asked less often than a disk."""
+    return 2.0 if open_backend(read_cluster(run.cluster_file)).returns_when == "done" else 10.0
+
+
 def queues_of(runs: Iterable[RunFolder]) -> dict[Path, Queue]:
     """What is queued or working of many runs, by their paths: each cluster is asked once."""
     found: dict[Path, Queue] = {}

@@ -122,7 +122,7 @@ def make_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as JSON")
 
     status.add_argument(
-        "-w", "--watch", action="store_true", help="show it anew until nothing works on the run"
+        "-w", "--watch", action="store_true", help="show it anew until nothing works on it"
     )
 
     of_runs.add_runs(command)

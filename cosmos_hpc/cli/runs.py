@@ -169,10 +169,12 @@ def _prune(arguments: argparse.Namespace) -> None:
     if len(idle) < len(found):
         left = count_of(len(found) - len(idle), "run")
         print(f"left alone: {left} with work, or whose queue is not known")
+    nothing = f"nothing to free in {folder.absolute()}"
+    print(cleaning.render_removals(removals) if removals else nothing)
+    if kept := cleaning.render_kept(idle):
+        print(kept)
     if not removals:
-        print(f"nothing to free in {folder.absolute()}")
         return
-    print(cleaning.render_removals(removals))
     _ask(f"free {size(sum(removal.bytes for removal in removals))}?", arguments.yes)
     print(f"freed {size(cleaning.remove(removals, queues_of))}")
 
@@ -204,14 +206,12 @@ def status(arguments: argparse.Namespace) -> None:
     run = named(arguments.run)
     if arguments.watch and arguments.json:
         raise RequestError("--watch shows a run to people and --json to programs; choose one")
-    if isinstance(run, Sweep):
-        if arguments.watch:
-            raise RequestError(f"{run.name} is a sweep: --watch one of its runs")
-        listed = [one.as_dict() for one in run.status()]
-        print(json.dumps(listed, indent=2) if arguments.json else run.render())
-        return
     if arguments.watch:
         run.watch()
+        return
+    if isinstance(run, Sweep):
+        listed = [one.as_dict() for one in run.status()]
+        print(json.dumps(listed, indent=2) if arguments.json else run.render())
         return
     state = run.status()
     if arguments.json:

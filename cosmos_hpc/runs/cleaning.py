@@ -23,6 +23,7 @@ from cosmos_hpc.runs.queue import Queue
 from cosmos_hpc.runs.sources import newest_checkpoint
 from cosmos_hpc.runs.sweeps import source_of
 from cosmos_hpc.utils import files
+from cosmos_hpc.utils.progress import count_of
 
 #: Temporary names of writers: of files that are renamed when they are whole, and of shards.
 _TEMPORARY = re.compile(r"\..+\.tmp|\d+\.in_hand\.tmp")
@@ -138,13 +139,19 @@ def _removal(run: RunFolder, path: Path, why: str) -> Iterator[Removal]:
         yield Removal(run, path, use_of(path).freed, why)
 
 
-def _checkpoints(run: RunFolder, kept: set[Path]) -> Iterator[Removal]:
+def _last_checkpoint(run: RunFolder) -> Path | None:
+    """That of a finished training; None where it is elsewhere, and before the end."""
     recipe = run.recipe()
-    if not recipe.trains or not train_is_done(run, recipe, run.train.done, 0):
-        return
-    last = newest_checkpoint(run)
-    if not last.resolve().is_dir():
-        return  # it is elsewhere: who moved it may count on the others
+    if recipe.trains and train_is_done(run, recipe, run.train.done, 0):
+        last = newest_checkpoint(run)
+        return last if last.resolve().is_dir() else None
+    return None
+
+
+def _checkpoints(run: RunFolder, kept: set[Path]) -> Iterator[Removal]:
+    last = _last_checkpoint(run)
+    if last is None:
+        return  # who moved it may count on the others
     needed = {last.resolve(), *kept}
     for path in sorted(run.train.checkpoints.iterdir()):
         name = path.name.removeprefix("damaged-")
@@ -250,6 +257,23 @@ def _delete(path: Path) -> None:
         path.rename(hidden)
         path = hidden
     shutil.rmtree(path)
+
+
+def render_kept(runs: Iterable[RunFolder]) -> str:
+    """What finished trainings need only where they are continued; empty where there are none."""
+    sizes = []
+    for run in runs:
+        with contextlib.suppress(CosmosError, OSError):
+            last = _last_checkpoint(run)
+            sizes += [use_of(last.resolve()).bytes] if last else []
+    if not sizes:
+        return ""
+    what = count_of(len(sizes), "last checkpoint")
+    return (
+        f"kept: {what} of finished trainings, {size(sum(sizes))}, with the optimizer state, which "
+        f"only a continued training needs; cosmos-hpc convert writes the weights without it, after "
+        f"which cosmos-hpc runs rm may delete the run"
+    )
 
 
 def render_removals(removals: Sequence[Removal]) -> str:

@@ -74,10 +74,7 @@ def _tasks(stage: StageState) -> str:
 
 
 def _details(stage: StageState) -> str:
-    said = [stage.progress] if stage.progress else []
-    if stage.state != "done":
-        said += [f"in the queue: {count} {state}" for state, count in stage.jobs.items()]
-        said += [f"pending for {stage.waiting_for}"] if stage.waiting_for else []
+    said = [*([stage.progress] if stage.progress else []), *stage.queue_lines()]
     for task, reason in list(stage.errors.items())[:_REASONS]:
         said.append(f"task {task}: {reason}" if stage.tasks > 1 else reason)
     if len(stage.errors) > _REASONS:

@@ -11,12 +11,15 @@ class StageQueue(Struct):
     Attributes:
         counts: jobs and array tasks, by the queue's word for their state.
         running: whether one has begun.
-        waiting_for: why jobs are pending, and when the first may begin; empty where none is.
+        after: what pending jobs wait for the end of, in words; empty where that is nothing known.
+        waiting_for: why jobs are pending beside that, in the queue's words, and when the first may
+            begin; empty where none is.
         tasks: numbers of the stage's tasks that they work on.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     running: bool = False
+    after: str = ""
     waiting_for: str = ""
     tasks: set[int] = field(default_factory=set)
 

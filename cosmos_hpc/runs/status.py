@@ -38,7 +38,9 @@ class StageState(Struct, frozen=True):
         fraction: of the work that is done, from 0 to 1; None where that is not known.
         errors: reasons of failed tasks, by task.
         jobs: jobs and array tasks in the queue, by its words for their states.
-        waiting_for: why some are pending, and when the first may begin.
+        after: what those that are pending wait for the end of, in words: mostly an earlier stage.
+        waiting_for: why some are pending beside that, in the queue's words, and when the first may
+            begin.
         last_progress: when a task that is worked on last got on, seconds since the epoch.
         quiet: tasks whose jobs do not seem to get on, or to end, and why that seems so.
     """
@@ -50,10 +52,20 @@ class StageState(Struct, frozen=True):
     progress: str
     errors: dict[int, str]
     jobs: dict[str, int] = field(default_factory=dict)
+    after: str = ""
     waiting_for: str = ""
     last_progress: float | None = None
     quiet: dict[int, str] = field(default_factory=dict)
     fraction: float | None = None
+
+    def queue_lines(self) -> list[str]:
+        """What the queue says of it, for a person: its jobs, and why some are pending."""
+        if self.state == "done" and not self.quiet:
+            return []  # a job may still be ending
+        jobs = ", ".join(f"{count} {state}" for state, count in self.jobs.items())
+        lines = [f"in the queue: {jobs}"] if jobs else []
+        lines += [f"waits for {self.after}"] if self.after else []
+        return lines + ([f"pending for {self.waiting_for}"] if self.waiting_for else [])
 
 
 class RunState(Struct, frozen=True):
@@ -105,7 +117,7 @@ class RunState(Struct, frozen=True):
         for stage in self.stages:
             tasks = f"{stage.done_tasks}/{stage.tasks} tasks  " if stage.tasks > 1 else ""
             lines.append(f"  {stage.name:<11} {stage.state:<8} {tasks}{stage.progress}".rstrip())
-            lines += [f"    {line}" for line in _queue_lines(stage)]
+            lines += [f"    {line}" for line in (*_pace_lines(stage), *stage.queue_lines())]
             lines += [f"    {line}" for line in _task_lines(stage, stage.errors, "failed")]
             lines += [f"    {line}" for line in _task_lines(stage, stage.quiet, "such")]
         if self.failed_videos:
@@ -125,16 +137,10 @@ def _task_lines(stage: StageState, of_tasks: dict[int, str], which: str) -> Iter
         yield f"and {len(of_tasks) - 3} more {which} tasks"
 
 
-def _queue_lines(stage: StageState) -> Iterator[str]:
+def _pace_lines(stage: StageState) -> Iterator[str]:
     if stage.last_progress is not None:
         age = max(0.0, time.time() - stage.last_progress)
         yield f"last progress {duration(age)} ago"
-    if stage.state == "done" and not stage.quiet:
-        return  # a job may still be ending
-    if stage.jobs:
-        yield "in the queue: " + ", ".join(f"{n} {state}" for state, n in stage.jobs.items())
-    if stage.waiting_for:
-        yield f"pending for {stage.waiting_for}"
 
 
 def read_state(run: RunFolder, queue: Queue) -> RunState:
@@ -167,6 +173,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
                 progress=how_far.words,
                 errors=errors,
                 jobs=jobs.counts,
+                after=jobs.after,
                 waiting_for=jobs.waiting_for,
                 last_progress=last,
                 quiet=quiet,

@@ -1,71 +1,130 @@
-"""Shows the state of a run while somebody works on it."""
+"""Shows the state of a run, or of the runs of a sweep, while somebody works on it."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TextIO
 
+from cosmos_hpc.runs.listing import ListedRun, list_html, render_list
 from cosmos_hpc.runs.status import RunState
+from cosmos_hpc.utils.html import escaped
 from cosmos_hpc.utils.notebook import Output, in_notebook
 
 #: Seconds between lines of progress where they are not drawn over each other.
 _LINES_EVERY = 15.0
 #: States in which a run may still get on by itself.
 _AT_WORK = ("running", "queued")
+#: Times as long as a look takes that nothing is looked at: it reads folders and asks a queue.
+_REST = 9
 
 
-def watch(look: Callable[[], RunState], stream: TextIO, every: float = 2.0) -> RunState:
-    """Show a run's state until nothing works on it.
+@dataclass(frozen=True)
+class View:
+    """What is seen at one moment.
 
-    On a terminal and in a notebook the state is drawn anew every few seconds. Elsewhere a line is
-    printed when the state of a stage has changed, and now and then when only its progress has.
+    Attributes:
+        summary: one line: the name, and the state.
+        text: one screen.
+        html: the same for notebooks.
+        runs: states of the runs, by their names.
+        parts: of a run its stages, of a sweep its runs: by the name of each its state, and how far
+            the work is.
+    """
+
+    summary: str
+    text: str
+    html: str
+    runs: Mapping[str, str]
+    parts: Mapping[str, tuple[str, str]]
+
+
+def view_run(state: RunState) -> View:
+    """A run and its stages."""
+    return View(
+        f"{state.name}: {state.state}",
+        state.render(),
+        state._repr_html_(),
+        runs={state.name: state.state},
+        parts={stage.name: (stage.state, stage.progress) for stage in state.stages},
+    )
+
+
+def view_sweep(name: str, listed: Sequence[ListedRun]) -> View:
+    """The runs of a sweep beside each other."""
+    counts = Counter(run.state for run in listed)
+    summary = f"{name}: {', '.join(f'{count} {state}' for state, count in counts.items())}"
+    return View(
+        summary,
+        f"{summary}\n{render_list(listed)}",
+        f"<p>{escaped(summary)}</p>{list_html(listed)}",
+        runs={run.name: run.state for run in listed},
+        parts={run.name: _part(run) for run in listed},
+    )
+
+
+def _part(run: ListedRun) -> tuple[str, str]:
+    state = f"{run.state}  {run.stage}" if run.state in _AT_WORK else run.state
+    step = f"step {run.step}" if run.step is not None else ""
+    loss = f"loss {run.loss:.4f}" if run.loss is not None else ""
+    return state, ", ".join(filter(None, (step, loss)))
+
+
+def watch(look: Callable[[], View], stream: TextIO, every: float = 2.0) -> None:
+    """Show runs until nothing works on any of them.
+
+    On a terminal and in a notebook they are drawn anew every few seconds. Elsewhere a line is
+    printed when the state of a part has changed, and now and then when only its progress has.
 
     Args:
-        look: reads the state.
+        look: reads their state.
         stream: where to show it; not used in a notebook.
-        every: seconds between looks.
-
-    Returns:
-        The state at the end.
+        every: seconds between looks, more where these take long.
     """
     screen: _Notebook | _Screen | _Lines
     if in_notebook():
         screen = _Notebook()
     else:
         screen = _Screen(stream) if stream.isatty() else _Lines(stream)
-    known = False
+    known: set[str] = set()
     while True:
-        state = look()
-        screen.show(state)
-        known |= state.state != "unknown"
+        began = time.monotonic()
+        view = look()
+        known |= {name for name, state in view.runs.items() if state != "unknown"}
         # A queue that has answered before may do so again.
-        if state.state not in _AT_WORK and not (known and state.state == "unknown"):
-            return state
-        time.sleep(every)
+        ended = not any(
+            state in _AT_WORK or (state == "unknown" and name in known)
+            for name, state in view.runs.items()
+        )
+        screen.show(view, ended)
+        if ended:
+            return
+        time.sleep(max(every, _REST * (time.monotonic() - began)))
 
 
 class _Notebook:
-    """Draws a state in an output of a cell."""
+    """Draws what is seen in an output of a cell."""
 
     def __init__(self) -> None:
         self._output = Output()
 
-    def show(self, state: RunState) -> None:
-        self._output.draw(state._repr_html_(), state.render())
+    def show(self, view: View, ended: bool) -> None:
+        self._output.draw(view.html, view.text)
 
 
 class _Screen:
-    """Draws a state over the one before."""
+    """Draws what is seen over what was seen before."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._rows = 0
 
-    def show(self, state: RunState) -> None:
+    def show(self, view: View, ended: bool) -> None:
         columns, rows = shutil.get_terminal_size()
-        lines = state.render().splitlines()
+        lines = view.text.splitlines()
         heights = [max(1, -(-len(line) // columns)) for line in lines]
         # What has left the screen above cannot be drawn over.
         while len(lines) > 1 and sum(heights) >= rows:
@@ -77,22 +136,22 @@ class _Screen:
 
 
 class _Lines:
-    """A line for each stage that has got on."""
+    """A line for each part that has got on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._shown: dict[str, tuple[str, str]] = {}
         self._said = 0.0
 
-    def show(self, state: RunState) -> None:
-        due = time.monotonic() - self._said >= _LINES_EVERY or state.state not in _AT_WORK
-        for stage in state.stages:
-            now, before = (stage.state, stage.progress), self._shown.get(stage.name, ("", ""))
+    def show(self, view: View, ended: bool) -> None:
+        due = time.monotonic() - self._said >= _LINES_EVERY or ended
+        width = max(11, *map(len, view.parts)) if view.parts else 0
+        for name, now in view.parts.items():
+            before = self._shown.get(name, ("", ""))
             if now[0] != before[0] or (due and now != before):
-                self._shown[stage.name], self._said = now, time.monotonic()
-                text = (
-                    f"{time.strftime('%H:%M:%S')}  {stage.name:<11} {': '.join(filter(None, now))}"
-                )
-                print(text, file=self._stream, flush=True)
-        if state.state not in _AT_WORK:
-            print(f"{state.name}: {state.state}", file=self._stream, flush=True)
+                self._shown[name], self._said = now, time.monotonic()
+                said = ": ".join(filter(None, now))
+                line = f"{time.strftime('%H:%M:%S')}  {name:<{width}} {said}"
+                print(line, file=self._stream, flush=True)
+        if ended:
+            print(view.summary, file=self._stream, flush=True)

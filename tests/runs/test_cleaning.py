@@ -51,6 +51,9 @@ def test_prune_shows_asks_and_frees_what_is_not_needed(finished, tmp_path):
     for name in tops:
         assert name in done.out
     assert "freed " in done.out
+    # What stays, and how to do without it.
+    assert "kept: 1 last checkpoint of finished trainings, 1" in done.out
+    assert "optimizer state" in done.out and "cosmos-hpc convert" in done.out
     assert (tmp_path / "elsewhere/.mine.tmp").exists()
     assert "nothing to free" in cosmos_hpc("runs", "prune", cwd=tmp_path).out
 
@@ -60,6 +63,7 @@ def test_prune_leaves_what_works_or_is_not_done_or_is_read_by_others(finished, t
     with worked_on(finished):
         shown = cosmos_hpc("runs", "prune", "--yes", cwd=tmp_path)
     assert "left alone: 1 run with work" in shown.out
+    assert "kept: " not in shown.out
     assert kept(finished) - before == {".lock"}
     assert before <= kept(finished)
     with files.lock(finished.task_lock("train", 0)):  # a stage that was started by hand

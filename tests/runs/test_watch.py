@@ -9,6 +9,8 @@ import time
 import pytest
 
 import cosmos_hpc as ch
+from cosmos_hpc.runs.sweeps import Membership, join_sweep
+from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc
 from tests.runs.written import worked_on, write_run
 
@@ -22,7 +24,7 @@ print(sweep[0].status().state)
 
 
 def test_a_submit_that_does_not_wait_outlives_its_process(tmp_path, scenes, monkeypatch):
-    """With both runs of a sweep, of which the first is watched to its end."""
+    """With both runs of a sweep: the first is watched to its end, then the sweep to its own."""
     words = [sys.executable, "-c", CODE, str(scenes)]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "running\n"), done.stderr
@@ -31,12 +33,12 @@ def test_a_submit_that_does_not_wait_outlives_its_process(tmp_path, scenes, monk
     lines = watched.out.splitlines()
     assert lines[-1] == "mine-seed1: partial"
     assert any(line.split()[1:] == ["download", "done"] for line in lines), lines
-    monkeypatch.chdir(tmp_path)
+    # The second began when the first had ended, and its turn was to come until then.
+    both = cosmos_hpc("status", "mine", "--watch", cwd=tmp_path)
     said = tmp_path / "runs/mine-seed1/logs/submit.log"
-    until = time.monotonic() + 120
-    while said.read_text().count("download    done") < 2 and time.monotonic() < until:
-        time.sleep(0.2)
+    assert both.out.splitlines()[-1] == "mine: 2 partial", (both, said.read_text())
     assert (tmp_path / "runs/mine-seed2/tokenizer/done.json").exists(), said.read_text()
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ch.RequestError, match="data.input is not set"):
         ch.submit("ar_tiny", wait=False)
     # What is done already is no error.
@@ -64,6 +66,33 @@ def test_a_terminal_is_drawn_over(tmp_path):
     os.close(ours)
     assert b"F\x1b[Jmine: running" in seen
     assert b"F\x1b[Jmine: stopped" in seen
+
+
+def test_a_sweep_is_watched_until_all_its_runs_have_ended(tmp_path):
+    """Lines of a pipe: one for each run that has got on. The second run waits for its turn."""
+    first, second = (
+        write_run(tmp_path / f"runs/mine-seed{seed}", "train.max_steps=9", steps=steps)
+        for seed, steps in ((1, 3), (2, 0))
+    )
+    for seed, run in enumerate((first, second), 1):
+        join_sweep(run, Membership("mine", {"train.seed": seed}))
+    words = [sys.executable, "-m", "cosmos_hpc", "status", "mine", "--watch"]
+    with files.lock(second.turn):
+        with worked_on(first):
+            listed = ch.Sweep(tmp_path / "runs/mine")
+            assert [run.state for run in listed.status()] == ["running", "queued"]
+            looking = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+            lines = [looking.stdout.readline().split(maxsplit=1)[1] for _ in range(2)]
+        lines.append(looking.stdout.readline().split(maxsplit=1)[1])
+        assert looking.poll() is None
+    rest = looking.communicate(timeout=60)[0].splitlines()
+    assert lines == [
+        "mine-seed1  running  train: step 3, loss 4.7000\n",
+        "mine-seed2  queued  download\n",
+        "mine-seed1  stopped: step 3, loss 4.7000\n",
+    ]
+    assert rest[-1] == "mine: 2 stopped"
+    assert looking.returncode == 0
 
 
 def test_what_does_not_work_is_shown_once(tmp_path):

@@ -46,7 +46,12 @@ def test_what_is_queued_says_why(login, scenes):
     assert state["state"] == "queued"
     assert [s["jobs"] for s in state["stages"]] == [{"PENDING": n} for n in (1, 2, 1, 1, 1, 1, 1)]
     assert state["stages"][0]["waiting_for"] == "JobHeldUser"
-    assert "pending for JobHeldUser" in login.command("status", "held").out
+    # What the first jobs wait for is not said again of those that wait for them.
+    assert [s["waiting_for"] for s in state["stages"][1:]] == [""] * 6
+    shown = login.command("status", "held").out.splitlines()
+    reasons = [line.strip() for line in shown if "pending for" in line or "waits for" in line]
+    stages = [stage["name"] for stage in state["stages"]]
+    assert reasons == ["pending for JobHeldUser", *(f"waits for {name}" for name in stages[:-1])]
     assert login.command("logs", "held").code == 2
     # Another submit of the same finds them there.
     again = login.submit("held", f"data.input={scenes}", "cluster.sbatch=['--hold']")

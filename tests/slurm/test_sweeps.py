@@ -75,6 +75,9 @@ def test_jobs_of_a_sweep_are_cancelled_and_submitted_again(login, scenes):
     assert submitted.code == 0, submitted.err
     before = waits_for(login)
     assert before[f"download.{SECOND}"] == {f"finalize.{FIRST}"}
+    after = {stage["name"]: stage["after"] for stage in login.status(SECOND)["stages"]}
+    assert after["download"] == f"finalize of run {FIRST}"
+    assert after["finalize"] == f"download and finalize of run {FIRST}"
     # One run leaves the queue, and its siblings stay.
     assert login.command("cancel", SECOND).code == 0
     assert {name.split(".")[1] for name in login.queue("%j")} == {FIRST}

@@ -8,13 +8,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 import cosmos_hpc as ch
@@ -28,36 +26,12 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.worker.report.lanes import draw
 from cosmos_hpc.worker.report.page import LIMIT
 from cosmos_hpc.worker.stages.report import report
+from tests.browser import set_screen
 from tests.conftest import CANARIES, OldRun
 from tests.worker.generated import write_results
 
 HOSTILE = "<script>alert(1)</script>.mp4"
 PROMPT = 'it\'s a "car" & </p><img src=x onerror=alert(2)> {{ 7 * 7 }}'
-
-
-@pytest.fixture
-def browser() -> Iterator[webdriver.Chrome]:
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if not all(programs):
-        if os.environ.get("CI"):
-            pytest.fail("chromium and chromedriver are not there; see tests/install-chromium.sh")
-        pytest.skip("chromium and chromedriver are not there; see tests/install-chromium.sh")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
-
-
-def _screen(browser: webdriver.Chrome, width: int, scheme: str) -> None:
-    size = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def _fail_videos(old: OldRun, count: int = 2) -> None:
@@ -151,11 +125,11 @@ def _check_screens(browser: webdriver.Chrome) -> None:
             getComputedStyle(text).fill, getComputedStyle(document.body).color]
     """
     for scheme in ("light", "dark"):
-        _screen(browser, 1200, scheme)
+        set_screen(browser, 1200, scheme)
         ground, figure, ink = (_brightness(c) for c in browser.execute_script(colours))
         assert figure == ink
         assert (ground > 240 and ink < 60) if scheme == "light" else (ground < 50 and ink > 200)
-    _screen(browser, 390, "light")
+    set_screen(browser, 390, "light")
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
 

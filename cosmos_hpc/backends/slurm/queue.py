@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import os
@@ -14,12 +15,12 @@ from msgspec import field
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.commands import SlurmJob
 from cosmos_hpc.backends.slurm.jobs import job_name, tasks_of
-from cosmos_hpc.errors import RequestError
+from cosmos_hpc.errors import CosmosError, RequestError
 from cosmos_hpc.runs.attempts import attempted_tasks, read_attempt
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue, StageQueue
-from cosmos_hpc.runs.stages import STAGES, stages_of
-from cosmos_hpc.runs.sweeps import TAKES_OVER
+from cosmos_hpc.runs.stages import STAGES, is_done, nearest_before, stages_of
+from cosmos_hpc.runs.sweeps import TAKES_OVER, source_of
 from cosmos_hpc.utils import files
 
 #: Slurm's reasons for jobs that will never begin: what they waited for has failed, or their node
@@ -29,6 +30,11 @@ STUCK = (
     "launch failed requeued held",
     "user env retrieval failed requeued held",
 )
+#: Stages of a run that takes over tokens which wait for them; the first one so that two runs do not
+#: fetch the same files at the same time.
+AWAIT_TOKENS = ("download", TAKES_OVER)
+#: Slurm's reason for jobs that wait for the end of others.
+_DEPENDENCY = "Dependency"
 
 
 def names_of(run: RunFolder) -> dict[str, str]:
@@ -205,25 +211,52 @@ def _queue_of(run: RunFolder, jobs: list[tuple[str, SlurmJob]]) -> SlurmQueue:
     by_stage: dict[str, list[SlurmJob]] = {}
     for stage, job in jobs:
         by_stage.setdefault(stage, []).append(job)
-    # Without jobs the recipe need not be read.
-    sizes = {stage.name: stage.tasks for stage in stages_of(run, run.recipe())} if jobs else {}
-    stages = {
+    if not jobs:  # then the recipe need not be read
+        return SlurmQueue(run=run)
+    sizes = {stage.name: stage.tasks for stage in stages_of(run, run.recipe())}
+    tokens = _awaited_tokens(run)
+    stages: dict[str, StageQueue] = {}
+    said: set[str] = set()
+    for name in sorted(by_stage, key=list(STAGES).index):
+        before = nearest_before(name, by_stage.__contains__)
+        before += tokens if name in AWAIT_TOKENS else []
         # Jobs of a stage that the run has no longer: a request before was another one.
-        name: _stage_queue(own, sizes.get(name, 1))
-        for name, own in by_stage.items()
-    }
+        stages[name] = _stage_queue(by_stage[name], sizes.get(name, 1), before, said)
+        said |= {job.reason for job in by_stage[name]}
     return SlurmQueue(stages, run=run, jobs=jobs)
 
 
-def _stage_queue(jobs: list[SlurmJob], tasks: int) -> StageQueue:
+def _awaited_tokens(run: RunFolder) -> list[str]:
+    """The stage of another run whose tokens a run is going to take over, until it is done."""
+    with contextlib.suppress(CosmosError, OSError):
+        source = source_of(run)
+        if source and not is_done(source, source.recipe(), TAKES_OVER):
+            return [f"{TAKES_OVER} of run {source.name}"]
+    return []
+
+
+def _stage_queue(jobs: list[SlurmJob], tasks: int, before: list[str], said: set[str]) -> StageQueue:
+    """What is said of a stage's jobs.
+
+    Args:
+        jobs: of the stage.
+        tasks: how many it has.
+        before: what they wait for the end of.
+        said: reasons of jobs before them, which those that wait for these need not give again.
+    """
     pending = [job for job in jobs if job.waits]
     reasons = Counter(job.reason for job in pending if job.reason != "None")
-    said = ", ".join(reason for reason, _ in reasons.most_common(3))
-    start = min((job.start for job in pending if job.start), default="")
+    behind = {_DEPENDENCY, *said} & {*reasons} if before else set()
+    if not before and _DEPENDENCY in reasons and len(reasons) + (len(pending) < len(jobs)) > 1:
+        before, behind = ["other jobs of this stage"], {_DEPENDENCY}
+    own = [reason for reason, _ in reasons.most_common() if reason not in behind]
+    starts = sorted(job.start for job in pending if job.start)
+    begins = [f"may begin {start.replace('T', ' ')}" for start in starts[:1]]
     return StageQueue(
         counts=dict(Counter(job.state for job in jobs).most_common()),
         running=len(pending) < len(jobs),
-        waiting_for=said + (f", may begin {start.replace('T', ' ')}" if start else ""),
+        after=" and ".join(before) if behind else "",
+        waiting_for=", ".join([*own[:3], *begins]),
         tasks={task for job in jobs for task in tasks_of(job, tasks)},
     )
 

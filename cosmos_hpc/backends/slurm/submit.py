@@ -15,7 +15,13 @@ from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import JobSpec, job_name, jobs_of, tasks_of
 from cosmos_hpc.backends.slurm.limits import check_room, rooms_of
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
-from cosmos_hpc.backends.slurm.queue import STUCK, SlurmQueue, preparing_jobs, read_queue
+from cosmos_hpc.backends.slurm.queue import (
+    AWAIT_TOKENS,
+    STUCK,
+    SlurmQueue,
+    preparing_jobs,
+    read_queue,
+)
 from cosmos_hpc.backends.slurm.script import render
 from cosmos_hpc.backends.slurm.secrets import Secrets, find_secrets
 from cosmos_hpc.config.recipes import Recipe
@@ -35,9 +41,6 @@ from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console
 from cosmos_hpc.utils.progress import count_of
 
-#: Stages of a run that takes over tokens which wait for them; the first one so that two runs do not
-#: fetch the same files at the same time.
-_AWAIT_TOKENS = ("download", TAKES_OVER)
 #: Variable of the text of a dry run with the ids of the jobs that prepare tokens.
 PREPARED = "prepared"
 _POLL_SECONDS = 1.0
@@ -115,7 +118,7 @@ class Submission:
             there = self.queued.get(earlier, [])
             kind = "afterany" if STAGES[earlier].array else "afterok"
             conditions += [":".join([kind, *there])] if there else []
-        if self.awaited and stage in _AWAIT_TOKENS:
+        if self.awaited and stage in AWAIT_TOKENS:
             conditions.append(":".join(["afterok", *self.awaited]))
         return conditions
 
