@@ -6,9 +6,10 @@ import contextlib
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
+
+from msgspec.structs import replace
 
 from cosmos_hpc.backends.kinds import (
     open_backend,
