@@ -24,7 +24,7 @@ demo: setup
 	@echo "  . $(bin)/activate"
 	@echo "  cosmos-hpc status $(DEMO)/runs/demo"
 	@echo "  cosmos-hpc report $(DEMO)/runs/demo"
-	@echo "  cosmos-hpc generate $(DEMO)/runs/demo input=$(DEMO)/videos/scene-0000.mp4 seconds=1"
+	@echo "  cosmos-hpc generate $(DEMO)/runs/demo input=$(DEMO)/videos/scene-0000.mp4"
 
 test: setup
 	./tests/slurm/install.sh

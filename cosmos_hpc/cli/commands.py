@@ -290,9 +290,11 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _sample_videos(arguments: argparse.Namespace) -> None:
     from cosmos_hpc import api
+    from cosmos_hpc.utils.progress import count_of
 
-    api.sample_videos(arguments.folder, arguments.settings)
-    print(f"wrote videos into {arguments.folder}")
+    folder = api.sample_videos(arguments.folder, arguments.settings)
+    count = sum(1 for _ in folder.glob("*.mp4"))
+    print(f"{folder} has {count_of(count, 'video')}")
 
 
 def _small_tokenizer(arguments: argparse.Namespace) -> None:

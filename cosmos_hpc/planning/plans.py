@@ -143,7 +143,12 @@ class Plan(Struct, frozen=True, kw_only=True):
                 reason = f": one sample takes {needs}, more than a GPU has to spare"
             return [f"  generate    nothing{reason}"]
         each = f"{does.samples} samples each of " if does.samples > 1 else ""
-        clips = count_of(does.clips, "input" if self.layout is None else "held-out clip")
+        # How many there are depends on the videos that can be read.
+        clips = (
+            count_of(does.clips, "input")
+            if self.layout is None
+            else f"up to {count_of(does.clips, 'held-out clip')}"
+        )
         share = f", in {does.tasks} array tasks" if does.tasks > 1 else ""
         lines = [
             f"  generate    {each}{clips}{share}",

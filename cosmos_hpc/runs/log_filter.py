@@ -14,6 +14,7 @@ _NOISE = re.compile(
             r"\S+:\d+: \w*Warning: ",  # Python's warnings
             r"[IW]\d{4} \d\d:\d\d:\d\d\.\d+ ",  # torch's log
             r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[,.]\d+ - \S+ - (DEBUG|INFO|WARNING) - ",
+            r"submitit INFO \(",
             r"(GPU|TPU|HPU) available: ",
             r"(\[rank: \d+\] )?Seed set to \d+",
             r"(\[rank: \d+\] )?LOCAL_RANK: \d+ - ",
