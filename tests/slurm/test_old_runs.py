@@ -11,7 +11,8 @@ def test_jobs_of_an_older_version(lab, tmp_path, old_run):
     login = Login(lab, tmp_path / "login")
     request = (
         *("submit", f"recipe={old_run.recipe}", "cluster=mine", f"data.input={old_run.videos}"),
-        *(f"train.init_from={old_run.weights}", "train.gpus=1", "--name", "old"),
+        *(f"train.init_from={old_run.weights}", "train.gpus=1", "cluster.parallel=4"),
+        *("--name", "old"),
     )
     # Nothing begins: what the old version has queued is seen, and taken out of the queue.
     submitted = login.command(*request, "cluster.sbatch=['--hold']", PYTHONPATH=str(old_run.code))
