@@ -153,6 +153,16 @@ def test_settings_and_flags_stand_in_any_order(tmp_path):
     shown = cosmos_hpc("plan", "recipe=ar_tiny", "--jsn", cwd=tmp_path)
     assert shown.code == 2
     assert "unrecognized arguments: --jsn" in shown.err
+    shown = cosmos_hpc("plan", "recipe=ar_tiny", "--train.max_steps=7", cwd=tmp_path)
+    assert shown.code == 2
+    assert "settings are written without dashes: train.max_steps=7" in shown.err
+
+
+def test_the_nearest_command_is_named(tmp_path):
+    shown = cosmos_hpc("staus", "first", cwd=tmp_path)
+    assert shown.code == 2
+    assert "there is no command 'staus'; did you mean status?" in shown.err
+    assert "invalid choice" in cosmos_hpc("zzz", cwd=tmp_path).err
 
 
 def test_a_folder_of_that_name_is_not_the_small_tokenizer(tmp_path, scenes):

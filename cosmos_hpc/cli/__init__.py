@@ -21,7 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     words = with_action(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(words)
+    if words and words[0] not in COMMANDS and (close := _nearest_command(words[0])):
+        parser.error(f"there is no command {words[0]!r}; did you mean {close}?")
     chosen, rest = parser.parse_known_args(words)
+    dashed = [r.lstrip("-") for r in rest if r.startswith("--") and "." in r.partition("=")[0]]
+    if dashed:
+        parser.error(f"settings are written without dashes: {' '.join(dashed)}")
     # argparse stops taking settings at the first flag; they may stand after it as well.
     if rest and (not hasattr(chosen, "settings") or any(r.startswith("-") for r in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -60,3 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {explain_os_error(e, chosen.command)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _nearest_command(word: str) -> str | None:
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, list(COMMANDS), n=1)), None)
