@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from cosmos_hpc.models.checkpoints.published import one_rank
 from cosmos_hpc.worker.training.adam import FusedAdam, gradient_norm, scale_in_step
 
 SETTINGS = {"lr": 1e-2, "betas": (0.9, 0.95), "weight_decay": 0.1}
@@ -20,16 +21,9 @@ def without_the_compiler():
 
 
 @pytest.fixture
-def alone(tmp_path):
-    """A process group of one rank; other tests leave one behind."""
-    if torch.distributed.is_initialized():
-        yield
-        return
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
+def alone():
+    """A process group of one rank."""
+    one_rank()
 
 
 def parameters():
