@@ -74,7 +74,7 @@ class Place:
     def status(self, stage, *jobs):
         """What status says of the stage, whose jobs are in the queue in these states."""
         found = [SlurmJob(job, f"{stage}.run.1", "", state, "None", "") for job, state in jobs]
-        stages = {stage: _stage_queue(found, 2)} if found else {}
+        stages = {stage: _stage_queue(found, 2, before=[], said=set())} if found else {}
         queue = SlurmQueue(stages, run=self.run, jobs=[(stage, job) for job in found])
         state = read_state(self.run, queue)
         return next(s for s in state.stages if s.name == stage), state.render()

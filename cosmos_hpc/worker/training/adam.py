@@ -156,7 +156,7 @@ def _update(
     scale: Tensor | None,
     factors: Tensor,
 ) -> None:
-    new, of_average, decay, rate, correction, eps = (factors[i] for i in range(6))
+    new, of_average, decay, rate, correction, eps = factors.unbind()
     scaled = gradient if scale is None else gradient * scale
     average.lerp_(scaled, new)
     square.lerp_(scaled.square(), of_average)
