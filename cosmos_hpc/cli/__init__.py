@@ -21,8 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     words = with_action(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser(words)
-    if words and words[0] not in COMMANDS and (close := _nearest_command(words[0])):
-        parser.error(f"there is no command {words[0]!r}; did you mean {close}?")
+    if words and words[0] not in COMMANDS and (hint := _nearest_command(words[0])):
+        parser.error(f"there is no command {words[0]!r}{hint}")
     chosen, rest = parser.parse_known_args(words)
     dashed = [r.lstrip("-") for r in rest if r.startswith("--") and "." in r.partition("=")[0]]
     if dashed:
@@ -67,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _nearest_command(word: str) -> str | None:
-    import difflib
+def _nearest_command(word: str) -> str:
+    if word.startswith("-"):
+        return ""
+    from cosmos_hpc.utils.settings import nearest
 
-    return next(iter(difflib.get_close_matches(word, list(COMMANDS), n=1)), None)
+    return nearest(word, COMMANDS)

@@ -72,10 +72,10 @@ _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
 _EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
 _FORWARD = 0.4
-#: Bytes a parameter that Adam, and norm and zeroing of gradients, read and write in a step, without
-#: fused kernels and with; and the sum of gradients of a micro batch, where matrix products do not
-#: add it themselves.
+#: Bytes per parameter that a step reads and writes: in Adam, and in the norm and the zeroing of
+#: gradients, first without fused kernels and then with them.
 _UNFUSED_ADAM, _UNFUSED_GRADIENTS, _ADAM, _GRADIENTS = 38, 12, 30, 8
+#: The same of adding the gradients of a micro batch, with fused kernels and without.
 _SUM, _UNFUSED_SUM = 4, 20
 
 
@@ -208,9 +208,8 @@ def _sample_bytes(model: ModelConfig, layout: Layout) -> float:
         passes += 1 / parts
     query, key = _widths(model)
     exchanged = tokens * 2 * (query + key) / split * (context - 1) / context
-    return one * (model.num_layers * 2 * parts * passes + 6) + exchanged * model.num_layers * (
-        2 + again
-    )
+    gathered = one * (model.num_layers * 2 * parts * passes + 6)
+    return gathered + exchanged * model.num_layers * (2 + again)
 
 
 def _data_seconds(layout: Layout, params: int, rates: Rates, node_gpus: int) -> float:

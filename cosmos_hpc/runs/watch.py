@@ -18,7 +18,7 @@ from cosmos_hpc.utils.notebook import Output, in_notebook
 _LINES_EVERY = 15.0
 #: States in which a run may still get on by itself.
 _AT_WORK = ("running", "queued")
-#: Times as long as a look takes that nothing is looked at: it reads folders and asks a queue.
+#: A look reads folders and asks a queue; the pause after it is at least this many times as long.
 _REST = 9
 
 

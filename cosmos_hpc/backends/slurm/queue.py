@@ -236,7 +236,7 @@ def _awaited_tokens(run: RunFolder) -> list[str]:
 
 
 def _stage_queue(jobs: list[SlurmJob], tasks: int, before: list[str], said: set[str]) -> StageQueue:
-    """What is said of a stage's jobs.
+    """The jobs of a stage: how many are in which state, and what the pending ones wait for.
 
     Args:
         jobs: of the stage.

@@ -95,7 +95,7 @@ def test_flags_for_pyxis(profile):
         # The profile's mount of the same target wins.
         ("[/fast/:/runs/]", ["/runs"], "/fast:/runs"),
         # A parent behind its child would hide it.
-        ("[/fast:/work/cache]", ["/work"], "/work:/work,/fast:/work/cache"),
+        ("[/fast:/shared/cache]", ["/shared"], "/shared:/shared,/fast:/shared/cache"),
     ],
 )
 def test_what_is_mounted(profile, own, folders, expected):
