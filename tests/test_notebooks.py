@@ -23,6 +23,9 @@ with provisionalcompleter():
 class Kernel(NotebookClient):
     """Executes a notebook, and keeps what was drawn, also where something else replaced it."""
 
+    # A kernel sends what is printed in as many parts as it has time for.
+    coalesce_streams = True
+
     def process_message(self, msg, cell, cell_index):
         if msg["msg_type"] in ("display_data", "update_display_data"):
             self.drawn.append(msg["content"]["data"]["text/html"])

@@ -11,11 +11,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
+from msgspec import Meta, Struct
 
 from cosmos_hpc.errors import WorkError
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.annotations import NonNegativeFloat, NonNegativeInt, PositiveInt
+from cosmos_hpc.utils.conversion import convert
 
 #: Files of every shard.
 CONTENT = ("tokens.bin", "tokens.idx", "clips.jsonl", "failed.jsonl")
@@ -56,7 +57,7 @@ def folders_above(paths: Iterable[str]) -> list[str]:
     return sorted(above.values())
 
 
-class ShardMarker(msgspec.Struct, frozen=True):
+class ShardMarker(Struct, frozen=True):
     """What a finished shard says of itself in ``done.json``.
 
     Attributes:
@@ -73,7 +74,7 @@ class ShardMarker(msgspec.Struct, frozen=True):
     failed: NonNegativeInt
     padded: NonNegativeInt
     ids_per_clip: PositiveInt
-    sha256: dict[str, Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]]
+    sha256: dict[str, Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]]
     seconds: dict[str, NonNegativeFloat]
 
 
@@ -93,7 +94,7 @@ def publish_shard(temporary: Path, shard: Path, marker: dict[str, Any], finalize
 
 def write_marker(shard: Path, marker: dict[str, Any]) -> None:
     """Write the marker of a shard, with a digest of itself."""
-    msgspec.convert(marker, ShardMarker)
+    convert(marker, ShardMarker)
     files.write_json(shard / "done.json", {**marker, "digest": _digest(marker)})
 
 
@@ -109,7 +110,7 @@ def read_marker(shard: Path) -> ShardMarker | None:
         return None
     try:
         whole = row.pop("digest") == _digest(row) and set(CONTENT) <= set(row["sha256"])
-        marker = msgspec.convert(row, ShardMarker) if whole else None
+        marker = convert(row, ShardMarker) if whole else None
     except (AttributeError, KeyError, TypeError, ValueError):
         marker = None
     if marker is None:

@@ -16,6 +16,7 @@ from msgspec import NODEFAULT, Meta, Struct
 
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.utils.annotations import Checked, InWords, checked, in_words, is_checked
+from cosmos_hpc.utils.conversion import convert
 from cosmos_hpc.utils.mappings import merge, parse_yaml
 
 S = TypeVar("S", bound="Section")
@@ -234,7 +235,7 @@ def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:
         RequestError: one sentence for the first thing wrong: where, what, the nearest valid name.
     """
     try:
-        return msgspec.convert(dict(data), schema)
+        return convert(dict(data), schema)
     except msgspec.ValidationError as e:
         raise RequestError(f"{where}: {_explained(e, schema, data)}") from None
 
