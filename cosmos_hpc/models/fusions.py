@@ -164,7 +164,8 @@ def _add_product(inputs: Tensor, gradient: Tensor, total: Tensor) -> None:
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
     """The norm of tensors together, a float32 scalar, without waiting for the GPU."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tensors)))
+    norms = torch._foreach_norm(tensors, dtype=torch.float32)
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def _total_norm(

@@ -3,18 +3,20 @@
 Without Apex and Transformer Engine, Megatron's distributed optimizer uses PyTorch's AdamW: it
 first scales the gradient in place, then updates float32 weights, then copies them to the model's
 bf16 ones, and waits for the norm of the gradient between. Here the norm stays on the GPU, and one
-kernel per weight, of PyTorch's compiler, does the rest.
+kernel per weight, of PyTorch's compiler, does the rest. Of a float32 weight only what the bf16 one
+lacks is kept beside it, as Transformer Engine's AdamW does.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
-from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from megatron.core import optimizer as megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig
 from megatron.core.optimizer import optimizer as mixed_precision
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
@@ -22,43 +24,41 @@ from torch import Tensor
 from cosmos_hpc.models.fusions import total_norm
 
 
-def use_fused_adam() -> None:
+def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
     """Let Megatron's distributed optimizer use :class:`FusedAdam` from now on.
 
     Where Apex or Transformer Engine is installed, which bring a fused AdamW, nothing changes.
+
+    Args:
+        moments: dtype of Adam's moments.
     """
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         return
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     megatron_optimizer.Adam = FusedAdam
+    FusedAdam.moments = moments
     mixed_precision.get_grad_norm_fp32 = gradient_norm
     mixed_precision.clip_grad_by_total_norm_fp32 = scale_in_step
     make = DistributedOptimizer.__init__
-    copy = DistributedOptimizer._copy_main_params_to_model_params
 
-    def make_with_places(self: DistributedOptimizer, *args: Any, **kwargs: Any) -> None:
-        make(self, *args, **kwargs)
-        if not self.is_stub_optimizer:
-            weights = chain.from_iterable(self.shard_fp32_from_float16_groups)
-            models = chain.from_iterable(self.model_float16_groups)
-            for weight, model in zip(weights, models, strict=True):
-                weight.model_weight = _shard(self, model)
+    def make_precision_aware(
+        self: DistributedOptimizer,
+        optimizer: FusedAdam,
+        config: OptimizerConfig,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        # A copy: the checkpoint keeps what the training was configured with.
+        config = copy.copy(config)
+        if config.bf16:
+            # What Megatron calls an optimizer that updates bf16 weights itself. It is set here, as
+            # its own check of these fields knows Transformer Engine's alone.
+            config.use_precision_aware_optimizer = True
+            config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
+            config.exp_avg_dtype = config.exp_avg_sq_dtype = optimizer.moments
+        make(self, optimizer, config, *args, **kwargs)
 
-    def copy_others(self: DistributedOptimizer) -> None:
-        # FusedAdam has written those in bf16.
-        if not self.is_stub_optimizer and any(self.model_fp32_groups):
-            copy(self)
-
-    DistributedOptimizer.__init__ = make_with_places
-    DistributedOptimizer._copy_main_params_to_model_params = copy_others
-
-
-def _shard(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> Tensor:
-    """This rank's part of a model's weight, in the buffer that is gathered from all ranks."""
-    part = optimizer._get_model_param_range_map(parameter)["gbuf_world_in_bucket"]
-    buffer, _, bucket = optimizer.model_param_gbuf_map[parameter]
-    weights: Tensor = optimizer.buffers[buffer].buckets[bucket].param_data
-    return weights.view(-1)[part.start : part.end]
+    DistributedOptimizer.__init__ = make_precision_aware
 
 
 class AdamInOneKernel(pl.Callback):
@@ -77,12 +77,18 @@ class AdamInOneKernel(pl.Callback):
 
 
 class FusedAdam(torch.optim.AdamW):
-    """PyTorch's AdamW (Loshchilov and Hutter, 2019), with the same state, in a kernel per weight.
+    """PyTorch's AdamW (Loshchilov and Hutter, 2019), in a kernel per weight.
 
-    Besides its gradient, a parameter may have ``gradient_scale``, a float32 scalar that the
-    gradient is multiplied by, and ``model_weight``, a tensor of as many elements that gets a copy
-    of the updated weight.
+    A parameter may have its gradient as ``decoupled_grad``, in whatever dtype, and a
+    ``gradient_scale``, a float32 scalar that it is multiplied by. The state is that of PyTorch's,
+    and of a bf16 parameter also ``master_param``, the low half (:func:`split`) of the float32
+    weight. The methods that PyTorch's lacks are those that Megatron asks for.
+
+    Attributes:
+        moments: dtype in which moments of bf16 parameters are kept.
     """
+
+    moments = torch.float32
 
     def __init__(self, params: Any, adam_w_mode: bool = True, **settings: Any) -> None:
         if not adam_w_mode:
@@ -95,22 +101,73 @@ class FusedAdam(torch.optim.AdamW):
         for group in self.param_groups:
             factors: dict[float, Tensor] = {}
             for parameter in group["params"]:
-                if parameter.grad is None:
+                gradient = _gradient(parameter)
+                if gradient is None:
                     continue
-                state = self._state_of(parameter)
+                self.initialize_state(parameter)
+                state = self.state[parameter]
                 state["step"] = state["step"].cpu() + 1
                 step = float(state["step"])
                 if step not in factors:
                     factors[step] = _factors(group, step, parameter.device)
-                _step(parameter, state, factors[step])
+                _step(parameter, gradient, state, factors[step])
 
-    def _state_of(self, parameter: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            state["step"] = torch.zeros(())
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
-        return state
+    def initialize_state(self, parameter: Tensor) -> None:
+        """Give a parameter a state, unless it has one."""
+        state = self.state[parameter]
+        if state:
+            return
+        dtype = self.moments if parameter.dtype == torch.bfloat16 else parameter.dtype
+        state["step"] = torch.zeros(())
+        state["exp_avg"] = torch.zeros_like(parameter, dtype=dtype)
+        state["exp_avg_sq"] = torch.zeros_like(parameter, dtype=dtype)
+        if parameter.dtype == torch.bfloat16:
+            state["master_param"] = torch.zeros_like(parameter, dtype=torch.int16)
+
+    def get_unscaled_state(self, parameter: Tensor, name: str) -> Tensor:
+        """A part of the state, of ``master_param`` the float32 weight."""
+        value: Tensor = self.state[parameter][name]
+        return joined(parameter.view(torch.int16), value) if name == "master_param" else value
+
+    @torch.no_grad()
+    def set_scaled_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
+        """Set what :meth:`get_unscaled_state` gives; of ``master_param`` the weight as well."""
+        self.initialize_state(parameter)
+        kept = self.state[parameter][name]
+        if name != "master_param":
+            kept.copy_(value)
+            return
+        high, low = split(value.to(parameter.device))
+        parameter.copy_(high.view(torch.bfloat16))
+        kept.copy_(low)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As PyTorch's, without changing the state to the dtype of the parameters."""
+        super().load_state_dict({**state_dict, "state": {}})
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for number, state in state_dict["state"].items():
+            self.state[parameters[number]] = state
+
+
+def joined(high: Tensor, low: Tensor) -> Tensor:
+    """A float32 weight from its two halves: the inverse of :func:`split`."""
+    return ((high.int() << 16) + low).view(torch.float32)
+
+
+def split(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The halves of a float32 weight, both int16.
+
+    The high one has the bits of the weight in bf16, rounded to the nearest; the low one, which may
+    be negative, is what these lack.
+    """
+    bits = weight.view(torch.int32)
+    high = (bits + 0x8000) >> 16
+    return high.to(torch.int16), (bits - (high << 16)).to(torch.int16)
+
+
+def _gradient(parameter: Tensor) -> Tensor | None:
+    decoupled: Tensor | None = getattr(parameter, "decoupled_grad", None)
+    return parameter.grad if decoupled is None else decoupled
 
 
 def _factors(group: dict[str, Any], step: float, device: torch.device) -> Tensor:
@@ -131,16 +188,15 @@ def _factors(group: dict[str, Any], step: float, device: torch.device) -> Tensor
     return factors.to(device, non_blocking=True)
 
 
-def _step(parameter: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
-    copy = getattr(parameter, "model_weight", None)
+def _step(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
     # One-dimensional, so that one compiled kernel serves weights of all shapes.
+    weight, low = parameter.view(-1), state.get("master_param")
     _update(
-        parameter.view(-1),
+        weight if low is None else weight.view(torch.int16),
+        None if low is None else low.view(-1),
         state["exp_avg"].view(-1),
         state["exp_avg_sq"].view(-1),
-        parameter.grad.view(-1),  # type: ignore[union-attr]
-        # Not the weight itself: the compiler cannot write to parts of one buffer by two names.
-        None if copy is None else copy.view(-1),
+        gradient.view(-1),
         getattr(parameter, "gradient_scale", None),
         factors,
     )
@@ -149,20 +205,26 @@ def _step(parameter: Tensor, state: dict[str, Tensor], factors: Tensor) -> None:
 @torch.compile(dynamic=True)
 def _update(
     weight: Tensor,
+    low: Tensor | None,
     average: Tensor,
     square: Tensor,
     gradient: Tensor,
-    copy: Tensor | None,
     scale: Tensor | None,
     factors: Tensor,
 ) -> None:
     new, of_average, decay, rate, correction, eps = factors.unbind()
-    scaled = gradient if scale is None else gradient * scale
-    average.lerp_(scaled, new)
-    square.lerp_(scaled.square(), of_average)
-    weight.mul_(decay).sub_(rate * average / (square.sqrt() * correction + eps))
-    if copy is not None:
-        copy.copy_(weight)
+    scaled = gradient.float() if scale is None else gradient.float() * scale
+    first = torch.lerp(average.float(), scaled, new)
+    second = torch.lerp(square.float(), scaled.square(), of_average)
+    exact = weight if low is None else joined(weight, low)
+    updated = exact * decay - rate * first / (second.sqrt() * correction + eps)
+    average.copy_(first)
+    square.copy_(second)
+    if low is None:
+        weight.copy_(updated)
+    else:
+        for half, new_half in zip((weight, low), split(updated), strict=True):
+            half.copy_(new_half)
 
 
 def gradient_norm(

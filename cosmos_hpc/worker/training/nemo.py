@@ -285,6 +285,7 @@ def fit(
     if not cpu:
         patches.synchronize_before_ddp()
         patches.load_steps_of_adam()
+        patches.gather_state_in_pieces()
         callbacks = [*callbacks, AdamInOneKernel()]
     patches.multiply_shapes()
     patches.add_adapters_without_transformer_engine()

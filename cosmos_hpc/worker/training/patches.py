@@ -66,7 +66,8 @@ def load_steps_of_adam() -> None:
 
     Without Apex and Transformer Engine, Megatron-Core 0.15.3 reads the step of an optimizer that
     has not stepped yet, and finds none; and it looks for a step beside every parameter's state,
-    which it does not save. No run could be resumed on a GPU.
+    which it does not save. No run could be resumed on a GPU. All parameters would then share one
+    step, which is counted up for each of them.
     """
     read, write = (
         DistributedOptimizer.sharded_state_dict,
@@ -78,20 +79,80 @@ def load_steps_of_adam() -> None:
     ) -> Any:
         adam = self.optimizer
         if is_loading and isinstance(adam, torch.optim.Adam | torch.optim.AdamW):
-            for parameter in (p for group in adam.param_groups for p in group["params"]):
-                if not adam.state[parameter]:
-                    adam.state[parameter] = {
-                        "step": torch.zeros((), device=parameter.device),
-                        "exp_avg": torch.zeros_like(parameter),
-                        "exp_avg_sq": torch.zeros_like(parameter),
-                    }
+            self.init_state_fn(adam, self.config)
+            for state in adam.state.values():
+                state.setdefault("step", torch.zeros(()))
         return read(self, model, is_loading=is_loading, **kwargs)
 
     def set_states(self: DistributedOptimizer, parameter: Any, tensors: dict[str, Any]) -> None:
+        group, place = self.model_param_group_index_map[parameter]
+        state = self.optimizer.state[self.optimizer.param_groups[group]["params"][place]]
         # The step itself has been loaded before, from the groups of parameters.
-        own = self._get_main_param_and_optimizer_states(parameter)
-        kept = {"step": own["step"].clone()} if "step" in own else {}
-        write(self, parameter, {**kept, **tensors})
+        if "step" in state:
+            state["step"] = state["step"].clone()
+            tensors = {"step": state["step"], **tensors}
+        write(self, parameter, tensors)
 
     DistributedOptimizer.sharded_state_dict = sharded_state_dict
     DistributedOptimizer._set_main_param_and_optimizer_states = set_states
+
+
+#: Numbers of a float32 tensor that are on a GPU at a time while the optimizer's state is gathered.
+_PIECE = 2**26
+
+
+def gather_state_in_pieces() -> None:
+    """Let Megatron save the distributed optimizer's state without much memory of the GPU.
+
+    Megatron-Core 0.15.3 copies all of the float32 weights of a rank, and then of each moment, to
+    the GPU beside what is there, and gathers those of all ranks: 8 bytes per parameter without
+    copies of the model, which a training that fits into the memory does not have at its first save.
+    """
+    original = DistributedOptimizer.get_parameter_state_dp_zero
+
+    def gathered(
+        self: DistributedOptimizer,
+        use_gloo_comm: bool = True,
+        empty_data: bool = False,
+        return_on_all_ranks: bool = False,
+    ) -> Any:
+        if use_gloo_comm or empty_data or not return_on_all_ranks:
+            return original(self, use_gloo_comm, empty_data, return_on_all_ranks)
+        state: dict[Any, Any] = {"buckets_coalesced": True}
+        for number, ranges in enumerate(self.gbuf_ranges):
+            state[number] = {
+                dtype: _state_of_buffer(self, self.buffers[number], buckets)
+                for dtype, buckets in ranges.items()
+            }
+        return state
+
+    DistributedOptimizer.get_parameter_state_dp_zero = gathered
+
+
+def _state_of_buffer(optimizer: DistributedOptimizer, buffer: Any, ranges: Any) -> dict[str, Any]:
+    """Weights and moments of a buffer's parameters, of all ranks, float32 on the CPU."""
+    state: dict[str, Any] = {"numel_unpadded": buffer.numel_unpadded}
+    group = optimizer.data_parallel_group
+    for key in ("param", "exp_avg", "exp_avg_sq"):
+        state[key] = torch.empty(buffer.numel_unpadded)
+        # Without the space behind each bucket that makes it divisible among the ranks.
+        parts = state[key].split([bucket.numel_unpadded for bucket in buffer.buckets])
+        for part, bucket, own in zip(parts, buffer.buckets, ranges, strict=True):
+            shard = torch.zeros(bucket.grad_data.numel() // group.size())
+            for parameter, places in own["param_map"].items():
+                place = places["gbuf_local"]
+                value = optimizer._get_main_param_and_optimizer_states(parameter)[key]
+                shard[place.start : place.end].copy_(value.detach())
+            part.copy_(_gather(shard, group)[: len(part)])
+    return state
+
+
+def _gather(shard: torch.Tensor, group: torch.distributed.ProcessGroup) -> torch.Tensor:
+    """Shards of all ranks behind each other; they are on the CPU, and sent by the GPU."""
+    whole = torch.empty(group.size(), len(shard))
+    for start in range(0, len(shard), _PIECE):
+        piece = shard[start : start + _PIECE].cuda()
+        pieces = torch.empty(group.size() * len(piece), device=piece.device)
+        torch.distributed.all_gather_into_tensor(pieces, piece, group)
+        whole[:, start : start + len(piece)] = pieces.view(group.size(), -1).cpu()
+    return whole.flatten()
