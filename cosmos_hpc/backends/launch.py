@@ -81,7 +81,8 @@ def make_request(
         dry_run: see :class:`~cosmos_hpc.backends.base.Request`.
 
     Raises:
-        RequestError: an unknown stage, a name that is none, files that are nowhere, or no input.
+        RequestError: an unknown stage, a name that is none, files that are nowhere, no input, or
+            a file where the run folder would be.
     """
     for stage in stages:
         stage_named(stage)
@@ -95,6 +96,11 @@ def make_request(
             "data.input is not set; give the folder that holds the videos, or a list of them"
         )
     folder = RunFolder(Path(cluster.runs) / name)
+    if found := files.file_in_place_of(folder.path):
+        raise RequestError(
+            f"the run folder {folder.path} cannot be made: {found} is a file; choose another place "
+            f"with cluster.runs=DIR, or another --name"
+        )
     wanted = [stage for stage in stages if stage not in absent]
     return Request(folder, absolute_paths(recipe), wanted, dry_run=dry_run)
 

@@ -111,8 +111,7 @@ def _check_name(target: Path) -> None:
             f"{target} ends in {target.suffix}; files end in {' or '.join(_FILE_WRITERS)}, and a "
             f"NeMo checkpoint is a folder, without such an ending"
         )
-    above = files.nearest_existing(target.parent)
-    if not above.is_dir():
+    if above := files.file_in_place_of(target.parent):
         raise RequestError(f"{target} cannot be made: {above} is not a folder")
 
 
