@@ -95,6 +95,13 @@ def test_overrides_are_typed():
             "data.compression=[8, 16]: expected `[8, 16, 16]` or `[4",
         ),
         ("name=foo", "unknown setting 'name'"),
+        (
+            "data.split=0.8,0.1,0.1",
+            "data.split is a group of settings, which take their values one by one: "
+            "data.split.train=..., data.split.validation=..., data.split.test=..., data.split.seed",
+        ),
+        ("train.lora=null", "which take their values one by one: train.lora.rank=..., "),
+        ("train=5", ", train.recompute=... and "),
         ("frames", "'frames' is not key=value"),
         ("data.frames=[", "the value of data.frames is not valid YAML"),
     ],
