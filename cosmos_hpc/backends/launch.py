@@ -125,7 +125,10 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     recipe, listed = _fitted(request)
     request = replace(request, recipe=recipe)
     backend = open_backend(cluster)
-    backend.take_note(folder)
+    # A dry run may be for a cluster that cannot be asked from here.
+    elsewhere = request.dry_run and backend.is_elsewhere()
+    if not elsewhere:
+        backend.take_note(folder)
     check_folder(folder, recipe)
     if not _is_worked_on(folder):
         forget_plan(folder)
@@ -133,8 +136,6 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     source = source_of(folder, member)
     if member and member.tokens:
         request = replace(request, stages=own_stages(folder, recipe, request.stages, source))
-    # A dry run may be for a cluster that this machine does not belong to.
-    elsewhere = request.dry_run and backend.is_elsewhere()
     if not elsewhere:
         _check_home(request)
     backend.check_request(request)
