@@ -38,7 +38,6 @@ from cosmos_hpc.runs.status import RunState, read_state
 from cosmos_hpc.runs.watch import view_run, watch
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.console import Console, usual_console
-from cosmos_hpc.utils.progress import count_of
 from cosmos_hpc.utils.settings import apply_overrides, validate
 
 if TYPE_CHECKING:
@@ -118,11 +117,9 @@ class Run:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.
 
         Raises:
-            RequestError: no such stage, or nothing logged for it yet.
+            RequestError: no such stage or task, or nothing logged for it yet.
         """
-        if stage is not None:
-            stage_named(stage)
-        found = self._backend().logs(self.folder, stage, task)
+        found = self._logs(stage, task)
         if not found:
             what = f"{stage or 'the run'}{'' if task is None else f'.{task}'}"
             raise RequestError(f"run {self.folder.name} has no log of {what} yet")
@@ -132,12 +129,18 @@ class Run:
         """Text as it is added to the newest log, stage after stage, until nobody works on the run.
 
         Raises:
-            RequestError: no such stage.
+            RequestError: no such stage or task.
         """
-        if stage is not None:
-            stage_named(stage)
+        self._logs(stage, task)
         backend = self._backend()
         yield from follow(self.folder, lambda: backend.is_working(self.folder), stage, task)
+
+    def _logs(self, stage: str | None, task: int | None) -> dict[str, Path]:
+        found = self._backend().logs(self.folder, stage, task)
+        # Before the run was continued with other settings it may have had more tasks.
+        if stage is not None and not found:
+            _check_task(self.folder, stage, task)
+        return found
 
     def cancel(self, now: bool = False, console: Console | None = None) -> int:
         """Ask what works on this run to stop at a safe point, and wait until nothing does.
@@ -299,25 +302,30 @@ def retry_request(folder: RunFolder, stage: str | None = None, task: int | None 
     """
     from cosmos_hpc.backends.base import Request
 
+    if stage is not None:
+        _check_task(folder, stage, task)
     asked = asked_for(folder)
-    names = list(STAGES) if stage is None else stage_and_following(stage_named(stage).name)
+    names = list(STAGES) if stage is None else stage_and_following(stage)
     if stage is None or stage in asked:
         names = [name for name in names if name in asked]
     tasks = None
     if task is not None:
         names, tasks = names[:1], [task]
-        _check_task(folder, names[0], task)
     return Request(folder, folder.recipe(), names, tasks)
 
 
-def _check_task(folder: RunFolder, stage: str, task: int) -> None:
+def _check_task(folder: RunFolder, stage: str, task: int | None) -> None:
+    """Refuse a stage that a run does not have, and a task that the stage does not."""
+    stage_named(stage)
     sizes = {found.name: found.tasks for found in stages_of(folder, folder.recipe())}
-    tasks = sizes.get(stage, 0)
-    if not 0 <= task < tasks:
+    if stage not in sizes:
         raise RequestError(
-            f"there is no {stage}.{task} in run {folder.name}: it has {count_of(tasks, 'task')}, "
-            f"counted from 0"
+            f"there is no stage {stage} in run {folder.name}; there are {', '.join(sizes)}"
         )
+    tasks = sizes[stage]
+    if task is not None and not 0 <= task < tasks:
+        known = f"its tasks are 0 to {tasks - 1}" if tasks > 1 else "its only task is 0"
+        raise RequestError(f"there is no {stage}.{task} in run {folder.name}: {known}")
 
 
 def split_overrides(overrides: Overrides) -> tuple[list[str], list[str]]:

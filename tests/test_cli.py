@@ -120,6 +120,13 @@ assert not heavy, heavy
         ["logs", "nothing"],
         ["submit", "recipe=ar_tiny"],
         ["download", "ar_tiny"],
+        # Refused before what carries them out is imported.
+        ["convert", "nowhere.pt", "x.pt"],
+        ["convert", str(scenes), str(scenes)],
+        ["convert", str(scenes), "x.pth"],
+        ["convert", str(scenes), "x.pt", "recipe=ar4"],
+        ["convert", str(scenes), "x.pt", "base=nowhere"],
+        ["small-tokenizer", "x", "compression=[8,16]"],
     ):
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True

@@ -41,10 +41,10 @@ class DockerCluster(MachineCluster, frozen=True, kw_only=True):
         image: name or id of an image that the engine has; it needs bash and a Python with the
             libraries of the worker.
         python: the image's Python that runs the workers.
-        mounts: folders beside the run's own and what its recipe names, ``/from:/to`` or
-            ``/from:/to:ro``.
-        shm_size: limit of the memory that processes of a container share, such as ``8g``.
-        environment: names of variables to pass on; never values.
+        mounts: further folders that the containers see, ``/from:/to`` or ``/from:/to:ro``, beside
+            the run's own and those that its recipe names.
+        shm_size: how much memory the processes of a container may share, such as ``8g``.
+        environment: names of environment variables that are passed on to the work; never values.
     """
 
     default_words: ClassVar[Mapping[str, str]] = MACHINE_DEFAULTS

@@ -71,6 +71,8 @@ def missing_here() -> list[str]:
 def runs_finding(cluster: Cluster) -> Finding:
     """Whether run folders can be made."""
     folder = Path(cluster.runs).absolute()
+    if found := files.file_in_place_of(folder):
+        return Finding("problem", f"runs={cluster.runs}: {found} is a file, not a folder")
     existing = files.nearest_existing(folder)
     try:
         with tempfile.TemporaryDirectory(dir=existing) as place, files.lock(Path(place, "lock")):

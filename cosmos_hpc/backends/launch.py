@@ -81,7 +81,8 @@ def make_request(
         dry_run: see :class:`~cosmos_hpc.backends.base.Request`.
 
     Raises:
-        RequestError: an unknown stage, a name that is none, files that are nowhere, or no input.
+        RequestError: an unknown stage, a name that is none, files that are nowhere, no input, or
+            a file where the run folder would be.
     """
     for stage in stages:
         stage_named(stage)
@@ -95,6 +96,11 @@ def make_request(
             "data.input is not set; give the folder that holds the videos, or a list of them"
         )
     folder = RunFolder(Path(cluster.runs) / name)
+    if found := files.file_in_place_of(folder.path):
+        raise RequestError(
+            f"the run folder {folder.path} cannot be made: {found} is a file; choose another place "
+            f"with cluster.runs=DIR, or another --name"
+        )
     wanted = [stage for stage in stages if stage not in absent]
     return Request(folder, absolute_paths(recipe), wanted, dry_run=dry_run)
 
@@ -119,7 +125,10 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     recipe, listed = _fitted(request)
     request = replace(request, recipe=recipe)
     backend = open_backend(cluster)
-    backend.take_note(folder)
+    # A dry run may be for a cluster that cannot be asked from here.
+    elsewhere = request.dry_run and backend.is_elsewhere()
+    if not elsewhere:
+        backend.take_note(folder)
     check_folder(folder, recipe)
     if not _is_worked_on(folder):
         forget_plan(folder)
@@ -127,8 +136,6 @@ def start(request: Request, cluster: Cluster, console: Console, output: Path | N
     source = source_of(folder, member)
     if member and member.tokens:
         request = replace(request, stages=own_stages(folder, recipe, request.stages, source))
-    # A dry run may be for a cluster that this machine does not belong to.
-    elsewhere = request.dry_run and backend.is_elsewhere()
     if not elsewhere:
         _check_home(request)
     backend.check_request(request)

@@ -278,12 +278,16 @@ def _report(arguments: argparse.Namespace) -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from cosmos_hpc.worker.convert import Conversion, convert
+    from cosmos_hpc.worker.requests import Conversion, check_conversion
 
     settings = _section(Conversion, arguments.settings)
     if not arguments.source or not arguments.target:
         raise RequestError("convert needs a source and a target; one of them is empty")
     source, target = (Path(p).expanduser() for p in (arguments.source, arguments.target))
+    check_conversion(source, target, settings)
+    # With it comes torch, which takes longer than any of this.
+    from cosmos_hpc.worker.convert import convert
+
     convert(source, target, settings)
     print(f"wrote {arguments.target}")
 
@@ -300,9 +304,11 @@ def _sample_videos(arguments: argparse.Namespace) -> None:
 def _small_tokenizer(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from cosmos_hpc.worker.tokenizers.small import SmallTokenizer, write_small_tokenizer
+    from cosmos_hpc.worker.requests import SmallTokenizer
 
     chosen = _section(SmallTokenizer, arguments.settings)
+    from cosmos_hpc.worker.tokenizers.small import write_small_tokenizer
+
     write_small_tokenizer(Path(arguments.folder), chosen.compression)
     print(f"wrote encoder.jit and decoder.jit into {arguments.folder}")
 

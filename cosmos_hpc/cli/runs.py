@@ -165,13 +165,14 @@ def _prune(arguments: argparse.Namespace) -> None:
     folder, found = _found(arguments.place)
     queues = queues_of(found)
     idle = [run for run in found if not cleaning.why_not(run, queues[run.path])]
-    removals = cleaning.spare(idle, among=found)
+    last = cleaning.last_checkpoints(idle)
+    removals = cleaning.spare(idle, last, among=found)
     if len(idle) < len(found):
         left = count_of(len(found) - len(idle), "run")
         print(f"left alone: {left} with work, or whose queue is not known")
     nothing = f"nothing to free in {folder.absolute()}"
     print(cleaning.render_removals(removals) if removals else nothing)
-    if kept := cleaning.render_kept(idle):
+    if kept := cleaning.render_kept(last.values()):
         print(kept)
     if not removals:
         return

@@ -27,14 +27,15 @@ class Cluster(Section, frozen=True, kw_only=True):
     """A place to run.
 
     Attributes:
-        name: of the profile; follows from the file.
-        runs: folder for run folders, on a file system that all workers share.
-        parallel: array tasks at the same time.
-        check_disk: refuse a run that the disk of ``runs`` has no room for; false where what its
-            file system says of free space does not hold, as with quotas or data that moves away.
+        name: name of the profile, which follows from that of its file.
+        runs: folder that holds the run folders, on a file system that all workers share.
+        parallel: array tasks that run at the same time.
+        check_disk: refuse a run that the disk of ``runs`` has no room for; set it to false where
+            the file system does not tell the true free space, as with quotas, or where data moves
+            away.
         gpu: type of the GPUs, one of :data:`~cosmos_hpc.config.gpus.GPU_GIGABYTES`, or their memory
             in GB. Named on a machine without GPUs, it stands for a node of eight, to plan for.
-        kind: what runs the stages, which decides what else a profile says.
+        kind: what runs the stages; which other settings a profile has depends on it.
     """
 
     synonyms: ClassVar[Mapping[str, Synonym]] = CLUSTER_SYNONYMS

@@ -30,33 +30,38 @@ class Generate(Section, frozen=True, kw_only=True):
     """Samples that a model continues.
 
     Attributes:
-        input: picture, video, folder of these, or ``.jsonl`` or ``.txt`` list of them, to generate
-            from. A run with it has no training: it generates from the weights that
+        input: what to generate from: a picture, a video, a folder of these, or a ``.jsonl`` or
+            ``.txt`` list of them. A run with it has no training: it generates from the weights that
             ``train.init_from`` names. None: held-out clips of the run, after its training.
-        prompt: for an ``input`` that is one picture or video, in models with text.
+        prompt: text for an ``input`` that is one picture or video, in models with text.
         actions: JSON file with a list of actions, one per step, for an ``input`` that is one
             picture, in models with actions. None: each entry of a list names its own.
-        action_stats: JSON file with ``shift`` and ``scale``, by which actions of an ``input`` are
-            made like those that the model was trained on; filled in where its run has made one.
+        action_stats: JSON file with ``shift`` and ``scale``, which bring actions of an ``input`` to
+            the scale of those that the model was trained on; filled in where the run that trained
+            it has made one.
         clips: held-out clips to generate from, each of another video as long as there are enough.
         samples: different samples of each clip or input.
         condition_frames: true frames that a sample begins with: the first ones of a held-out clip,
-            the last ones of a video of ``input``. A picture is one. The number is 1 plus a multiple
-            of the frames in one latent frame; None: 9, or as many as leave one to generate.
-        frames: of a sample, condition included; None: those of a clip. Beyond a clip, the last
-            frames are the condition of a next one.
-        seconds: the length of a sample instead of ``frames``, at the frame rate of the video.
-        temperature: at least 0; 0 takes the likeliest token.
-        top_p: from 0, the likeliest token alone, to 1, all tokens.
-        seed: of all samples; each has random numbers of its own, which follow from it.
-        batch_size: samples that a GPU generates at the same time; in bf16, tokens may depend on it.
-            None: the plan chooses, 8 or as many as fit.
-        tasks: array tasks that share the samples; 0: none are generated. None: the plan chooses.
-        initial: generate a sample of each held-out clip from the weights that the training began
-            from as well, to compare with.
-        guard: a function ``guard(prompt, frames)`` that is given the prompt (or None) and frames
-            (uint8 ``[T, H, W, 3]``), first of the condition and then of the sample, and refuses
-            with a text that says why, or returns None.
+            the last ones of a video of ``input``; of a picture always 1. The number is 1 plus a
+            multiple of the frames in one latent frame; None: 9, or as many as leave one to
+            generate.
+        frames: frames of a sample, with those that it begins with; None: those of a clip. A longer
+            sample is made piece by piece, each of which begins with the last frames of the one
+            before.
+        seconds: length of a sample, instead of ``frames``, at the frame rate of the video.
+        temperature: how freely tokens are drawn: 1 follows the model's probabilities, less prefers
+            likely tokens, 0 always takes the likeliest.
+        top_p: tokens are drawn from the likeliest ones whose probabilities add up to this: 0 is the
+            likeliest alone, 1 all.
+        seed: seed of all samples, each of which has random numbers of its own that follow from it.
+        batch_size: samples that a GPU generates at the same time; in bf16, the tokens may depend on
+            it. None: the plan chooses, 8 or as many as fit.
+        tasks: array tasks that share the samples; 0: no samples are made. None: the plan chooses.
+        initial: generate each held-out clip also from the weights that the training began with, to
+            compare.
+        guard: a function ``guard(prompt, frames)`` that may refuse a sample: it returns a text that
+            says why, or else returns None. It is given the prompt (or None) and frames (uint8 ``[T,
+            H, W, 3]``), first those that the sample begins with, then the sample's own.
     """
 
     input: PathText | None = None
@@ -119,7 +124,8 @@ class Evaluate(Section, frozen=True, kw_only=True):
     """Scores on held-out clips.
 
     Attributes:
-        clips: held-out clips (pairs of frames, with actions) whose tokens are predicted.
+        clips: held-out clips (with actions: pairs of frames) whose tokens are predicted and
+            compared with the true ones.
     """
 
     clips: PositiveInt = 64

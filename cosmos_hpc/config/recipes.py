@@ -33,14 +33,15 @@ class Recipe(Section, frozen=True, kw_only=True):
     """Everything that decides what a run computes.
 
     Attributes:
-        name: of the recipe; follows from the file.
-        description: one line for the list of recipes.
-        task: what the model is asked to do, one of :data:`cosmos_hpc.config.tasks.TASKS`.
+        name: name of the recipe, which follows from that of its file.
+        description: a line that the list of recipes shows.
+        task: what tells the model, beside the frames before, which frames come next: nothing
+            (``video``), a text (``video2world``) or a robot's actions (``action``).
         model: the architecture; published weights fit only that of their recipe.
-        data: videos and how they become clips.
+        data: videos, and how they become clips of tokens.
         train: the post-training.
-        generate: samples, after the training or from an input of its own.
-        evaluate: scores, after the training.
+        generate: samples, which are made after the training, or from an input of its own.
+        evaluate: scores, which are computed after the training.
     """
 
     synonyms: ClassVar[Mapping[str, Synonym]] = SYNONYMS

@@ -31,7 +31,7 @@ class Split(Section, frozen=True, kw_only=True):
 
     Attributes:
         train, validation, test: how much of the videos each part gets, in proportion to the others.
-        seed: of the draw.
+        seed: seed of the draw that decides which part a video is in.
     """
 
     train: PositiveFloat = 8.0
@@ -44,41 +44,46 @@ class Data(Section, frozen=True, kw_only=True):
     """Videos and how they become clips of tokens.
 
     Attributes:
-        input: folder of videos, searched recursively; a glob pattern; a ``.jsonl`` or ``.txt``
-            list of them; a LeRobot data set, a folder or ``hf://datasets/OWNER/NAME[@REVISION]``;
-            or a folder in the Bridge layout.
-        camera: of a LeRobot data set, where it has several.
-        episodes: of a LeRobot data set, numbers and ranges such as ``0-9,12``; None: all.
+        input: videos: a folder, searched recursively; a glob pattern; a list that ends in
+            ``.jsonl``, ``.csv``, ``.parquet`` or ``.txt``; WebDataset tars; a LeRobot data set, as
+            a folder or ``hf://datasets/OWNER/NAME[@REVISION]``; or a folder in the Bridge layout.
+        camera: which camera's videos of a LeRobot data set to take, where it has several.
+        episodes: which episodes of a LeRobot data set to take, as numbers and ranges such as
+            ``0-9,12``; None: all.
         action: feature of a LeRobot data set that holds the actions; with task ``action`` only.
-        normalize_action: ``mean_std`` or ``min_max`` make actions alike by the statistics of the
-            LeRobot data set, ``none`` leaves them as they are.
-        text_encoder: Hub repository or folder of a T5 model, whose encoder half turns prompts into
-            embeddings, or ``small``; with task ``video2world`` only.
-        prompts_per_shard: different prompts that one array task turns into embeddings, each of
-            which loads the text encoder for them.
-        tokenizer: Hub repository or folder with ``encoder.jit`` and ``decoder.jit``, or ``small``.
-        compression: (time, height, width) factors of the tokenizer.
+        normalize_action: how actions of a LeRobot data set are brought to one scale, by its
+            statistics, ``mean_std`` or ``min_max``; ``none`` leaves them as they are.
+        text_encoder: what turns prompts into embeddings, with task ``video2world`` only: a T5
+            model, as Hub repository or folder, or ``small``, the package's own.
+        prompts_per_shard: different prompts that one array task turns into embeddings; each such
+            task loads the text encoder.
+        tokenizer: what turns videos into tokens: a Hub repository or folder with ``encoder.jit``
+            and ``decoder.jit``, or ``small``, the package's own.
+        compression: how many frames, rows and columns of pixels the tokenizer makes one token of.
         frames: length of a clip.
-        height, width: size of its frames, in pixels.
-        batch_size: clips that are written to the disk at a time, and that a GPU encodes at the same
-            time; fewer need less of its memory.
+        height, width: size of a clip's frames, in pixels.
+        batch_size: clips that a GPU encodes at the same time, and that are written to the disk
+            together; fewer need less of the GPU's memory.
         clips: ``first`` takes one clip of a video, ``all`` as many complete ones as it holds.
         start: seconds into a video at which its first clip begins.
-        frame_rate: frames per second to which videos, and the actions of their frames, are
-            resampled; None takes all their frames.
-        stride: frames between the beginnings of two clips of a video; None: no gap, no overlap.
-        decoders: processes that decode for one array task; None: its cores; 0: the task itself.
-        videos_per_shard: videos that one array task prepares.
-        probe: read the header of every video before the run, so that shards are balanced by their
-            frames instead of the sizes of the files.
-        join: finalize joins the shards into one data set; otherwise training reads the shards.
-        short_videos: ``pad`` repeats the last frame of a video shorter than a clip, ``reject``
-            lists it as failed.
-        same_files: which files of a folder or list are one video, of which no two names are taken:
-            ``path``, those to which links and ``..`` lead; ``content``, copies and hard links as
-            well, for which files of one size are read before the run.
-        max_failed_fraction: share of the videos that may fail before the run does.
-        split: how videos are divided.
+        frame_rate: frames a second to which videos, and the actions of their frames, are resampled;
+            None takes all their frames.
+        stride: frames from the beginning of one clip of a video to that of the next; None: each
+            clip begins where the one before ends.
+        decoders: processes that decode videos for one array task; None: as many as it has cores; 0:
+            the task decodes by itself.
+        videos_per_shard: videos that one array task prepares, at most.
+        probe: read the header of every video before the run, so that shards are balanced by numbers
+            of frames instead of sizes of files.
+        join: have the stage ``finalize`` join the shards into one data set; false: training reads
+            the shards as they are.
+        short_videos: what becomes of a video shorter than a clip: ``pad`` repeats its last frame,
+            ``reject`` lists it as failed.
+        same_files: when two names in a folder or list are one video, which is taken once: ``path``,
+            where links or ``..`` lead to the same file; ``content``, also where one is a copy or a
+            hard link of the other, for which files of equal size are read before the run.
+        max_failed_fraction: share of the videos that may fail; where more do, the run fails.
+        split: how videos are divided between training, validation and test.
     """
 
     input: PathText | None = None
@@ -135,8 +140,9 @@ class Lora(Section, frozen=True, kw_only=True):
 
     Attributes:
         rank: inner width of an adapter.
-        alpha: an adapter's output counts ``alpha / rank`` times.
-        targets: linear layers that get an adapter, by Megatron's names; None: all of the model.
+        alpha: an adapter's output is multiplied by ``alpha / rank``.
+        targets: linear layers that get an adapter, by Megatron's names; None: all linear layers of
+            the model.
         dropout: share of an adapter's inputs that is dropped in a training step.
     """
 
@@ -150,9 +156,9 @@ class Wandb(Section, frozen=True, kw_only=True):
     """Where Weights & Biases shows a run.
 
     Attributes:
-        project: made where there is none.
-        entity: user or team; None: the account's own.
-        tags: that the run gets there.
+        project: project that shows the run; it is made where there is none.
+        entity: user or team that the project is of; None: the account's own.
+        tags: tags that the run gets there.
     """
 
     project: Annotated[str, Meta(min_length=1)] = "cosmos-hpc"
@@ -165,51 +171,56 @@ class Train(Section, frozen=True, kw_only=True):
 
     Attributes:
         max_steps: optimizer steps of the whole run.
-        global_batch_size: clips of an optimizer step, on all ranks.
-        micro_batch_size: clips of a forward pass on one rank.
-        gpus: ranks in all (processes where there is no GPU). None: the plan chooses, from the
-            memory that a step takes.
-        tensor_parallel: ranks that share one copy of the model; None: the plan chooses.
-        context_parallel: copies of the model that share the sequence of a sample, each a part of
-            it; with ``local`` layers. None: the plan chooses.
-        sequence_parallel: the ranks that share a copy also share what lies between linear layers;
+        global_batch_size: clips of an optimizer step, on all ranks together.
+        micro_batch_size: clips of one forward pass on one rank; a step has as many passes as make
+            up ``global_batch_size``.
+        gpus: GPUs of the training in all, each with a process of its own (a rank); where there is
+            no GPU, processes. None: the plan chooses, from the memory that a step takes.
+        tensor_parallel: ranks that hold one copy of the model together, each a part of every layer;
             None: the plan chooses.
-        recompute: what is computed again in the backward pass instead of kept: ``none``,
+        context_parallel: copies of the model that compute one sample together, each a part of its
+            sequence; needs ``local`` layers. None: the plan chooses.
+        sequence_parallel: the ranks of ``tensor_parallel`` also divide what lies between linear
+            layers, which saves memory; None: the plan chooses.
+        recompute: what is computed again in the backward pass instead of kept in memory: ``none``,
             ``selective`` (the feed-forward layers) or ``full`` (all but the input of each layer);
             None: the plan chooses.
-        recompute_layers: layers to which ``recompute=full`` applies; None: all, or as the plan
-            chooses.
-        transformer_impl: ``local`` layers, those of ``transformer_engine``, or ``auto``: the latter
-            where it is installed and there is a GPU.
-        fusions: fused kernels on a GPU, of ``rotary``, ``norms``, ``swiglu``,
-            ``gradient_accumulation``, ``gradient_norm``, ``adam`` and ``loss``; None: all with
-            ``local`` layers, and only ``loss`` with Transformer Engine's.
-        gradient_precision: of the sum of gradients over micro batches and ranks; ``bf16`` takes
-            half of the memory and of the traffic, and rounds each addition.
-        overlap_communication: reduce gradients during the backward pass, and gather weights during
-            the forward pass, where there are copies of the model.
+        recompute_layers: number of layers to which ``recompute=full`` applies; None: all, or as the
+            plan chooses.
+        transformer_impl: what computes the layers: ``local`` ones, those of ``transformer_engine``,
+            or ``auto``, which takes the latter where Transformer Engine is installed and there is a
+            GPU.
+        fusions: which of these are computed by fused kernels on a GPU; None: all with ``local``
+            layers, and only ``loss`` with Transformer Engine's.
+        gradient_precision: precision in which gradients are summed over micro batches and ranks;
+            ``bf16`` takes half of the memory and of the traffic, and rounds each addition.
+        overlap_communication: exchange gradients while the backward pass computes, and weights
+            while the forward pass does, where there are several copies of the model.
         learning_rate: AdamW's learning rate, after the warm-up and before ``schedule`` lowers it.
         warmup_steps: steps in which the learning rate rises to ``learning_rate``; None: a tenth of
-            ``max_steps``, at most 100, where ``init_from`` is set, else none.
-        schedule: the learning rate after the warm-up: ``constant``, or along a ``cosine`` or a
-            ``linear`` line down to ``min_learning_rate``.
-        min_learning_rate: learning rate with which ``cosine`` and ``linear`` end.
+            ``max_steps``, at most 100, where ``init_from`` is set, and none elsewhere.
+        schedule: what the learning rate does after the warm-up: it stays ``constant``, or falls
+            along a ``cosine`` or a ``linear`` line to ``min_learning_rate``.
+        min_learning_rate: learning rate that ``cosine`` and ``linear`` end with.
         weight_decay: AdamW's weight decay.
         clip_grad: largest norm of the gradient; longer ones are scaled down to it.
         save_every: steps between checkpoints.
-        keep_checkpoints: how many of the best checkpoints stay beside the last.
+        keep_checkpoints: how many checkpoints are kept beside the last one: those with the lowest
+            training loss.
         validate_every: steps between validations.
-        validation_batches: global batches of a validation.
+        validation_batches: batches, of ``global_batch_size`` clips each, that a validation takes.
         validate_first: validate before the first step as well.
-        condition_frames: frames at the beginning of a clip that are given, not predicted: their ids
-            carry no loss.
-        freeze: parts that keep their weights: ``embedding``, ``output_layer``, ``layers.3`` or
-            ``layers.0-7``, counted from 0, both ends included.
-        lora: train adapters instead of the weights; None: the weights themselves.
-        precision: ``bf16`` mixed precision or ``fp32``.
-        init_from: NeMo checkpoint to start from, or a Hub repository; None for random weights.
-        seed: of the weights and of the order of the clips.
-        wandb: project and the like, where Weights & Biases is used.
+        condition_frames: frames at the beginning of a clip that are given, not predicted: their
+            tokens carry no loss.
+        freeze: parts of the model whose weights are not trained: ``embedding``, ``output_layer``,
+            ``layers.3`` or ``layers.0-7``, counted from 0, both ends included.
+        lora: adapters that are trained in place of the weights; None: the weights themselves are
+            trained.
+        precision: what the training computes in: ``bf16`` mixed precision or ``fp32``.
+        init_from: weights to start from: a NeMo checkpoint, published weights, or a Hub repository;
+            None: random ones.
+        seed: seed of random weights and of the order of the clips.
+        wandb: where Weights & Biases shows the run, if there is a key for it.
         tensorboard: write TensorBoard's files as well, to ``train/tensorboard``.
     """
 

@@ -26,21 +26,25 @@ class Architecture(Section, frozen=True, kw_only=True):
     """A Llama-style decoder over video tokens, without the size of its clips.
 
     Attributes:
-        num_layers: decoder layers.
+        num_layers: number of decoder layers.
         hidden_size: width of the residual stream.
         ffn_hidden_size: width of the SwiGLU feed-forward layer.
-        num_attention_heads: query heads.
-        num_query_groups: key and value heads; divides ``num_attention_heads``.
-        kv_channels: channels of a head (of queries, keys and values alike).
-        vocab_size: rows of the input embedding.
-        output_vocab_size: rows of the output layer.
-        rotary_base: base of the rotary frequencies.
-        yarn_scale: how far YaRN stretches positions; None for plain rotary.
-        yarn_beta_fast, yarn_beta_slow: YaRN's cut-offs, in rotations.
-        yarn_original_latent_shape: ``(T, H, W)`` that the model was first trained on.
-        context_width: width of the text embedding that cross-attention reads; None without text.
-        action_width: numbers of a robot's action, which a head makes the context of; None without.
-        pad_to_multiple_of: of what the sequence is a multiple, begin-of-video included.
+        num_attention_heads: number of query heads.
+        num_query_groups: number of key heads, and of value heads; divides ``num_attention_heads``.
+        kv_channels: channels of each head, of queries, keys and values alike.
+        vocab_size: rows of the input embedding: how many ids the model can read.
+        output_vocab_size: rows of the output layer: how many ids the model can predict.
+        rotary_base: base of the frequencies of the rotary position embeddings.
+        yarn_scale: how far YaRN stretches positions; None: plain rotary embeddings.
+        yarn_beta_fast, yarn_beta_slow: YaRN's two cut-offs, in rotations.
+        yarn_original_latent_shape: ``(T, H, W)``, latent frames, rows and columns, of the clips
+            that the model was trained on before YaRN.
+        context_width: width of what cross-attention reads, the embedding of a text or of an action;
+            None: a model of videos alone.
+        action_width: how many numbers a robot's action has, of which a small network makes what
+            cross-attention reads; None: a model without actions.
+        pad_to_multiple_of: number that the length of a sequence is padded to a multiple of, the
+            begin-of-video token included; None: no padding.
 
     Raises:
         ValueError: the sizes do not fit together.

@@ -8,6 +8,7 @@ from msgspec import Struct, field, to_builtins
 from msgspec.structs import asdict, replace
 
 from cosmos_hpc.config.clusters import Cluster
+from cosmos_hpc.config.gpus import GPU_GIGABYTES
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.sections import Train
 from cosmos_hpc.errors import RequestError
@@ -174,7 +175,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     def _render_time(self) -> list[str]:
         if self.step_time is None or self.train_seconds is None:
-            return []
+            return self._render_no_time()
         step = self.step_time.total
         tokens = self.global_batch_size * self.sequence_length / step
         parts = ", ".join(
@@ -196,6 +197,16 @@ class Plan(Struct, frozen=True, kw_only=True):
         if self.time_limit is not None:
             lines.append(f"  time limit  {self._render_limit(self.time_limit)}")
         return lines
+
+    def _render_no_time(self) -> list[str]:
+        """Why the time is not known; nothing without GPUs, where nobody expects it."""
+        if self.gpu is None:
+            return []
+        why = "training in fp32 was not measured, only that in bf16"
+        if not isinstance(self.gpu, str):
+            known = ", ".join(GPU_GIGABYTES)
+            why = f"the speed of a GPU named by its memory is not known, that of {known} is"
+        return [f"  time        not known, as {why}"]
 
     def _render_limit(self, limit: str) -> str:
         """What the training's jobs would need, beside what the profile gives them."""

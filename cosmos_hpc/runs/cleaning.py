@@ -109,7 +109,23 @@ def _weights_of(run: RunFolder) -> Path | None:
     return None
 
 
-def spare(runs: Sequence[RunFolder], among: Iterable[RunFolder] = ()) -> list[Removal]:
+def last_checkpoints(runs: Iterable[RunFolder]) -> dict[Path, Path | None]:
+    """The last checkpoint of each finished training, by the path of its run.
+
+    None where it is elsewhere, and before the end; without runs that cannot be read.
+    """
+    found = {}
+    for run in runs:
+        with contextlib.suppress(CosmosError, OSError):
+            found[run.path] = _last_checkpoint(run)
+    return found
+
+
+def spare(
+    runs: Sequence[RunFolder],
+    last: Mapping[Path, Path | None],
+    among: Iterable[RunFolder] = (),
+) -> list[Removal]:
     """What runs do not need any more, on the understanding that nobody works on them.
 
     That is: checkpoints of finished trainings beside the last one, as far as no run begins from
@@ -117,14 +133,15 @@ def spare(runs: Sequence[RunFolder], among: Iterable[RunFolder] = ()) -> list[Re
 
     Args:
         runs: to look at.
+        last: their :func:`last_checkpoints`.
         among: other runs, which may begin from checkpoints of these.
     """
     kept = {weights for run in (*runs, *among) if (weights := _weights_of(run))}
     found = []
-    for run in runs:
-        # Nothing is offered of a run that cannot be read.
+    # Nothing is offered of a run that cannot be read.
+    for run in (run for run in runs if run.path in last):
         with contextlib.suppress(CosmosError, OSError):
-            found += [*_checkpoints(run, kept), *_journals(run), *_temporaries(run)]
+            found += [*_checkpoints(run, last[run.path], kept), *_journals(run), *_temporaries(run)]
     return [removal for removal in found if _lies_below(removal.path, removal.run)]
 
 
@@ -140,7 +157,6 @@ def _removal(run: RunFolder, path: Path, why: str) -> Iterator[Removal]:
 
 
 def _last_checkpoint(run: RunFolder) -> Path | None:
-    """That of a finished training; None where it is elsewhere, and before the end."""
     recipe = run.recipe()
     if recipe.trains and train_is_done(run, recipe, run.train.done, 0):
         last = newest_checkpoint(run)
@@ -148,8 +164,7 @@ def _last_checkpoint(run: RunFolder) -> Path | None:
     return None
 
 
-def _checkpoints(run: RunFolder, kept: set[Path]) -> Iterator[Removal]:
-    last = _last_checkpoint(run)
+def _checkpoints(run: RunFolder, last: Path | None, kept: set[Path]) -> Iterator[Removal]:
     if last is None:
         return  # who moved it may count on the others
     needed = {last.resolve(), *kept}
@@ -196,7 +211,8 @@ def remove(removals: Sequence[Removal], ask: Ask) -> int:
     runs = {removal.run.path: removal.run for removal in removals}
     with _alone(runs.values(), ask):
         # What has changed since it was shown stays.
-        still = {(found.path, found.why) for found in spare([*runs.values()])}
+        there = [*runs.values()]
+        still = {(found.path, found.why) for found in spare(there, last_checkpoints(there))}
         freed = 0
         for removal in removals:
             if (removal.path, removal.why) in still:
@@ -259,13 +275,16 @@ def _delete(path: Path) -> None:
     shutil.rmtree(path)
 
 
-def render_kept(runs: Iterable[RunFolder]) -> str:
-    """What finished trainings need only where they are continued; empty where there are none."""
+def render_kept(last: Iterable[Path | None]) -> str:
+    """What finished trainings need only where they are continued; empty where there are none.
+
+    Args:
+        last: their :func:`last_checkpoints`.
+    """
     sizes = []
-    for run in runs:
-        with contextlib.suppress(CosmosError, OSError):
-            last = _last_checkpoint(run)
-            sizes += [use_of(last.resolve()).bytes] if last else []
+    for path in filter(None, last):
+        with contextlib.suppress(OSError):
+            sizes.append(use_of(path.resolve()).bytes)
     if not sizes:
         return ""
     what = count_of(len(sizes), "last checkpoint")

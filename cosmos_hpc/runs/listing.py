@@ -75,14 +75,16 @@ def find_runs(folder: Path) -> list[RunFolder]:
     """The runs of a folder, by name; none where it is empty.
 
     Raises:
-        RequestError: there is no such folder, or it may not be read.
+        RequestError: there is no such folder, it is a file, or it may not be read.
     """
     try:
         names = sorted(os.listdir(folder))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        found = files.file_in_place_of(folder)
+        what = f"{found} is a file" if found else f"there is no folder {os.path.abspath(folder)}"
         raise RequestError(
-            f"there is no folder {os.path.abspath(folder)}; give the folder that holds runs, or "
-            f"cluster=NAME"
+            f"{what}; give the folder that holds runs, or cluster=NAME for the one that a profile "
+            f"names as runs"
         ) from None
     except OSError as e:
         raise RequestError(explain_os_error(e, "listing runs")) from None

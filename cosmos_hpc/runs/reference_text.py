@@ -37,7 +37,9 @@ themselves or by their `base`.
 
 
 def value_text(value: Any) -> str:
-    """A value as it is written in an override."""
+    """A value as it is written in an override: whole numbers without a fraction."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return value if isinstance(value, str) and value else json.dumps(value)
 
 

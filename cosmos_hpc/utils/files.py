@@ -149,6 +149,12 @@ def nearest_existing(path: Path) -> Path:
     return next(p for p in (path, *path.absolute().parents) if p.exists())
 
 
+def file_in_place_of(folder: Path) -> Path | None:
+    """The file that stands where a folder, or one of those above it, would have to be."""
+    nearest = nearest_existing(folder)
+    return None if nearest.is_dir() else nearest.absolute()
+
+
 def publish(temporary: Path, final: Path) -> None:
     """Rename a finished file or folder to its final name, all of it on the disk first.
 

@@ -21,12 +21,14 @@ class _Loader(_SafeLoader):
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     """A mapping whose keys all differ; PyYAML would silently keep the last."""
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    twice = [key for key in keys if keys.count(key) > 1]
-    if twice:
-        raise yaml.constructor.ConstructorError(
-            None, None, f"{twice[0]!r} stands there twice", node.start_mark
-        )
+    keys: list[Any] = []
+    for node_of_key, _ in node.value:
+        key = loader.construct_object(node_of_key, deep=True)
+        if key in keys:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{key!r} stands there twice", node_of_key.start_mark
+            )
+        keys.append(key)
     return loader.construct_mapping(node, deep=True)
 
 
@@ -51,8 +53,11 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except (yaml.YAMLError, UnicodeEncodeError) as e:  # the latter of bytes that are not UTF-8
-        raise RequestError(f"{where} is not valid YAML: {' '.join(str(e).split())}") from None
+    # The latter of bytes that are not UTF-8, and of dates that are none, such as 2020-13-01.
+    except (yaml.YAMLError, ValueError) as e:
+        # PyYAML's name for a text, where that of a file would stand.
+        said = re.sub(r'\s+in "<unicode string>",', " in", str(e)).replace("\n", ", ")
+        raise RequestError(f"{where} is not valid YAML: {said}") from None
 
 
 def load_mapping(path: Path) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def apply_overrides(
     are read as YAML.
 
     Raises:
-        RequestError: an unknown key, with the nearest right one, or no ``=``.
+        RequestError: an unknown key, with the nearest right one, a group of settings, or no ``=``.
     """
     leaves = {key: kind for key, kind in leaf_keys(schema).items() if key != "name"}
     for override in overrides:
@@ -217,7 +217,7 @@ def apply_overrides(
         if not sep:
             raise RequestError(f"{override!r} is not key=value")
         if key not in leaves:
-            raise RequestError(f"unknown setting {key!r}{nearest(key, leaves, schema.synonyms)}")
+            raise RequestError(_no_setting(key, leaves, schema))
         value: Any = text
         if not _takes_text(leaves[key]) or text == "null":
             value = parse_yaml(text, f"the value of {key}")
@@ -226,6 +226,22 @@ def apply_overrides(
             nested = {part: nested}
         data = merge(data, nested)
     return dict(data)
+
+
+#: Settings of a group that a refusal names at most.
+_NAMED = 8
+
+
+def _no_setting(key: str, leaves: Iterable[str], schema: type[Section]) -> str:
+    """Why a key takes no value: it names a group of settings, or nothing."""
+    if inside := [leaf for leaf in leaves if leaf.startswith(f"{key}.")]:
+        more = len(inside) - _NAMED
+        named = ", ".join(f"{leaf}=..." for leaf in inside[:_NAMED])
+        return (
+            f"{key} is a group of settings, which take their values one by one: {named}"
+            f"{f' and {more} more' if more > 0 else ''}"
+        )
+    return f"unknown setting {key!r}{nearest(key, leaves, schema.synonyms)}"
 
 
 def validate(schema: type[S], data: Mapping[str, Any], where: str) -> S:

@@ -8,7 +8,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -28,23 +27,9 @@ from cosmos_hpc.runs.folder import action_stats_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import large_imports
 from cosmos_hpc.utils.progress import ByteProgress, gigabytes, say
-from cosmos_hpc.utils.settings import PathText, Section
+from cosmos_hpc.worker.requests import Conversion, check_conversion, check_new
 
 _FILE_WRITERS = {".pt": write_torch_file, ".safetensors": write_safetensors}
-
-
-class Conversion(Section, frozen=True, kw_only=True):
-    """Settings of a conversion.
-
-    Attributes:
-        recipe: whose model the weights are of; None: the one whose sizes they have.
-        dtype: of what is written; None: as stored, with adapters as the weights beside them.
-        base: weights beside which adapters were trained; None: where they lay then.
-    """
-
-    recipe: str | None = None
-    dtype: Literal["bfloat16", "float32"] | None = None
-    base: PathText | None = None
 
 
 def convert(source: Path, target: Path, settings: Conversion) -> None:
@@ -58,12 +43,12 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
         settings: see there.
 
     Raises:
-        RequestError: the source is damaged or of another model, the target exists or does not fit
-            on the disk. There is no target then.
+        RequestError: see :func:`~cosmos_hpc.worker.requests.check_conversion`; or the source is
+            damaged or of another model, or the target does not fit on the disk. There is no target
+            then.
         WorkError, OSError: the target could not be written. There is none then either.
     """
-    _check_name(target)
-    _check_new(target)
+    check_conversion(source, target, settings)
     weights = open_weights(source, Path(settings.base) if settings.base else None)
     model = _model(weights, settings.recipe)
     is_file = target.suffix in _FILE_WRITERS
@@ -82,7 +67,7 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
     say(f"{gigabytes(job.num_bytes)} of {dtype} weights from {source} to {target}")
     with _alone(target), _removed_after(temporary):
         # Of a conversion that has just ended.
-        _check_new(target)
+        check_new(target)
         try:
             if is_file:
                 _FILE_WRITERS[target.suffix](job, temporary)
@@ -92,33 +77,13 @@ def convert(source: Path, target: Path, settings: Conversion) -> None:
             # PyTorch's writer does not say what the operating system told it.
             reason = str(e).partition("\n")[0]
             raise WorkError(f"cannot write {target}, is the disk full? {reason}") from None
-        _check_new(target)
+        check_new(target)
         stats = files.read_json(action_stats_of(source))
         if stats and not is_file:
             files.write_json(action_stats_of(temporary), stats)
         files.publish(temporary, target)
         if stats and is_file:
             files.write_json(action_stats_of(target), stats)
-
-
-#: Endings that somebody who wants a file would give.
-_OTHER_FILES = {".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".nemo", ".distcp"}
-
-
-def _check_name(target: Path) -> None:
-    if target.suffix not in _FILE_WRITERS and target.suffix.lower() in _OTHER_FILES:
-        raise RequestError(
-            f"{target} ends in {target.suffix}; files end in {' or '.join(_FILE_WRITERS)}, and a "
-            f"NeMo checkpoint is a folder, without such an ending"
-        )
-    above = files.nearest_existing(target.parent)
-    if not above.is_dir():
-        raise RequestError(f"{target} cannot be made: {above} is not a folder")
-
-
-def _check_new(target: Path) -> None:
-    if os.path.lexists(target):
-        raise RequestError(f"{target} exists; remove it or choose another name")
 
 
 def _model(weights: Weights, recipe: str | None) -> Architecture:
@@ -177,7 +142,7 @@ def _alone(target: Path) -> Iterator[None]:
     try:
         with files.lock(lock):
             if not _is_mine(lock):
-                _check_new(target)
+                check_new(target)
                 raise BlockingIOError("another process")
             try:
                 yield

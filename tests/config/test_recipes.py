@@ -95,6 +95,13 @@ def test_overrides_are_typed():
             "data.compression=[8, 16]: expected `[8, 16, 16]` or `[4",
         ),
         ("name=foo", "unknown setting 'name'"),
+        (
+            "data.split=0.8,0.1,0.1",
+            "data.split is a group of settings, which take their values one by one: "
+            "data.split.train=..., data.split.validation=..., data.split.test=..., data.split.seed",
+        ),
+        ("train.lora=null", "which take their values one by one: train.lora.rank=..., "),
+        ("train=5", ", train.recompute=... and "),
         ("frames", "'frames' is not key=value"),
         ("data.frames=[", "the value of data.frames is not valid YAML"),
     ],
@@ -198,11 +205,18 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     with pytest.raises(RequestError, match="is its own base"):
         load_recipe(str(own))
     own.write_text("base: ar_tiny\ntrain:\n  max_steps: 7\ntrain:\n  gpus: 1\n")
-    with pytest.raises(RequestError, match="'train' stands there twice"):
+    with pytest.raises(RequestError, match="'train' stands there twice in line 4"):
         load_recipe(str(own))
-    own.write_text("train: [\n")
-    with pytest.raises(RequestError, match=r"mine.yaml is not valid YAML: .*line 2"):
-        load_recipe(str(own))
+    for text, says in (
+        ("train: [\n", "did not find expected node content in line 2, column 1"),
+        ("name: [a\ntrain: 1\n", "while parsing a flow sequence in line 1, column 7, did not find"),
+        ("train: 2020-13-01\n", "month must be in 1..12"),
+    ):
+        own.write_text(text)
+        with pytest.raises(RequestError) as e:
+            load_recipe(str(own))
+        assert "mine.yaml is not valid YAML: " in str(e.value) and says in str(e.value)
+        assert "\n" not in str(e.value) and "<" not in str(e.value)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,20 @@ def test_time_is_explained_and_a_limit_proposed(tmp_path):
     assert 1.25 * found.train_seconds < proposed < 1.25 * found.train_seconds + 3600
     local = make_plan(long, load_cluster("local", ["gpu=H200-141"])).render()
     assert "s per step" in local and "cluster.time" not in local
-    assert "s per step" not in plan().render()
+    assert "time  " not in plan().render()  # nobody expects it of a CPU
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpu", "why"),
+    [
+        ("ar4b", "96GB", "the speed of a GPU named by its memory is not known, that of A100-40,"),
+        ("ar_tiny", "H100-80", "training in fp32 was not measured, only that in bf16"),
+    ],
+)
+def test_why_no_time_is_known(recipe, gpu, why):
+    found = make_plan(load_recipe(recipe), load_cluster("local", [f"gpu={gpu}"]))
+    assert found.step_time is None
+    assert f"\n  time        not known, as {why}" in found.render()
 
 
 def test_a_machine_without_the_gpus_is_not_submitted_to(tmp_path):

@@ -82,6 +82,15 @@ def test_prune_leaves_what_works_or_is_not_done_or_is_read_by_others(finished, t
     assert checkpoint(finished, 6).is_dir()
 
 
+def test_prune_offers_nothing_of_a_run_that_cannot_be_read(finished, tmp_path):
+    """Not even what does not depend on its recipe."""
+    finished.recipe_file.write_text("name: [")
+    shown = cosmos_hpc("runs", "prune", "--yes", cwd=tmp_path)
+    assert shown.code == 0, shown.err
+    assert "nothing to free" in shown.out and "kept: " not in shown.out
+    assert (finished.path / "tokens/partial/00000.ids").exists()
+
+
 def test_prune_stays_below_the_run(finished, tmp_path):
     """The folder of checkpoints was moved to another disk, and a link left."""
     moved = tmp_path / "scratch"

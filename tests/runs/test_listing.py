@@ -64,6 +64,25 @@ def test_places_of_runs(home):
         ch.runs(cluster="mien")
 
 
+def test_a_file_in_place_of_the_folder_of_runs(home, scenes):
+    taken = home / "taken"
+    taken.write_text("no folder")
+    files.write_atomic(home / "clusters/mine.yaml", f"kind: local\nruns: {taken}\n")
+    request = ["submit", "recipe=ar_tiny", f"data.input={scenes}"]
+    for words, says in (
+        (["runs", "taken"], "give the folder that holds runs"),
+        (["runs", "taken/below"], "give the folder that holds runs"),
+        (["runs", "prune", "cluster=mine"], "the one that a profile names as runs"),
+        ([*request, "cluster=mine"], "choose another place with cluster.runs=DIR"),
+        ([*request, "cluster.runs=.", "--name", "taken"], "or another --name"),
+    ):
+        shown = cosmos_hpc(*words, cwd=home)
+        assert shown.code == 2
+        assert f"{taken} is a file; " in shown.err and says in shown.err
+    checked = cosmos_hpc("cluster", "check", "mine", cwd=home)
+    assert f"runs={taken}: {taken} is a file, not a folder" in checked.out
+
+
 #: As Slurm answers: of the names that it is asked for.
 SQUEUE = """#!/bin/sh
 echo "$0 $*" >> "$CALLS"

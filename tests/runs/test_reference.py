@@ -113,6 +113,7 @@ def test_in_a_terminal(tmp_path):
     ]
     assert "0.01" in listed[1] and listed[1].endswith("AdamW's weight decay")
     known = reference(schemas())
+    assert "default  500000\n" in render(known.below("model.rotary_base"))
     whole = render(known.below("data.frames"))
     assert "unit: frames" in whole
     assert "default  33" in whole

@@ -15,6 +15,7 @@ from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.settings import setting
 from tests.conftest import cosmos_hpc
 from tests.new_stage import package_with_a_stage
+from tests.runs.written import write_run
 
 
 def test_a_stage_stands_behind_those_that_it_needs():
@@ -64,6 +65,26 @@ def test_stages_of_a_recipe():
     assert without == {"download": (1, 1), **trains, "report": (1, 1)}
     alone = sizes("generate.input=frame.png")
     assert alone == {"download": (1, 1), "generate": (3, 1), "report": (1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("preprocess.9", "there is no preprocess.9 in run mine: its tasks are 0 to 3"),
+        ("finalize.1", "there is no finalize.1 in run mine: its only task is 0"),
+        ("trian", "unknown stage 'trian'; did you mean train?"),
+        ("evaluate", "there is no stage evaluate in run mine; there are download, preprocess,"),
+    ],
+)
+def test_what_a_run_does_not_have_is_neither_shown_nor_tried_again(tmp_path, asked, says):
+    run = write_run(tmp_path / "runs/mine", "generate.tasks=0")
+    run.data.pin("", [f"{n}.mp4" for n in range(8)], 4)
+    for words in (["logs"], ["logs", "--follow"], ["retry"]):
+        shown = cosmos_hpc(words[0], "mine", asked, *words[1:], cwd=tmp_path)
+        assert (shown.code, shown.out) == (2, "")
+        assert says in shown.err
+    there = cosmos_hpc("logs", "mine", "preprocess.3", cwd=tmp_path)
+    assert "run mine has no log of preprocess.3 yet" in there.err
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from cosmos_hpc.backends.base import Backend, Request
 from cosmos_hpc.backends.findings import Finding
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
-from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue, read_queues
+from cosmos_hpc.backends.slurm.queue import SlurmQueue, read_queue, read_queues, unknown_queue
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.queue import Queue
@@ -40,6 +40,7 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
     def __init__(self, cluster: SlurmCluster) -> None:
         super().__init__(cluster)
         self._asked: tuple[float, bool] | None = None
+        self._silence: str | None = None
 
     def check(self) -> list[Finding]:
         """Compare the profile with the cluster that this machine belongs to."""
@@ -55,8 +56,10 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
             record_pasted(run, read_queue(run))
 
     def is_elsewhere(self) -> bool:
-        """Whether Slurm's commands are missing here."""
-        return commands.is_elsewhere()
+        """Whether no Slurm answers here; asked once."""
+        if self._silence is None:
+            self._silence = commands.silence()
+        return bool(self._silence)
 
     def check_request(self, request: Request) -> None:
         """Refuse what the cluster cannot do, as far as is known without asking about a job."""
@@ -77,7 +80,9 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
                 )
 
     def queue(self, run: RunFolder) -> SlurmQueue:
-        """Ask Slurm about the jobs of a run."""
+        """Ask Slurm about the jobs of a run, unless it is known not to answer."""
+        if self._silence and run.info.exists():
+            return unknown_queue(run, self._silence)
         return read_queue(run)
 
     def queues(self, runs: Sequence[RunFolder]) -> list[Queue]:
@@ -88,7 +93,8 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         """The jobs that are to be submitted, each with its script."""
         from cosmos_hpc.backends.slurm.submit import prepare
 
-        return prepare(request, self.cluster, queue, console)
+        elsewhere = request.dry_run and self.is_elsewhere()
+        return prepare(request, self.cluster, queue, console, elsewhere)
 
     def submit(self, request: Request, prepared: Submission, console: Console) -> None:
         """Submit jobs, all or none of them."""
@@ -100,13 +106,13 @@ class SlurmBackend(Backend[SlurmCluster, SlurmQueue, "Submission"]):
         """Commands that submit each script with what it waits for."""
         from cosmos_hpc.backends.slurm.dry_run import text
 
-        return text(plan, request.folder, prepared, self.cluster)
+        return text(plan, request.folder, prepared, self.cluster, self._silence or "")
 
     def write(self, request: Request, prepared: Submission, plan: Plan, folder: Path) -> list[Path]:
         """Each script, and one that submits them."""
         from cosmos_hpc.backends.slurm.dry_run import write
 
-        return write(plan, request.folder, prepared, self.cluster, folder)
+        return write(plan, request.folder, prepared, self.cluster, folder, self._silence or "")
 
     def cancel(self, run: RunFolder, now: bool, console: Console) -> int:
         """Take what is queued out of the queue, ask what runs to stop, and wait until it has."""

@@ -95,9 +95,16 @@ def is_here(name: str) -> bool:
     return shutil.which(name) is not None
 
 
-def is_elsewhere() -> bool:
-    """Whether this machine belongs to no cluster, as far as its PATH says."""
-    return not is_here("sbatch")
+def silence() -> str:
+    """Why no Slurm answers on this machine; empty where one does."""
+    if not is_here("sbatch"):
+        return "Slurm is not on this machine"
+    try:
+        config()
+    except RequestError as e:
+        # Its commands are here, and no cluster is configured, or its controller is down.
+        return f"Slurm does not answer here ({e})"
+    return ""
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 from cosmos_hpc.backends.base import head_of_dry_run
-from cosmos_hpc.backends.slurm.commands import is_elsewhere
 from cosmos_hpc.backends.slurm.jobs import JobSpec
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.submit import PREPARED, Submission, script_path
@@ -25,9 +24,16 @@ _CLEAN = (
 )
 
 
-def text(plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmCluster) -> str:
-    """The plan as comments, and commands that submit each script with what it waits for."""
-    head = head_of_dry_run(plan, run, _unchecked(cluster))
+def text(
+    plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmCluster, silence: str
+) -> str:
+    """The plan as comments, and commands that submit each script with what it waits for.
+
+    Args:
+        plan, run, submission, cluster: what would be submitted, and where.
+        silence: why Slurm does not answer here; empty where it does.
+    """
+    head = head_of_dry_run(plan, run, _unchecked(cluster, silence))
     lines = [*head, "(", *_before(run, submission)]
     for job, script in submission.jobs:
         lines += [f"{_variable(job)}=$({_sbatch(job, submission)} <<'{_END}'"]
@@ -36,10 +42,18 @@ def text(plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmClust
 
 
 def write(
-    plan: Plan, run: RunFolder, submission: Submission, cluster: SlurmCluster, folder: Path
+    plan: Plan,
+    run: RunFolder,
+    submission: Submission,
+    cluster: SlurmCluster,
+    folder: Path,
+    silence: str,
 ) -> list[Path]:
-    """Write each script, and ``submit.sh`` that submits them; returns the files."""
-    head = head_of_dry_run(plan, run, _unchecked(cluster))
+    """Write each script, and ``submit.sh`` that submits them, into a folder; returns the files.
+
+    The other arguments are those of :func:`text`.
+    """
+    head = head_of_dry_run(plan, run, _unchecked(cluster, silence))
     lines = ["#!/bin/bash", *head, *_before(run, submission)]
     written = []
     for job, script in submission.jobs:
@@ -53,17 +67,17 @@ def write(
     return [*written, folder / "submit.sh"]
 
 
-def _unchecked(cluster: SlurmCluster) -> str:
+def _unchecked(cluster: SlurmCluster, silence: str) -> str:
     """What of a profile only its cluster can say, where it cannot be asked."""
-    if not is_elsewhere():
+    if not silence:
         return ""
     lines = ["partitions and their limits", "account and qos", "jobs in the queue"]
     lines += ["the disk of cluster.runs", "HF_HOME"]
     lines.append(f"MaxArraySize (max_array_size={cluster.max_array_size})")
     lines.append(f"container={cluster.container}" if cluster.container else "the nodes' libraries")
     return (
-        f"Not checked, as Slurm is not on this machine: {', '.join(lines)}; cosmos-hpc cluster "
-        f"check does so on a login node."
+        f"Not checked, as {silence}: {', '.join(lines)}; cosmos-hpc cluster check does so on a "
+        f"login node."
     )
 
 

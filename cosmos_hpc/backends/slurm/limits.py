@@ -22,6 +22,7 @@ def rooms_of(
     stages: list[RunStage],
     missing: Mapping[str, Sequence[int]],
     spare: int,
+    there: int,
 ) -> dict[str, SlurmCluster]:
     """How the limit of jobs is shared among some stages of a run.
 
@@ -34,6 +35,7 @@ def rooms_of(
         stages: that have tasks to submit.
         missing: these tasks, by stage.
         spare: jobs to leave room for besides, up to half of what is left.
+        there: jobs of this user in the queue, where there is a limit.
 
     Returns:
         By name of the stage, the profile with the limit that holds for it; without the stages that
@@ -41,7 +43,7 @@ def rooms_of(
     """
     if cluster.max_submit is None:
         return {stage.name: cluster for stage in stages}
-    left = cluster.max_submit - (0 if commands.is_elsewhere() else commands.mine())
+    left = cluster.max_submit - there
     looking = [stage for stage in stages if stage.kind.looks_back]
     if len(looking) < len(stages) and left < _CROWDED * len(looking):
         stages = [stage for stage in stages if not stage.kind.looks_back]

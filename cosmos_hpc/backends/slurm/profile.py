@@ -72,7 +72,7 @@ LEAST_JOBS = sum(not stage.looks_back for stage in STAGES.values())
 if TYPE_CHECKING:
     TimeLimits = Section
 else:
-    _OF_JOBS = "".join(f"    {name}: of jobs of stage ``{name}``.\n" for name in STAGES)
+    _OF_JOBS = "".join(f"    {name}: limit of a job of stage ``{name}``.\n" for name in STAGES)
     #: ``HH:MM:SS`` or ``D-HH:MM:SS``, one setting per stage.
     TimeLimits = defstruct(
         "TimeLimits",
@@ -87,32 +87,33 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
     """A cluster with Slurm.
 
     Attributes:
-        account: what jobs are charged to; None: your default one.
-        qos: quality of service of jobs; None: the default.
+        account: account that jobs are charged to; None: your default one.
+        qos: quality of service that jobs ask for; None: the default.
         gpu_partition: partition for stages with GPUs.
         cpu_partition: partition for stages without GPUs.
         gpus_per_node: GPUs of a node; 0 where there are none.
         cpus_per_gpu: CPUs that a job gets with each GPU; None: Slurm's default.
         gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
-        nodes: most nodes of one job.
-        time: limits of the stages' jobs.
+        nodes: nodes that one job may have at most.
+        time: time limits of the stages' jobs.
         grace_seconds: how long before its time limit a job is asked to stop at a safe point and
             queue itself again.
         requeues: how often a job may be started again, by itself or by Slurm.
         retries: how often a task that was killed without leaving a reason is tried again.
-        max_array_size: the cluster's MaxArraySize; larger arrays are split. 0: it takes none, and
-            shards are prepared by jobs of their own.
-        max_submit: jobs that you may have in the queue, array tasks counted one by one; where
-            fewer are left than there are shards, an array task prepares several. None: no limit.
-        container: image, a local file or a registry's name; None: the host's Python.
+        max_array_size: the cluster's MaxArraySize; larger arrays are split. 0: it takes no arrays,
+            and shards are prepared by jobs of their own.
+        max_submit: jobs that you may have in the queue, array tasks counted one by one; where that
+            is less than there are shards, an array task prepares several. None: no limit.
+        container: image that jobs run in, a local file or a name in a registry; None: they run with
+            the host's Python.
         container_runtime: what runs the container, ``pyxis`` or ``apptainer``.
-        mounts: folders inside the container, ``/from:/to``.
+        mounts: folders that the container sees, and where, as ``/from:/to``.
         python: the Python that runs the workers; ``python3`` in a container, else the one that
             submits.
-        setup: shell lines before the work, for module systems.
-        environment: names of variables to pass on; never values.
-        secrets: a file of variables that only you may read, NAME=VALUE a line, which the jobs read
-            by themselves; None: none.
+        setup: shell lines that a job runs before its work, for example to load modules.
+        environment: names of environment variables that are passed on to the work; never values.
+        secrets: file of variables that only you may read, NAME=VALUE a line; the jobs read it by
+            themselves. None: there is none.
         sbatch: further flags of sbatch, such as ``--mem=0``.
     """
 

@@ -173,7 +173,7 @@ def read_queue(run: RunFolder) -> SlurmQueue:
     try:
         return _queue_of(run, active_jobs(run))
     except RequestError as e:
-        return _unknown(run, e)
+        return unknown_queue(run, str(e))
 
 
 def read_queues(runs: Sequence[RunFolder]) -> list[SlurmQueue]:
@@ -184,7 +184,7 @@ def read_queues(runs: Sequence[RunFolder]) -> list[SlurmQueue]:
         for job in commands.queued_of_many(names):
             jobs[names[job.name]] += [job] if job.active else []
     except RequestError as e:
-        return [_unknown(run, e) for run in runs]
+        return [unknown_queue(run, str(e)) for run in runs]
     config = functools.cache(commands.config)
     return [_one_of_many(run, jobs[run.path], config) for run in runs]
 
@@ -198,13 +198,14 @@ def _one_of_many(
             _check_visible(run, config)
         queue = _queue_of(run, [(names[job.name], job) for job in jobs])
     except RequestError as e:
-        return _unknown(run, e)
+        return unknown_queue(run, str(e))
     queue._ended = {}
     return queue
 
 
-def _unknown(run: RunFolder, why: RequestError) -> SlurmQueue:
-    return SlurmQueue(problem=str(why), reachable=commands.is_here("squeue"), run=run)
+def unknown_queue(run: RunFolder, why: str) -> SlurmQueue:
+    """The queue of a run that Slurm says nothing of, and why."""
+    return SlurmQueue(problem=why, reachable=commands.is_here("squeue"), run=run)
 
 
 def _queue_of(run: RunFolder, jobs: list[tuple[str, SlurmJob]]) -> SlurmQueue:

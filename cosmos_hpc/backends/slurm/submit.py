@@ -131,7 +131,11 @@ def record_pasted(run: RunFolder, queue: SlurmQueue) -> None:
 
 
 def prepare(
-    request: Request, cluster: SlurmCluster, queue: SlurmQueue, console: Console
+    request: Request,
+    cluster: SlurmCluster,
+    queue: SlurmQueue,
+    console: Console,
+    elsewhere: bool = False,
 ) -> Submission:
     """What is to be submitted for the stages that are neither done nor queued.
 
@@ -140,6 +144,7 @@ def prepare(
         cluster: of the run.
         queue: what Slurm said of the run.
         console: where to say that jobs are waited for.
+        elsewhere: a dry run where Slurm does not answer.
 
     Raises:
         RequestError: Slurm does not answer, or cannot take the run.
@@ -154,9 +159,7 @@ def prepare(
         )
     _make_folders(run, request.stages)
     folders = folders_outside(run, recipe) if cluster.container else []
-    # A dry run may be elsewhere.
-    asks = cluster.container and not commands.is_elsewhere()
-    pyxis = container_options() if asks else None
+    pyxis = container_options() if cluster.container and not elsewhere else None
     every = stages_of(run, recipe)
     missing_of = {
         stage.name: missing_tasks(run, recipe, stage, request.tasks)
@@ -164,7 +167,8 @@ def prepare(
         if stage.name in request.stages
     }
     missing_stages = [stage for stage in every if missing_of.get(stage.name)]
-    rooms = rooms_of(cluster, missing_stages, missing_of, request.spare_jobs)
+    there = commands.mine() if cluster.max_submit is not None and not elsewhere else 0
+    rooms = rooms_of(cluster, missing_stages, missing_of, request.spare_jobs, there)
     if left_out := [name for name, missing in missing_of.items() if missing and name not in rooms]:
         limit = f"max_submit={cluster.max_submit}"
         console.say(

@@ -7,6 +7,7 @@ from pathlib import Path
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.models.checkpoints.adapted import adapter_description, open_adapted
 from cosmos_hpc.models.checkpoints.nemo_folders import NemoWeights
+from cosmos_hpc.models.checkpoints.places import check_place, readable
 from cosmos_hpc.models.checkpoints.published_files import (
     PublishedWeights,
     SafeTensors,
@@ -30,19 +31,14 @@ def open_weights(path: Path | str, base: Path | None = None) -> Weights:
         RequestError: it is none of these, is damaged, or may not be read; or it holds adapters, and
             the weights beside them are gone.
     """
-    try:
+    with readable(Path(path)):
         return _open(Path(path), base)
-    except PermissionError as e:
-        raise RequestError(f"cannot read {e.filename or path}: permission denied") from None
 
 
 def _open(path: Path, base: Path | None = None) -> Weights:
     if path.is_dir() and (path / "model.pt").is_file():
         path /= "model.pt"
-    if (path / "run.json").is_file():
-        raise RequestError(
-            f"{path} is a run; name one of its checkpoints, in {path / 'train' / 'checkpoints'}"
-        )
+    check_place(path)
     description = adapter_description(path)
     if description:
         return open_adapted(path, description, base, _open)
@@ -52,10 +48,5 @@ def _open(path: Path, base: Path | None = None) -> Weights:
         if any(path.glob("*.safetensors")):
             return PublishedWeights(SafeTensors(path), str(path))
         return NemoWeights(path)
-    if not path.exists():
-        raise RequestError(f"there is no {path}")
-    if path.suffix == ".safetensors":
-        return PublishedWeights(SafeTensors(path), str(path))
-    if path.suffix == ".pt":
-        return PublishedWeights(open_torch_file(path), str(path))
-    raise RequestError(f"{path} is neither a .pt nor a .safetensors file, nor a folder")
+    opened = SafeTensors(path) if path.suffix == ".safetensors" else open_torch_file(path)
+    return PublishedWeights(opened, str(path))

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cosmos_hpc.data.tokens import FSQ_LEVELS, Compression
+from cosmos_hpc.data.tokens import FSQ_LEVELS
 from cosmos_hpc.utils import files
-from cosmos_hpc.utils.settings import Section
 
 # Full-range YCbCr of JFIF (ITU-R BT.601).
 _TO_YCC = (
@@ -29,12 +28,6 @@ _TO_YCC = (
 # pass half (slopes) or a quarter (chroma) of their range.
 _SLOPE_GAIN = 2.0
 _CHROMA_GAIN = 4.0
-
-
-class SmallTokenizer(Section, frozen=True, kw_only=True):
-    """Which tokenizer to write."""
-
-    compression: Compression = (8, 16, 16)
 
 
 class _Blocks(nn.Module):

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 import cosmos_hpc as ch
+from cosmos_hpc.utils import files
 from tests.conftest import cosmos_hpc, executables
 
 FLAGS = ["cluster.kind=slurm", "cluster.gpu_partition=gpu"]
@@ -59,6 +60,23 @@ def test_what_is_refused_leaves_nothing(away, tmp_path, options, says):
     with pytest.raises(ch.RequestError, match=says):
         ch.submit("ar_tiny", overrides=away[1], name="x", **options)
     assert not [*(tmp_path / "home").iterdir()]
+
+
+def test_commands_of_slurm_without_a_controller_are_no_cluster_either(away, tmp_path):
+    """Not even where the run is prepared already, whose jobs would be asked for."""
+    for name in ("sbatch", "scontrol", "squeue"):
+        executables(tmp_path / "bin", **{name: f"echo '{name}: fatal: no source' >&2; exit 1"})
+    request = [*away[1], "cluster.max_submit=9"]
+    said = "Not checked, as Slurm does not answer here (scontrol show failed: fatal: no source): "
+    for steps in (3, 4):  # the second is another request
+        words = [*request, f"train.max_steps={steps}"]
+        shown = ch.submit("ar_tiny", overrides=words, name="x", dry_run=True)
+        assert said in shown.dry_run and "jobs in the queue" in shown.dry_run
+    files.append_jsonl(shown.folder.jobs, {"stage": "download", "job": "7", "cluster": "lab"})
+    with pytest.raises(ch.RequestError, match=r"Slurm does not answer here \(scontrol show failed"):
+        ch.submit("ar_tiny", overrides=request, name="x", dry_run=True)
+    with pytest.raises(ch.RequestError, match="scontrol show failed: fatal: no source$"):
+        ch.submit("ar_tiny", overrides=request, name="y")
 
 
 def test_on_the_command_line(away, tmp_path):
