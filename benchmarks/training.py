@@ -48,6 +48,7 @@ SWITCHES = {
     "norm-of-gradients": ["train.fusions=[gradient_norm]"],
     "loss": ["train.fusions=[loss]"],
     "bf16-gradients": ["train.gradient_precision=bf16"],
+    "bf16-moments": ["train.moment_precision=bf16"],
     "overlap": ["train.overlap_communication=true"],
     "transformer-engine": ["train.transformer_impl=transformer_engine"],
 }

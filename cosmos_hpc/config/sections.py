@@ -194,6 +194,8 @@ class Train(Section, frozen=True, kw_only=True):
             layers, and only ``loss`` with Transformer Engine's.
         gradient_precision: precision in which gradients are summed over micro batches and ranks;
             ``bf16`` takes half of the memory and of the traffic, and rounds each addition.
+        moment_precision: precision in which AdamW keeps its two moments; ``bf16`` takes 6 bytes per
+            parameter less for the optimizer, of 12, and rounds the moments at each step.
         overlap_communication: exchange gradients while the backward pass computes, and weights
             while the forward pass does, where there are several copies of the model.
         learning_rate: AdamW's learning rate, after the warm-up and before ``schedule`` lowers it.
@@ -236,6 +238,7 @@ class Train(Section, frozen=True, kw_only=True):
     transformer_impl: Literal["auto", "local", "transformer_engine"] = "auto"
     fusions: list[Fusion] | None = None
     gradient_precision: Literal["bf16", "fp32"] = "fp32"
+    moment_precision: Literal["bf16", "fp32"] = "fp32"
     overlap_communication: bool = False
     learning_rate: PositiveFloat = 5e-5
     warmup_steps: NonNegativeInt | None = None
@@ -292,7 +295,22 @@ class Train(Section, frozen=True, kw_only=True):
                 f"min_learning_rate={self.min_learning_rate} is above learning_rate="
                 f"{self.learning_rate}"
             )
+        self._check_moments()
         self._check_adapters()
+
+    def _check_moments(self) -> None:
+        if self.moment_precision == "fp32":
+            return
+        if self.precision == "fp32":
+            raise ValueError("moment_precision=bf16 needs precision=bf16")
+        if self.lora:
+            raise ValueError("moment_precision=bf16 does not go with lora: adapters are small")
+        fused = self.fusions is None or "adam" in self.fusions
+        if not fused and self.transformer_impl != "transformer_engine":
+            raise ValueError(
+                "moment_precision=bf16 needs adam among the fusions, or "
+                "transformer_impl=transformer_engine"
+            )
 
     def _check_adapters(self) -> None:
         if self.lora is None:

@@ -203,6 +203,7 @@ class _Search:
             precision=train.precision,
             recompute_layers=train.recompute_layers,
             gradient_bytes=4 if train.gradient_precision == "fp32" else 2,
+            optimizer_bytes=12 if train.moment_precision == "fp32" else 6,
         )
 
     def _some_layers(self, train: Train, layout: Layout) -> list[Layout]:

@@ -31,6 +31,8 @@ class Layout(Struct, frozen=True):
         distributed_optimizer: all copies share the optimizer's state.
         recompute_layers: of how many layers, with ``full`` recomputation; None: of all.
         gradient_bytes: of a parameter's gradient, as the data-parallel ranks add it up.
+        optimizer_bytes: of the state of a bf16 parameter: 12 for its float32 form and two moments;
+            6 with moments in bf16, beside which only what its own 2 bytes lack of 4 is kept.
     """
 
     tensor_parallel: int = 1
@@ -42,6 +44,7 @@ class Layout(Struct, frozen=True):
     distributed_optimizer: bool = True
     recompute_layers: int | None = None
     gradient_bytes: int = 4
+    optimizer_bytes: int = 12
     context_parallel: int = 1
 
     @property
@@ -94,7 +97,7 @@ class Memory(Struct, frozen=True):
     Attributes:
         weights: bf16, or float32, adapters included.
         gradients: float32 or bf16, of what is trained, as the data-parallel ranks add them up.
-        optimizer: Adam's two moments of that, and with bf16 weights those in float32.
+        optimizer: Adam's two moments of that, and of bf16 weights what makes them float32.
         activations: what the layers keep from the forward pass for the backward pass.
         logits: of all positions, as the model gives them, and for the loss twice in float32 or,
             where it is fused, their gradient.
@@ -160,12 +163,14 @@ def training_memory(
     logits = a_logit * tokens * model.output_vocab_size // split
     shares = layout.copies if layout.distributed_optimizer else 1
     recomputed = max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits)
-    # The optimizer makes float32 ones of bf16 gradients, when there are no activations any more.
-    wide = 4 * updated // shares if layout.gradient_bytes == 2 else 0
+    # An optimizer that keeps float32 weights makes float32 gradients of bf16 ones, when there are
+    # no activations any more.
+    widened = layout.gradient_bytes == 2 and layout.optimizer_bytes == 12
+    wide = 4 * updated // shares if widened else 0
     return Memory(
         weights=width * (params + adapters),
         gradients=layout.gradient_bytes * updated,
-        optimizer=(12 if width == 2 else 8) * updated // shares,
+        optimizer=(layout.optimizer_bytes if width == 2 else 8) * updated // shares,
         activations=activations + ends,
         logits=logits,
         workspace=max(recomputed, wide - activations - ends - logits),

@@ -56,6 +56,7 @@ CHANGEABLE = {
     "train.transformer_impl",
     "train.fusions",
     "train.gradient_precision",
+    "train.moment_precision",
     "train.overlap_communication",
     "train.micro_batch_size",
     # Samples and scores of other settings are made again.

@@ -89,6 +89,7 @@ def test_overrides_are_typed():
         ("train.condition_frames=8", "condition_frames=8 is not 8k+1; the nearest are 1 and 9"),
         ("train.condition_frames=17", "leaves none of data.frames=17 to predict"),
         ("train.lora.rank=4", "lora needs init_from"),
+        ("train.moment_precision=bf16", "moment_precision=bf16 needs precision=bf16"),
         ("data.input=", "data.input='': expected path or name, or `null`, of length >= 1"),
         (
             "data.compression=[8,16]",
@@ -224,6 +225,7 @@ def test_own_recipe_file_builds_on_a_shipped_one(tmp_path):
     [
         (["train.lora.targets=[linear_kv]"], "this model has no linear_kv; it has linear_qkv, "),
         (["train.freeze=[embedding]"], "freeze does not go with lora"),
+        (["train.moment_precision=bf16"], "moment_precision=bf16 does not go with lora"),
         (["train.gpus=4", "train.tensor_parallel=4", "train.lora.rank=6"], "does not divide lora"),
         (["train.lora.rank=0"], "train.lora.rank=0: expected whole number above 0"),
     ],
@@ -233,6 +235,15 @@ def test_adapters_that_cannot_be(overrides, says):
         load_recipe("ar4b_lora", overrides)
     assert says in str(e.value)
     assert load_recipe("ar5b_v2w_lora", ["train.lora.targets=[linear_kv]"]).train.lora.rank == 32
+
+
+def test_moments_in_bf16_need_an_adam_that_has_them():
+    moments = "train.moment_precision=bf16"
+    with pytest.raises(RequestError, match="needs adam among the fusions, or transformer_impl=tr"):
+        load_recipe("ar4b", [moments, "train.fusions=[loss]"])
+    layers = "train.transformer_impl=transformer_engine"
+    for others in ([], ["train.fusions=[adam]"], ["train.fusions=[loss]", layers]):
+        assert load_recipe("ar4b", [moments, *others]).train.moment_precision == "bf16"
 
 
 def test_frames_that_are_given_go_with_clips():

@@ -239,6 +239,20 @@ def test_gpus_of_unknown_speed_have_no_times():
     assert found.layout == sizing("ar4b", "H100-80").layout
 
 
+def test_moments_in_bf16_take_half_of_the_optimizer_s_state():
+    usual, half = sizing("ar4b"), sizing("ar4b", overrides=["train.moment_precision=bf16"])
+    assert half.layout.optimizer_bytes == 6
+    parameters = half.memory.optimizer * half.layout.copies / 6
+    assert parameters == pytest.approx(half.memory.weights / 2, rel=1e-6)
+    assert half.time.optimizer < usual.time.optimizer
+    # Gradients in bf16 need no float32 ones beside them then.
+    both = [f"train.{name}_precision=bf16" for name in ("gradient", "moment")]
+    four = sizing("ar13b_v2w", gpus=4, overrides=both)
+    assert (four.layout.context_parallel, four.layout.tensor_parallel) == (2, 2)
+    assert four.layout.recompute == "none"
+    assert sizing("ar13b_v2w", gpus=4).layout.recompute != "none"
+
+
 def test_gradients_in_bf16_take_half():
     half = sizing("ar4b", overrides=["train.gradient_precision=bf16"])
     assert half.memory.gradients == half.memory.weights

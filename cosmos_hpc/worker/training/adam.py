@@ -61,6 +61,21 @@ def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
     DistributedOptimizer.__init__ = make_precision_aware
 
 
+def moment_settings(moments: torch.dtype) -> dict[str, Any]:
+    """Fields of Megatron's ``OptimizerConfig`` for Transformer Engine's AdamW; else none.
+
+    Args:
+        moments: dtype of Adam's moments.
+    """
+    if megatron_optimizer.USING_PYTORCH_OPTIMIZER or moments == torch.float32:
+        return {}
+    return {
+        "use_precision_aware_optimizer": True,
+        "exp_avg_dtype": moments,
+        "exp_avg_sq_dtype": moments,
+    }
+
+
 class AdamInOneKernel(pl.Callback):
     """Lets PyTorch's AdamW update in one kernel, where it is used.
 

@@ -22,6 +22,7 @@ from nemo.lightning.io import TrainerContext
 from torch import Tensor
 
 from cosmos_hpc.config.recipes import Recipe
+from cosmos_hpc.config.sections import Train
 from cosmos_hpc.models.checkpoints.published import load_weights
 from cosmos_hpc.models.checkpoints.reader import open_weights
 from cosmos_hpc.models.config import ModelConfig
@@ -33,7 +34,7 @@ from cosmos_hpc.models.parts import belongs, layers_of
 from cosmos_hpc.utils.progress import say
 from cosmos_hpc.worker.training import patches
 from cosmos_hpc.worker.training.accuracy import LossAndAccuracy
-from cosmos_hpc.worker.training.adam import AdamInOneKernel, use_fused_adam
+from cosmos_hpc.worker.training.adam import AdamInOneKernel, moment_settings, use_fused_adam
 from cosmos_hpc.worker.training.checkpoints import ValidationFirst, ValidationLast
 from cosmos_hpc.worker.training.data import ClipData
 from cosmos_hpc.worker.training.lora import make_adapters
@@ -224,6 +225,10 @@ def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
     )
 
 
+def _dtype_of_moments(train: Train) -> torch.dtype:
+    return torch.bfloat16 if train.moment_precision == "bf16" else torch.float32
+
+
 def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
     train = recipe.train
     return nl.MegatronOptimizerModule(
@@ -238,6 +243,7 @@ def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
             params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
             use_distributed_optimizer=not cpu,
             overlap_param_gather=train.overlap_communication and not cpu,
+            **({} if cpu else moment_settings(_dtype_of_moments(train))),
         ),
         lr_scheduler=ScheduleModule(
             highest=train.learning_rate,
@@ -338,7 +344,7 @@ def fit(
     fuse(config, fusions)
     # Adapters are many and small: starting a kernel for each would take longer than their update.
     if "adam" in fusions and not train.lora:
-        use_fused_adam()
+        use_fused_adam(_dtype_of_moments(train))
     model = CosmosModel(config, optim=optimizer)
     model.frozen = train.freeze
     model.frozen_below = train.lora is not None or "embedding" in train.freeze
