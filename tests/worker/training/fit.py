@@ -85,6 +85,22 @@ def train(folder: Path, *overrides: str, ranks: int = 1, **env: str) -> list[dic
     return files.read_jsonl(RunFolder(folder).train.metrics)
 
 
+def as_on_gpus() -> None:
+    """Train with Megatron's distributed optimizer, and where it is asked for with fused AdamW.
+
+    That is not compiled here, and kernels of layers stay those of a CPU.
+    """
+    from cosmos_hpc.worker.training import nemo, patches
+
+    make = nemo._optimizer
+    nemo._optimizer = lambda recipe, cpu: make(recipe, False)
+    nemo.choose_fusions = lambda asked, transformer_impl: list(asked or ())
+    nemo.fuse = lambda config, fusions: None
+    patches.load_steps_of_adam()
+    patches.gather_state_in_pieces()
+    torch.compiler.set_stance("force_eager")
+
+
 def main(folder: str, overrides: list[str]) -> None:
     from cosmos_hpc.worker.children import let_managers_end_with_this_process
     from cosmos_hpc.worker.stages.train import prepare_device
@@ -94,6 +110,8 @@ def main(folder: str, overrides: list[str]) -> None:
     from cosmos_hpc.worker.training.metrics import MetricsFile
 
     prepare_device()
+    if "AS_ON_GPUS" in os.environ:
+        as_on_gpus()
     let_managers_end_with_this_process()
     recipe, run = recipe_of(overrides), RunFolder(folder)
     settings, start = recipe.train, recipe.train.init_from

@@ -1,52 +1,55 @@
-"""Megatron's distributed optimizer on ranks of this machine, as it is used on GPUs."""
+"""Training with Megatron's distributed optimizer, as on GPUs, on two ranks of this machine."""
 
-import subprocess
-import sys
+import shutil
 
 import pytest
-import torch
 
-from tests.conftest import REPOSITORY
+from tests.worker.training.fit import train
 
-
-@pytest.fixture
-def trained(tmp_path):
-    """What the trainings of :mod:`tests.worker.training.distributed_worker` left."""
-    for what in ("train", "resume"):
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command += ["-m", "tests.worker.training.distributed_worker", what, str(tmp_path)]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    names = {path.name.removesuffix("-0.pt") for path in tmp_path.glob("*-0.pt")}
-    return {
-        name: [torch.load(tmp_path / f"{name}-{rank}.pt") for rank in range(2)] for name in names
-    }
+BF16 = ["train.precision=bf16", "train.gpus=2"]
+LOW = ["train.gradient_precision=bf16", "train.moment_precision=bf16"]
 
 
-def difference(ranks, others, name):
-    return max(
-        float((own[name].float() - other[name].float()).norm() / other[name].float().norm())
-        for own, other in zip(ranks, others, strict=True)
-    )
+def as_on_gpus(folder, *overrides):
+    return train(folder, *BF16, *overrides, ranks=2, AS_ON_GPUS="1")
+
+
+def resumed(folder, source, *overrides):
+    """What a training writes that resumes the one of a folder after half of its steps."""
+    shutil.copytree(source, folder, symlinks=True)
+    for checkpoint in (folder / "train/checkpoints").glob("step=3*"):
+        checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
+    (folder / "train/metrics.jsonl").unlink()
+    return as_on_gpus(folder, *overrides)
+
+
+def numbers(rows):
+    return [
+        [row[name] for name in ("step", "loss", "grad_norm", "validation_loss") if name in row]
+        for row in rows
+    ]
+
+
+def assert_close(rows, expected):
+    assert len(rows) == len(expected)
+    for row, wanted in zip(numbers(rows), numbers(expected), strict=True):
+        assert row == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.slow
-def test_trainings_differ_by_rounding_alone(trained):
-    """Of AdamW in one pass, bf16 gradients, bf16 moments, and after resuming from each other."""
-    expected = trained.pop("pytorch")
-    assert len(trained) == 6
-    for name, ranks in trained.items():
-        for own, other in zip(ranks, expected, strict=True):
-            steps = len(own["rows"])
-            rows = torch.tensor(own["rows"]), torch.tensor(other["rows"][-steps:])
-            torch.testing.assert_close(*rows, rtol=1e-4, atol=1e-3, msg=name)
-            assert torch.equal(own["weights"], ranks[0]["weights"])  # gathered by all
-        assert difference(ranks, expected, "weights") < 2e-3, name
-        if name != "bf16-gradients":  # whose ranks update other parts
-            assert difference(ranks, expected, "exact") < 2e-3, name
-    before, after = trained["bf16-moments"], trained["bf16-moments-resumed"]
-    for own, other in zip(after, before, strict=True):
-        assert own["rows"] == other["rows"][-len(own["rows"]) :]
-        assert torch.equal(own["exact"], other["exact"])
+def test_trainings_differ_by_rounding_alone(tmp_path):
+    """With PyTorch's AdamW and that in one pass, from the beginning and resumed from the other."""
+    plain = as_on_gpus(tmp_path / "plain", "train.fusions=[]")
+    assert plain[-1]["validation_loss"] < 10  # it learns
+    fused = as_on_gpus(tmp_path / "fused", "train.fusions=[adam]", *LOW)
+    assert_close(fused, plain)
+    half = next(n for n, row in enumerate(plain) if row["step"] == 3)
+    rows = resumed(tmp_path / "a", tmp_path / "plain", "train.fusions=[adam]")
+    assert_close(rows, plain[half:])
+    # What is saved is all that there is; and any layout reads it.
+    rows = resumed(tmp_path / "b", tmp_path / "fused", "train.fusions=[adam]", *LOW)
+    assert numbers(rows) == numbers(fused[half:])
+    rows = resumed(
+        tmp_path / "c", tmp_path / "fused", "train.fusions=[]", "train.tensor_parallel=2"
+    )
+    assert_close(rows, fused[half:])
