@@ -89,14 +89,23 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, freqs: Tensor) -> Tensor:
-        ctx.save_for_backward(freqs)
+        cosine, sine, back = _turns(freqs)
+        ctx.save_for_backward(cosine, back)
         # Detached, so that one compiled form serves training and validation.
-        return _rotate(t.detach(), freqs.cos(), freqs.sin())
+        return _rotate(t.detach(), cosine, sine)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (freqs,) = ctx.saved_tensors
-        return _rotate(gradient, freqs.cos(), -freqs.sin()), None
+        return _rotate(gradient, *ctx.saved_tensors), None
+
+
+def _turns(freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines and sines of angles, and the sines of turning back; kept for the next layer."""
+    kept: tuple[Tensor, Tensor, Tensor] | None = getattr(freqs, "turns", None)
+    if kept is None:
+        sine = freqs.sin()
+        kept = freqs.turns = freqs.cos(), sine, -sine  # type: ignore[attr-defined]
+    return kept
 
 
 @torch.compile(dynamic=False)
