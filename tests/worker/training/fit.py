@@ -85,19 +85,26 @@ def train(folder: Path, *overrides: str, ranks: int = 1, **env: str) -> list[dic
     return files.read_jsonl(RunFolder(folder).train.metrics)
 
 
-def as_on_gpus() -> None:
+def as_on_gpus(recipe: Recipe) -> None:
     """Train with Megatron's distributed optimizer, and where it is asked for with fused AdamW.
 
-    That is not compiled here, and kernels of layers stay those of a CPU.
+    That is not compiled here, and kernels of layers stay those of a CPU. Communication that
+    overlaps is in buckets of few parameters.
     """
     from cosmos_hpc.worker.training import nemo, patches
+    from cosmos_hpc.worker.training.optimizer_state import save_by_parameter
 
-    make = nemo._optimizer
-    nemo._optimizer = lambda recipe, cpu: make(recipe, False)
+    optimizer, ddp = nemo._optimizer, nemo.DistributedDataParallelConfig
+    overlap = recipe.train.overlap_communication
+    overlaps = {"overlap_grad_reduce": overlap, "overlap_param_gather": overlap}
+    nemo._optimizer = lambda recipe, cpu: optimizer(recipe, False)
+    nemo.DistributedDataParallelConfig = lambda **settings: ddp(
+        **{**settings, **overlaps, "bucket_size": 50_000}
+    )
     nemo.choose_fusions = lambda asked, transformer_impl: list(asked or ())
     nemo.fuse = lambda config, fusions: None
     patches.load_steps_of_adam()
-    patches.gather_state_in_pieces()
+    save_by_parameter()
     torch.compiler.set_stance("force_eager")
 
 
@@ -110,10 +117,10 @@ def main(folder: str, overrides: list[str]) -> None:
     from cosmos_hpc.worker.training.metrics import MetricsFile
 
     prepare_device()
-    if "AS_ON_GPUS" in os.environ:
-        as_on_gpus()
     let_managers_end_with_this_process()
     recipe, run = recipe_of(overrides), RunFolder(folder)
+    if "AS_ON_GPUS" in os.environ:
+        as_on_gpus(recipe)
     settings, start = recipe.train, recipe.train.init_from
     latest = latest_checkpoint(run.train.checkpoints)
     clips = RandomClips(recipe, settings.max_steps * settings.global_batch_size)

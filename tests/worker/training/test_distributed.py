@@ -7,7 +7,13 @@ import pytest
 from tests.worker.training.fit import train
 
 BF16 = ["train.precision=bf16", "train.gpus=2"]
-LOW = ["train.gradient_precision=bf16", "train.moment_precision=bf16"]
+#: All that changes what the optimizer keeps, and where.
+OTHERWISE = [
+    "train.fusions=[adam]",
+    "train.gradient_precision=bf16",
+    "train.moment_precision=bf16",
+    "train.overlap_communication=true",
+]
 
 
 def as_on_gpus(folder, *overrides):
@@ -38,18 +44,19 @@ def assert_close(rows, expected):
 
 @pytest.mark.slow
 def test_trainings_differ_by_rounding_alone(tmp_path):
-    """With PyTorch's AdamW and that in one pass, from the beginning and resumed from the other."""
+    """With PyTorch's AdamW, with that in one pass, and resumed with the former from the latter.
+
+    Weights in float32 and moments are in the right places, whichever buckets they were saved from.
+    """
     plain = as_on_gpus(tmp_path / "plain", "train.fusions=[]")
     assert plain[-1]["validation_loss"] < 10  # it learns
-    fused = as_on_gpus(tmp_path / "fused", "train.fusions=[adam]", *LOW)
+    fused = as_on_gpus(tmp_path / "fused", *OTHERWISE)
     assert_close(fused, plain)
     half = next(n for n, row in enumerate(plain) if row["step"] == 3)
-    rows = resumed(tmp_path / "a", tmp_path / "plain", "train.fusions=[adam]")
-    assert_close(rows, plain[half:])
     # What is saved is all that there is; and any layout reads it.
-    rows = resumed(tmp_path / "b", tmp_path / "fused", "train.fusions=[adam]", *LOW)
+    rows = resumed(tmp_path / "same", tmp_path / "fused", *OTHERWISE)
     assert numbers(rows) == numbers(fused[half:])
     rows = resumed(
-        tmp_path / "c", tmp_path / "fused", "train.fusions=[]", "train.tensor_parallel=2"
+        tmp_path / "other", tmp_path / "fused", "train.fusions=[]", "train.tensor_parallel=2"
     )
     assert_close(rows, fused[half:])

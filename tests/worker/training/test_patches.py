@@ -57,3 +57,10 @@ def test_nemo_still_takes_stand_ins_for_transformer_engine():
     assert "m.__class__ == te.Linear" in inspect.getsource(lora.LoRA.transform)
     source = inspect.getsource(peft_utils)
     assert 'safe_import_from(\n    "megatron.core.extensions.transformer_engine"' in source
+
+
+def test_megatron_still_looks_for_parameters_behind_the_space_between_buckets():
+    gathers = inspect.getsource(DistributedOptimizer.get_parameter_state_dp_zero)
+    assert "offset_in_world_tensors += gbuf_world_numel_unpadded" in gathers
+    reads = inspect.getsource(DistributedOptimizer.sharded_param_state_fully_reshardable)
+    assert "world_tensors[state_key][param_world_start:param_world_end]" in reads
