@@ -29,6 +29,8 @@ _OF_LAYERS = frozenset({"rotary", "norms", "gradient_accumulation"})
 MAX_PARALLEL = 8
 #: As far as is looked for what would do.
 MAX_GPUS = 64
+#: Share of a step's time below which a plan names a layout with other settings.
+_WORTH = 0.95
 #: How many larger numbers of GPUs a plan compares.
 _FURTHER = 3
 #: Settings that are chosen where the recipe leaves them open.
@@ -55,6 +57,8 @@ class Sizing(Struct, frozen=True):
             fifth of the memory free; None where none does.
         time: of a step; None where the speed of the GPUs is not known.
         further: layouts of more GPUs, the fastest of each number, with their times.
+        rounded: the fastest layout of as many GPUs with gradients and moments in bf16, and its
+            time, where that is shorter.
     """
 
     layout: Layout
@@ -63,6 +67,7 @@ class Sizing(Struct, frozen=True):
     recommended: Layout | None = None
     time: StepTime | None = None
     further: tuple[tuple[Layout, StepTime], ...] = ()
+    rounded: tuple[Layout, StepTime] | None = None
 
 
 def trained_of(train: Train, model: ModelConfig) -> Trained:
@@ -110,7 +115,33 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
         recommended,
         search.time(chosen) if known else None,
         search.further(search.layouts(more, MAX_GPUS), chosen.gpus) if more else (),
+        _rounded(recipe, cluster, chosen, search.time(chosen).total) if known else None,
     )
+
+
+def _in_bf16(recipe: Recipe) -> Recipe | None:
+    """The recipe with gradients and moments in bf16; None where they are, or cannot be."""
+    changes = dict.fromkeys(("gradient_precision", "moment_precision"), "bf16")
+    try:
+        train = replace(recipe.train, **changes)
+    except ValueError:  # adapters, float32, another AdamW
+        return None
+    return None if train == recipe.train else replace(recipe, train=train)
+
+
+def _rounded(
+    recipe: Recipe, cluster: Cluster, chosen: Layout, seconds: float
+) -> tuple[Layout, StepTime] | None:
+    """With gradients and moments in bf16, where a step is enough faster than these seconds."""
+    other = _in_bf16(recipe)
+    if other is None:
+        return None
+    search = _Search(other, cluster)
+    layouts = search.layouts(replace(other.train, gpus=chosen.gpus), chosen.gpus)
+    best = search.fastest(layouts)
+    if best is None or search.time(best).total > _WORTH * seconds:
+        return None
+    return best, search.time(best)
 
 
 def _on_cpus(train: Train) -> Layout:
@@ -288,6 +319,24 @@ class _Search:
         return tuple(found)
 
 
+def _fewest(recipe: Recipe, cluster: Cluster, minimum: Layout | None) -> str:
+    """How many GPUs would do, as they are and with gradients and moments in bf16."""
+    enough = "no number of such GPUs would do"
+    if minimum:
+        enough = f"the fewest such GPUs that would do are {minimum.gpus} ({minimum})"
+    other = _in_bf16(recipe)
+    if other:
+        search = _Search(other, cluster)
+        free = replace(other.train, **dict.fromkeys(_CHOSEN))
+        fewer = search.first(search.layouts(free, MAX_GPUS), POSSIBLE)
+        if fewer and (minimum is None or fewer.gpus < minimum.gpus):
+            enough += (
+                f", and {fewer.gpus} with train.gradient_precision=bf16 and "
+                f"train.moment_precision=bf16"
+            )
+    return enough
+
+
 def _does_not_fit(
     recipe: Recipe,
     cluster: Cluster,
@@ -296,9 +345,7 @@ def _does_not_fit(
     memory: Callable[[Layout], Memory],
 ) -> str:
     train = recipe.train
-    enough = "no number of such GPUs would do"
-    if minimum:
-        enough = f"the fewest such GPUs that would do are {minimum.gpus} ({minimum})"
+    enough = _fewest(recipe, cluster, minimum)
     if not allowed:
         asked = f"train.gpus={train.gpus}" if train.gpus else f"up to {cluster.max_gpus} GPUs"
         return (

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 from msgspec import Struct, field, to_builtins
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from cosmos_hpc.config.clusters import Cluster
-from cosmos_hpc.config.gpus import GPU_GIGABYTES
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.config.sections import Train
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.generation import GenerationPlan, plan_generation
 from cosmos_hpc.planning.layouts import size, trained_of
 from cosmos_hpc.planning.memory import Layout, Memory
+from cosmos_hpc.planning.plan_text import render
 from cosmos_hpc.planning.speed import StepTime
 from cosmos_hpc.utils.html import table
-from cosmos_hpc.utils.progress import count_of, gigabytes
 from cosmos_hpc.utils.settings import validate
 
 #: Bytes that a parameter takes in a checkpoint: its weight, and where it is trained its optimizer's
@@ -60,6 +57,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         step_time: seconds of a step, by part; None where the speed of the GPUs is not known.
         train_seconds: of all steps and validations; None where the speed is not known.
         further: GPUs, seconds per step and layout of larger numbers of GPUs; may be empty.
+        rounded: seconds per step and layout of these GPUs with gradients and moments in bf16, where
+            that is faster.
         time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
         generation: what the generate stage does.
@@ -86,6 +85,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     step_time: StepTime | None = None
     train_seconds: float | None = None
     further: list[tuple[int, float, str]] = field(default_factory=list)
+    rounded: tuple[float, str] | None = None
     time_limit: str | None = None
     micro_batches: int = 0
     global_batch_size: int = 0
@@ -108,151 +108,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     def render(self) -> str:
         """The plan as text for a person."""
-        return "\n".join([f"{self.recipe} on {self.cluster}", *self._render_stages()])
-
-    def _render_stages(self) -> list[str]:
-        disk = f"  disk        {self._render_disk()}"
-        if self.layout is None:
-            return [*self._render_generation(), disk]
-        return [*self._render_training(self.layout), *self._render_generation(), disk]
-
-    def _render_training(self, layout: Layout) -> list[str]:
-        clip = "x".join(map(str, self.latent_shape))
-        if self.videos is None:
-            shards = "shards follow from the videos; set data.input"
-        else:
-            videos, shards = count_of(self.videos, "video"), count_of(self.shards or 1, "shard")
-            shards = f"{videos} in {shards}, {self.parallel} at a time"
-        where = count_of(self.ranks, "rank" if self.gpu is None else _gpu_name(self.gpu))
-        return [
-            f"  preprocess  {shards}",
-            f"              a clip is {clip} tokens, a sample {self.sequence_length} inputs",
-            f"  train       {count_of(self.max_steps, 'step')} of a {self.parameters / 1e6:,.0f} M "
-            f"parameter model{self._render_trained()} on {where}",
-            f"              {layout}, {self.micro_batches} micro "
-            f"batch{'es' * (self.micro_batches > 1)} per step",
-            *self._render_memory(),
-            *self._render_time(),
-        ]
-
-    def _render_generation(self) -> list[str]:
-        does = self.generation
-        if not does.given_frames or not does.tasks:
-            reason = ""
-            if does.memory and not does.fits:
-                needs = f"{does.memory.total / 1e9:.0f} GB"
-                reason = f": one sample takes {needs}, more than a GPU has to spare"
-            return [f"  generate    nothing{reason}"]
-        each = f"{does.samples} samples each of " if does.samples > 1 else ""
-        # How many there are depends on the videos that can be read.
-        clips = (
-            count_of(does.clips, "input")
-            if self.layout is None
-            else f"up to {count_of(does.clips, 'held-out clip')}"
-        )
-        share = f", in {does.tasks} array tasks" if does.tasks > 1 else ""
-        lines = [
-            f"  generate    {each}{clips}{share}",
-            f"              {count_of(does.given_frames, 'given frame')}"
-            f"{' (of a picture 1)' * (self.layout is None and does.given_frames > 1)}, "
-            f"{self._render_new_frames()}, {does.batch_size} at the same time",
-        ]
-        if does.memory:
-            parts = asdict(does.memory).items()
-            listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts)
-            lines.append(f"              {does.memory.total / 1e9:.1f} GB on a GPU: {listed}")
-        return lines
-
-    def _render_new_frames(self) -> str:
-        does = self.generation
-        if does.frames is None:
-            return f"{does.new_tokens} new tokens a clip or step"
-        return f"{does.frames - does.given_frames} new ones of {does.new_tokens} tokens a clip"
-
-    def _render_trained(self) -> str:
-        trained = f" ({self.trained / 1e6:,.0f} M trained)"
-        return trained if self.trained != self.parameters else ""
-
-    def _render_time(self) -> list[str]:
-        if self.step_time is None or self.train_seconds is None:
-            return self._render_no_time()
-        step = self.step_time.total
-        tokens = self.global_batch_size * self.sequence_length / step
-        parts = ", ".join(
-            f"{name.replace('_', ' ')} {seconds / step:.0%}"
-            for name, seconds in asdict(self.step_time).items()
-            if seconds / step >= 0.005
-        )
-        lines = [
-            f"  time        about {step:.2f} s per step, {tokens:,.0f} tokens/s: {parts}",
-            f"              {count_of(self.max_steps, 'step')} take about "
-            f"{_duration(self.train_seconds)}, without starting, checkpoints and waiting in a "
-            f"queue",
-        ]
-        lines += [
-            f"              {gpus} GPUs: {seconds:.2f} s per step, {step / seconds:.1f} times as "
-            f"fast ({layout})"
-            for gpus, seconds, layout in self.further
-        ]
-        if self.time_limit is not None:
-            lines.append(f"  time limit  {self._render_limit(self.time_limit)}")
-        return lines
-
-    def _render_no_time(self) -> list[str]:
-        """Why the time is not known; nothing without GPUs, where nobody expects it."""
-        if self.gpu is None:
-            return []
-        why = "training in fp32 was not measured, only that in bf16"
-        if not isinstance(self.gpu, str):
-            known = ", ".join(GPU_GIGABYTES)
-            why = f"the speed of a GPU named by its memory is not known, that of {known} is"
-        return [f"  time        not known, as {why}"]
-
-    def _render_limit(self, limit: str) -> str:
-        """What the training's jobs would need, beside what the profile gives them."""
-        assert self.train_seconds is not None
-        hours, rest = divmod(proposed_minutes(self.train_seconds), 60)
-        days, hours = divmod(hours, 24)
-        wanted = (f"{days}-" if days else "") + f"{hours:02}:{rest:02}:00"
-        return (
-            f"cluster.time.train={wanted} would do for one job; it is {limit}, and a training that "
-            f"takes longer queues itself again and resumes"
-        )
-
-    def _render_disk(self) -> str:
-        if self.layout is None:
-            return f"up to {gigabytes(self.disk_bytes)} for samples"
-        size = f"{gigabytes(self.disk_bytes)} for tokens and checkpoints"
-        return f"{size}, and more for further clips" if self.all_clips else f"up to {size}"
-
-    def _render_memory(self) -> list[str]:
-        if self.memory is None:
-            return []
-        parts = asdict(self.memory).items()
-        listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts if size)
-        lines = [
-            f"  memory      {self.memory.total / 1e9:.1f} GB on each GPU: {listed}",
-            f"  GPUs        {_needed('at least', self.minimum)}",
-            f"              {_needed('recommended', self.recommended)}",
-        ]
-        if self.recommended:
-            lines[-1] += "; it fits without recomputation and leaves a quarter of the memory free"
-        return lines
-
-
-def proposed_minutes(train_seconds: float) -> int:
-    """Minutes of a job that trains for this long, rounded up to half hours.
-
-    A quarter more than the steps take, for checkpoints and slower nodes, and a quarter of an hour
-    to start.
-    """
-    return 30 * math.ceil((1.25 * train_seconds / 60 + 15) / 30)
-
-
-def _duration(seconds: float) -> str:
-    """Hours and minutes, or minutes."""
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        return render(self)
 
 
 def _train_seconds(recipe: Recipe, step: StepTime) -> float:
@@ -264,12 +120,8 @@ def _train_seconds(recipe: Recipe, step: StepTime) -> float:
     return steps * step.total
 
 
-def _gpu_name(gpu: str | float) -> str:
-    return f"{gpu} GPU" if isinstance(gpu, str) else f"{gpu:g} GB GPU"
-
-
-def _needed(word: str, layout: Layout | None) -> str:
-    return f"{word} {layout.gpus} ({layout})" if layout else f"{word}: no number of them would do"
+def _seconds_and_layout(found: tuple[Layout, StepTime] | None) -> tuple[float, str] | None:
+    return (round(found[1].total, 3), str(found[0])) if found else None
 
 
 def check_gpus(recipe: Recipe, cluster: Cluster) -> None:
@@ -337,6 +189,7 @@ def make_plan(
         step_time=sizing.time,
         train_seconds=_train_seconds(recipe, sizing.time) if sizing.time else None,
         further=[(x.gpus, round(time.total, 3), str(x)) for x, time in sizing.further],
+        rounded=_seconds_and_layout(sizing.rounded),
         time_limit=cluster.time_of("train"),
         global_batch_size=train.global_batch_size,
         micro_batches=train.global_batch_size

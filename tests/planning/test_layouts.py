@@ -10,6 +10,9 @@ from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import training_memory
 
 
+BOTH_IN_BF16 = ["train.gradient_precision=bf16", "train.moment_precision=bf16"]
+
+
 def sizing(recipe, gpu="H100-80", gpus=8, overrides=()):
     cluster = load_cluster("local", [f"gpu={gpu}", f"gpus={gpus}", "parallel=1"])
     return size(load_recipe(recipe, overrides), cluster)
@@ -246,11 +249,34 @@ def test_moments_in_bf16_take_half_of_the_optimizer_s_state():
     assert parameters == pytest.approx(half.memory.weights / 2, rel=1e-6)
     assert half.time.optimizer < usual.time.optimizer
     # Gradients in bf16 need no float32 ones beside them then.
-    both = [f"train.{name}_precision=bf16" for name in ("gradient", "moment")]
-    four = sizing("ar13b_v2w", gpus=4, overrides=both)
+    four = sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16)
     assert (four.layout.context_parallel, four.layout.tensor_parallel) == (2, 2)
     assert four.layout.recompute == "none"
     assert sizing("ar13b_v2w", gpus=4).layout.recompute != "none"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "gpus"), [("ar4b", 1), ("ar5b_v2w", 1), ("ar12b", 2), ("ar13b_v2w", 2)]
+)
+def test_the_fewest_gpus_of_80_gb_with_gradients_and_moments_in_bf16(recipe, gpus):
+    assert sizing(recipe, overrides=BOTH_IN_BF16).minimum.gpus == gpus
+
+
+def test_a_plan_names_what_bf16_would_bring():
+    found = sizing("ar13b_v2w", gpus=4)
+    layout, time = found.rounded
+    assert layout == sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).layout
+    assert time.total < 0.95 * found.time.total
+    assert sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).rounded is None
+    assert sizing("ar4b").rounded is None  # hardly faster
+    assert sizing("ar4b", "80GB").rounded is None
+    with pytest.raises(RequestError, match="would do are 2 .*, and 1 with train.gradient_prec"):
+        sizing("ar5b_v2w", gpus=1)
+    assert sizing("ar5b_v2w", gpus=1, overrides=BOTH_IN_BF16).layout.gpus == 1
+    plain = ["train.fusions=[]"]
+    with pytest.raises(RequestError, match="would do are 2") as e:
+        sizing("ar5b_v2w", gpus=1, overrides=plain)
+    assert "moment_precision" not in str(e.value)
 
 
 def test_gradients_in_bf16_take_half():
