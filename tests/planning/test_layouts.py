@@ -9,7 +9,6 @@ from cosmos_hpc.errors import RequestError
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.memory import training_memory
 
-
 BOTH_IN_BF16 = ["train.gradient_precision=bf16", "train.moment_precision=bf16"]
 
 
