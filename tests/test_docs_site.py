@@ -79,7 +79,7 @@ def test_a_setting_is_explained_on_a_phone(site, browser):
     set_screen(browser, 390)
     browser.get((site / "settings.html").as_uri())
     name, *_, explanation = browser.find_elements(By.CSS_SELECTOR, "tbody tr:first-child td")[:5]
-    assert name.text == "name" and explanation.text.startswith("Of the recipe")
+    assert name.text == "name" and explanation.text.startswith("Name of the recipe")
     assert explanation.rect["y"] > name.rect["y"]
     assert explanation.rect["x"] + explanation.rect["width"] <= 390
     labels = browser.execute_script(LABELS)
