@@ -100,7 +100,10 @@ class _Rotary(torch.autograd.Function):
 
 
 def _turns(freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines and sines of angles, and the sines of turning back; kept for the next layer."""
+    """Cosines and sines of angles, and the sines of turning back; kept for the next layer.
+
+    Each forward pass has angles of its own, so that nothing of a validation is used in training.
+    """
     kept: tuple[Tensor, Tensor, Tensor] | None = getattr(freqs, "turns", None)
     if kept is None:
         sine = freqs.sin()

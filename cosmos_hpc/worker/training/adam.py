@@ -21,7 +21,9 @@ from megatron.core.optimizer import optimizer as mixed_precision
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from cosmos_hpc.errors import WorkError
 from cosmos_hpc.models.fusions import total_norm
+from cosmos_hpc.models.layers import have_transformer_engine
 
 
 def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
@@ -32,18 +34,18 @@ def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
     Args:
         moments: dtype of Adam's moments.
     """
+    FusedAdam.moments = moments
     if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
         return
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     megatron_optimizer.Adam = FusedAdam
-    FusedAdam.moments = moments
     mixed_precision.get_grad_norm_fp32 = gradient_norm
     mixed_precision.clip_grad_by_total_norm_fp32 = scale_in_step
     make = DistributedOptimizer.__init__
 
     def make_precision_aware(
         self: DistributedOptimizer,
-        optimizer: FusedAdam,
+        optimizer: Any,
         config: OptimizerConfig,
         *args: Any,
         **kwargs: Any,
@@ -55,7 +57,7 @@ def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
             # its own check of these fields knows Transformer Engine's alone.
             config.use_precision_aware_optimizer = True
             config.use_precision_aware_optimizer_no_fp8_or_ds_fp8 = True
-            config.exp_avg_dtype = config.exp_avg_sq_dtype = optimizer.moments
+            config.exp_avg_dtype = config.exp_avg_sq_dtype = FusedAdam.moments
         make(self, optimizer, config, *args, **kwargs)
 
     DistributedOptimizer.__init__ = make_precision_aware
@@ -66,9 +68,17 @@ def moment_settings(moments: torch.dtype) -> dict[str, Any]:
 
     Args:
         moments: dtype of Adam's moments.
+
+    Raises:
+        WorkError: only Apex is installed, whose AdamW keeps moments in float32.
     """
     if megatron_optimizer.USING_PYTORCH_OPTIMIZER or moments == torch.float32:
         return {}
+    if not have_transformer_engine():
+        raise WorkError(
+            "train.moment_precision=bf16 needs Transformer Engine where Apex is installed; install "
+            "it, remove Apex, or leave the setting out"
+        )
     return {
         "use_precision_aware_optimizer": True,
         "exp_avg_dtype": moments,
@@ -140,21 +150,14 @@ class FusedAdam(torch.optim.AdamW):
             state["master_param"] = torch.zeros_like(parameter, dtype=torch.int16)
 
     def get_unscaled_state(self, parameter: Tensor, name: str) -> Tensor:
-        """A part of the state, of ``master_param`` the float32 weight."""
+        """A part of the state as it is kept."""
         value: Tensor = self.state[parameter][name]
-        return joined(parameter.view(torch.int16), value) if name == "master_param" else value
+        return value
 
-    @torch.no_grad()
     def set_scaled_state(self, parameter: Tensor, name: str, value: Tensor) -> None:
-        """Set what :meth:`get_unscaled_state` gives; of ``master_param`` the weight as well."""
+        """Copy to a part of the state."""
         self.initialize_state(parameter)
-        kept = self.state[parameter][name]
-        if name != "master_param":
-            kept.copy_(value)
-            return
-        high, low = split(value.to(parameter.device))
-        parameter.copy_(high.view(torch.bfloat16))
-        kept.copy_(low)
+        self.state[parameter][name].copy_(value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As PyTorch's, without changing the state to the dtype of the parameters."""
@@ -166,18 +169,19 @@ class FusedAdam(torch.optim.AdamW):
 
 def joined(high: Tensor, low: Tensor) -> Tensor:
     """A float32 weight from its two halves: the inverse of :func:`split`."""
-    return ((high.int() << 16) + low).view(torch.float32)
+    return high.int().bitwise_left_shift_(16).add_(low).view(torch.float32)
 
 
 def split(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The halves of a float32 weight, both int16.
 
     The high one has the bits of the weight in bf16, rounded to the nearest; the low one, which may
-    be negative, is what these lack.
+    be negative, is what these lack. They are those of Transformer Engine.
     """
     bits = weight.view(torch.int32)
-    high = (bits + 0x8000) >> 16
-    return high.to(torch.int16), (bits - (high << 16)).to(torch.int16)
+    # Rounding would make another number of a NaN that has all of its bits set, as a GPU's has.
+    high = torch.where(weight.isnan(), 0x7FC0, (bits + 0x8000) >> 16)
+    return high.to(torch.int16), bits.to(torch.int16)
 
 
 def _gradient(parameter: Tensor) -> Tensor | None:

@@ -39,7 +39,7 @@ from cosmos_hpc.worker.training.checkpoints import ValidationFirst, ValidationLa
 from cosmos_hpc.worker.training.data import ClipData
 from cosmos_hpc.worker.training.lora import make_adapters
 from cosmos_hpc.worker.training.metrics import StopAtNaN
-from cosmos_hpc.worker.training.optimizer_state import save_by_parameter
+from cosmos_hpc.worker.training.optimizer_state import keep_by_parameter
 from cosmos_hpc.worker.training.schedule import ScheduleModule
 
 
@@ -291,8 +291,7 @@ def fit(
     callbacks = [StopAtNaN(), *callbacks]
     if not cpu:
         patches.synchronize_before_ddp()
-        patches.load_steps_of_adam()
-        save_by_parameter()
+        keep_by_parameter()
         callbacks = [*callbacks, AdamInOneKernel()]
     patches.multiply_shapes()
     patches.add_adapters_without_transformer_engine()

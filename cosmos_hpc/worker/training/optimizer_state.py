@@ -19,6 +19,8 @@ from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_f
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
+from cosmos_hpc.worker.training.adam import joined, split
+
 #: What is saved of every parameter, by the names of Megatron's format.
 _KEYS = ("param", "exp_avg", "exp_avg_sq")
 
@@ -39,16 +41,57 @@ class _Place(NamedTuple):
     sizes: list[int]
 
 
-def save_by_parameter() -> None:
+def keep_by_parameter() -> None:
     """Let each rank save the parameters that begin in its part, and load those that it has part of.
 
     Megatron-Core 0.15.3 gathers all of the state on every rank: 12 bytes of host memory for each
     parameter and rank, and 8 or more of the GPU's beside what is there, which a training that fills
     its memory does not have. Where its buffers have several buckets with space between them, as
     with communication that overlaps, it also looks for parameters behind that space in the wrong
-    places.
+    places. Of weights in two halves (:func:`~cosmos_hpc.worker.training.adam.split`) it saves one.
+
+    Without Apex and Transformer Engine it reads the step of an optimizer that has not stepped yet,
+    and finds none; it looks for a step beside every parameter's state, which it does not save; and
+    all parameters would then share one step, which is counted up for each of them.
     """
+    read, write = (
+        DistributedOptimizer.sharded_state_dict,
+        DistributedOptimizer._set_main_param_and_optimizer_states,
+    )
+
+    def sharded_state_dict(
+        self: DistributedOptimizer, model: Any, is_loading: bool = False, **kwargs: Any
+    ) -> Any:
+        adam = self.optimizer
+        if is_loading and isinstance(adam, torch.optim.Adam | torch.optim.AdamW):
+            self.init_state_fn(adam, self.config)
+            for state in adam.state.values():
+                state.setdefault("step", torch.zeros(()))
+        return read(self, model, is_loading=is_loading, **kwargs)
+
+    def set_states(self: DistributedOptimizer, parameter: Any, tensors: dict[str, Any]) -> None:
+        part = _part(self, parameter)
+        state = self.optimizer.state[part]
+        if "master_param" in state and state["master_param"].dtype == torch.int16:
+            high, low = split(tensors["param"].to(part.device))
+            part.detach().copy_(high.view(part.dtype))
+            tensors = {**tensors, "param": low}
+        # The step itself has been loaded before, from the groups of parameters.
+        if "step" in state:
+            state["step"] = state["step"].clone()
+            tensors = {"step": state["step"], **tensors}
+        write(self, parameter, tensors)
+
+    DistributedOptimizer.sharded_state_dict = sharded_state_dict
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_states
     DistributedOptimizer.sharded_param_state_fully_reshardable = _sharded_state
+
+
+def _part(optimizer: DistributedOptimizer, parameter: torch.nn.Parameter) -> Tensor:
+    """This rank's part of a parameter, as the optimizer updates it."""
+    group, place = optimizer.model_param_group_index_map[parameter]
+    part: Tensor = optimizer.optimizer.param_groups[group]["params"][place]
+    return part
 
 
 def _sharded_state(
@@ -91,56 +134,55 @@ def _places(optimizer: DistributedOptimizer) -> Iterator[_Place]:
 
 
 def _whole(optimizer: DistributedOptimizer, place: _Place) -> dict[str, Tensor] | None:
-    """A parameter's state in float32 on the CPU; None where it begins on another rank."""
+    """A parameter's state in float32 on the CPU; None where it begins on another rank.
+
+    Of one that lies on several ranks, all ranks take part in what the first one gathers.
+    """
     group = optimizer.data_parallel_group
-    state = _own_state(optimizer, place)
-    if len(place.sizes) > 1:
-        # Of a parameter that lies on several ranks, all take part in what the first one gathers.
-        gathered = (
-            torch.empty(len(_KEYS), sum(place.sizes)) if group.rank() == place.first else None
-        )
-        parts = (
-            gathered.split(place.sizes, 1) if gathered is not None else [None] * len(place.sizes)
-        )
-        for rank, (size, part) in enumerate(zip(place.sizes, parts, strict=True), place.first):
-            _send(state if group.rank() == rank else None, part, size, group, rank)
-        state = gathered
-    if group.rank() != place.first:
-        return None
-    assert state is not None
-    return dict(zip(_KEYS, state.view(len(_KEYS), *place.parameter.shape), strict=True))
+    own = _own_state(optimizer, place) if place.own else {}
+    whole = {}
+    for key in _KEYS:
+        value = own.pop(key, None)
+        if len(place.sizes) > 1:
+            value = _gathered(value, place, group)
+        if group.rank() == place.first:
+            assert value is not None
+            whole[key] = value
+    return whole or None
 
 
-def _own_state(optimizer: DistributedOptimizer, place: _Place) -> Tensor | None:
-    """This rank's part of a parameter's state, float32 ``[3, elements]`` on the CPU."""
-    if place.own is None:
-        return None
-    tensors = optimizer._get_main_param_and_optimizer_states(place.parameter)
-    return torch.stack([tensors[key].detach().view(-1).float().cpu() for key in _KEYS])
+def _own_state(optimizer: DistributedOptimizer, place: _Place) -> dict[str, Tensor]:
+    """This rank's part of a parameter's state, one-dimensional, float32 on the CPU."""
+    state = optimizer._get_main_param_and_optimizer_states(place.parameter)
+    if state["param"].dtype == torch.int16:
+        bits = _part(optimizer, place.parameter).detach().view(torch.int16)
+        state["param"] = joined(bits, state["param"])
+    return {key: state[key].detach().flatten().float().cpu() for key in _KEYS}
 
 
-def _send(
-    state: Tensor | None,
-    target: Tensor | None,
-    size: int,
-    group: torch.distributed.ProcessGroup,
-    rank: int,
-) -> None:
-    """Copy the state of one rank to the target of another, by way of the GPUs.
+def _gathered(
+    own: Tensor | None, place: _Place, group: torch.distributed.ProcessGroup
+) -> Tensor | None:
+    """The parts of all ranks behind each other, on the first of them; sent by the GPUs.
 
     Args:
-        state: on the rank that has it, ``[3, size]`` on the CPU; None on others.
-        target: likewise, where it is wanted.
-        size: elements of a row.
-        group: ranks that all call this.
-        rank: that has the state, in the group.
+        own: this rank's part, on the CPU; None where it has none.
+        place: where the parts are.
+        group: ranks of the optimizer, which all call this.
     """
-    for number in range(len(_KEYS)):
-        row = torch.empty(size) if state is None else state[number]
-        sent = row.cuda()
+    is_first = group.rank() == place.first
+    whole = torch.empty(sum(place.sizes)) if is_first else None
+    parts = whole.split(place.sizes) if whole is not None else [None] * len(place.sizes)
+    for rank, (size, part) in enumerate(zip(place.sizes, parts, strict=True), place.first):
+        if group.rank() == rank:
+            assert own is not None
+            sent = own.cuda()
+        else:
+            sent = torch.empty(size, device="cuda")
         torch.distributed.broadcast(sent, group=group, group_src=rank)
-        if target is not None:
-            target[number].copy_(sent)
+        if part is not None:
+            part.copy_(sent)
+    return whole
 
 
 def _as(

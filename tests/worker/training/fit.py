@@ -91,8 +91,8 @@ def as_on_gpus(recipe: Recipe) -> None:
     That is not compiled here, and kernels of layers stay those of a CPU. Communication that
     overlaps is in buckets of few parameters.
     """
-    from cosmos_hpc.worker.training import nemo, patches
-    from cosmos_hpc.worker.training.optimizer_state import save_by_parameter
+    from cosmos_hpc.worker.training import nemo
+    from cosmos_hpc.worker.training.optimizer_state import keep_by_parameter
 
     optimizer, ddp = nemo._optimizer, nemo.DistributedDataParallelConfig
     overlap = recipe.train.overlap_communication
@@ -103,8 +103,7 @@ def as_on_gpus(recipe: Recipe) -> None:
     )
     nemo.choose_fusions = lambda asked, transformer_impl: list(asked or ())
     nemo.fuse = lambda config, fusions: None
-    patches.load_steps_of_adam()
-    save_by_parameter()
+    keep_by_parameter()
     torch.compiler.set_stance("force_eager")
 
 
