@@ -57,7 +57,7 @@ class Sizing(Struct, frozen=True):
             fifth of the memory free; None where none does.
         time: of a step; None where the speed of the GPUs is not known.
         further: layouts of more GPUs, the fastest of each number, with their times.
-        rounded: the fastest layout of as many GPUs with gradients and moments in bf16, and its
+        in_bf16: the fastest layout of as many GPUs with gradients and moments in bf16, and its
             time, where that is shorter.
     """
 
@@ -67,7 +67,7 @@ class Sizing(Struct, frozen=True):
     recommended: Layout | None = None
     time: StepTime | None = None
     further: tuple[tuple[Layout, StepTime], ...] = ()
-    rounded: tuple[Layout, StepTime] | None = None
+    in_bf16: tuple[Layout, StepTime] | None = None
 
 
 def trained_of(train: Train, model: ModelConfig) -> Trained:
@@ -115,11 +115,11 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
         recommended,
         search.time(chosen) if known else None,
         search.further(search.layouts(more, MAX_GPUS), chosen.gpus) if more else (),
-        _rounded(recipe, cluster, chosen, search.time(chosen).total) if known else None,
+        _faster_in_bf16(recipe, cluster, chosen, search.time(chosen).total) if known else None,
     )
 
 
-def _in_bf16(recipe: Recipe) -> Recipe | None:
+def _with_bf16(recipe: Recipe) -> Recipe | None:
     """The recipe with gradients and moments in bf16; None where they are, or cannot be."""
     changes = dict.fromkeys(("gradient_precision", "moment_precision"), "bf16")
     try:
@@ -129,11 +129,11 @@ def _in_bf16(recipe: Recipe) -> Recipe | None:
     return None if train == recipe.train else replace(recipe, train=train)
 
 
-def _rounded(
+def _faster_in_bf16(
     recipe: Recipe, cluster: Cluster, chosen: Layout, seconds: float
 ) -> tuple[Layout, StepTime] | None:
     """With gradients and moments in bf16, where a step is enough faster than these seconds."""
-    other = _in_bf16(recipe)
+    other = _with_bf16(recipe)
     if other is None:
         return None
     search = _Search(other, cluster)
@@ -324,7 +324,7 @@ def _fewest(recipe: Recipe, cluster: Cluster, minimum: Layout | None) -> str:
     enough = "no number of such GPUs would do"
     if minimum:
         enough = f"the fewest such GPUs that would do are {minimum.gpus} ({minimum})"
-    other = _in_bf16(recipe)
+    other = _with_bf16(recipe)
     if other:
         search = _Search(other, cluster)
         free = replace(other.train, **dict.fromkeys(_CHOSEN))

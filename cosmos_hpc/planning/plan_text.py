@@ -109,8 +109,8 @@ def _time(plan: Plan) -> list[str]:
         f"fast ({layout})"
         for gpus, seconds, layout in plan.further
     ]
-    if plan.rounded:
-        seconds, layout = plan.rounded
+    if plan.in_bf16:
+        seconds, layout = plan.in_bf16
         lines.append(
             f"              with train.gradient_precision=bf16 and train.moment_precision=bf16: "
             f"{seconds:.2f} s per step, {step / seconds:.1f} times as fast ({layout})"

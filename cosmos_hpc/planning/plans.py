@@ -57,7 +57,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         step_time: seconds of a step, by part; None where the speed of the GPUs is not known.
         train_seconds: of all steps and validations; None where the speed is not known.
         further: GPUs, seconds per step and layout of larger numbers of GPUs; may be empty.
-        rounded: seconds per step and layout of these GPUs with gradients and moments in bf16, where
+        in_bf16: seconds per step and layout of these GPUs with gradients and moments in bf16, where
             that is faster.
         time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
@@ -85,7 +85,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     step_time: StepTime | None = None
     train_seconds: float | None = None
     further: list[tuple[int, float, str]] = field(default_factory=list)
-    rounded: tuple[float, str] | None = None
+    in_bf16: tuple[float, str] | None = None
     time_limit: str | None = None
     micro_batches: int = 0
     global_batch_size: int = 0
@@ -189,7 +189,7 @@ def make_plan(
         step_time=sizing.time,
         train_seconds=_train_seconds(recipe, sizing.time) if sizing.time else None,
         further=[(x.gpus, round(time.total, 3), str(x)) for x, time in sizing.further],
-        rounded=_seconds_and_layout(sizing.rounded),
+        in_bf16=_seconds_and_layout(sizing.in_bf16),
         time_limit=cluster.time_of("train"),
         global_batch_size=train.global_batch_size,
         micro_batches=train.global_batch_size

@@ -263,12 +263,12 @@ def test_the_fewest_gpus_of_80_gb_with_gradients_and_moments_in_bf16(recipe, gpu
 
 def test_a_plan_names_what_bf16_would_bring():
     found = sizing("ar13b_v2w", gpus=4)
-    layout, time = found.rounded
+    layout, time = found.in_bf16
     assert layout == sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).layout
     assert time.total < 0.95 * found.time.total
-    assert sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).rounded is None
-    assert sizing("ar4b").rounded is None  # hardly faster
-    assert sizing("ar4b", "80GB").rounded is None
+    assert sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).in_bf16 is None
+    assert sizing("ar4b").in_bf16 is None  # hardly faster
+    assert sizing("ar4b", "80GB").in_bf16 is None
     with pytest.raises(RequestError, match="would do are 2 .*, and 1 with train.gradient_prec"):
         sizing("ar5b_v2w", gpus=1)
     assert sizing("ar5b_v2w", gpus=1, overrides=BOTH_IN_BF16).layout.gpus == 1
