@@ -204,11 +204,11 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             self._run_job(run, stage, opened, gpus[: stage.ranks], console)
         still = missing_tasks(run, request.recipe, stage, tasks)
         if still and run.stop_request.exists():
-            console.end(stage.name, "stopped", stage_progress(run, stage).words)
+            console.end(stage.name, "stopped", stage_progress(run, stage).stopped)
             raise WorkError("stopped on request; the same command resumes from here")
         if still:
             _note_silent_deaths(run, stage, still)
-            console.end(stage.name, "failed", stage_progress(run, stage).words)
+            console.end(stage.name, "failed", stage_progress(run, stage).stopped)
             raise WorkError(_reasons(run, stage, still))
         console.end(stage.name, "done", stage_progress(run, stage).words)
 
@@ -234,7 +234,8 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
                 time.sleep(_POLL_SECONDS)
                 array.forget_ended()
                 if console.due():
-                    console.progress(stage.name, *stage_progress(run, stage))
+                    how_far = stage_progress(run, stage)
+                    console.progress(stage.name, how_far.working, how_far.fraction)
         finally:
             stopped = array.running
             array.cancel()
@@ -254,7 +255,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
                         note_log(run, stage.name, 0, job.log)
                         noted = True
                     if console.due() and (how_far := stage_progress(run, stage)).words:
-                        console.progress(stage.name, *how_far)
+                        console.progress(stage.name, how_far.working, how_far.fraction)
             finally:
                 job.cancel()
             if not noted and job.log:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from cosmos_hpc.data.shards import read_marker
 from cosmos_hpc.runs.folder import RunFolder
+from cosmos_hpc.runs.sources import saved_checkpoint, steps_of
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.progress import count_of, duration
 
@@ -23,10 +24,24 @@ class HowFar(NamedTuple):
     Attributes:
         words: for a person; may be empty.
         fraction: of its work that is done, from 0 to 1; None where that is not known.
+        speed: of work in progress, and how long the rest will take; may be empty.
+        kept: what of work that was stopped need not be done again; may be empty.
     """
 
     words: str = ""
     fraction: float | None = None
+    speed: str = ""
+    kept: str = ""
+
+    @property
+    def working(self) -> str:
+        """The words where somebody works on it."""
+        return ", ".join(filter(None, (self.words, self.speed)))
+
+    @property
+    def stopped(self) -> str:
+        """The words where nobody does, and it is not done."""
+        return ", ".join(filter(None, (self.words, self.kept)))
 
 
 def nothing(run: RunFolder, markers: Sequence[Path]) -> HowFar:
@@ -115,7 +130,7 @@ def numbers(run: RunFolder) -> Numbers:
 
 
 def train(run: RunFolder, markers: Sequence[Path]) -> HowFar:
-    """Steps, losses and the time that is left."""
+    """Steps, losses, the time that is left, and the last checkpoint."""
     rows = files.last_rows(run.train.metrics)
     steps = [row for row in rows if "loss" in row]
     if not steps:
@@ -130,11 +145,13 @@ def train(run: RunFolder, markers: Sequence[Path]) -> HowFar:
         text += f", validation loss {validated[-1]['validation_loss']:.3f}"
         if last["step"] == total != validated[-1]["step"]:
             text += f" at step {validated[-1]['step']}"
-    if last["step"] < total:
-        seconds = statistics.median(row["seconds"] for row in steps[-_RECENT:])
-        left = duration((total - last["step"]) * seconds)
-        text += f", {seconds:.2f} s/step, {left} left"
-    return HowFar(text, min(1.0, last["step"] / total))
+    if last["step"] >= total:
+        return HowFar(text, 1.0)
+    seconds = statistics.median(row["seconds"] for row in steps[-_RECENT:])
+    speed = f"{seconds:.2f} s/step, {duration((total - last['step']) * seconds)} left"
+    saved = saved_checkpoint(run)
+    kept = f"saved up to step {steps_of(saved)}" if saved else "no checkpoint yet"
+    return HowFar(text, last["step"] / total, speed, kept)
 
 
 def generate(run: RunFolder, markers: Sequence[Path]) -> HowFar:

@@ -87,11 +87,17 @@ def saved_checkpoint(run: RunFolder) -> Path | None:
         return run.path / str(marker["checkpoint"])
     found = {}
     for path in run.train.checkpoints.glob("step=*"):
-        step = re.match(r"step=(\d+)", path.name)
+        steps = steps_of(path)
         unfinished = path.with_name(f"{path.name}-unfinished").exists()
-        if step and not unfinished and (path / "weights" / "metadata.json").is_file():
-            found[int(step[1])] = path
+        if steps and not unfinished and (path / "weights" / "metadata.json").is_file():
+            found[steps] = path
     return found[max(found)] if found else None
+
+
+def steps_of(checkpoint: Path) -> int | None:
+    """Steps before a checkpoint was written, by its name; NeMo counts them from 0."""
+    step = re.match(r"step=(\d+)", checkpoint.name)
+    return int(step[1]) + 1 if step else None
 
 
 def _published(recipe: Recipe) -> Source:

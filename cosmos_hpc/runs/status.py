@@ -170,7 +170,7 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
                 state,
                 stage.tasks,
                 done_tasks=stage.tasks - len(missing),
-                progress=how_far.words,
+                progress=_progress(how_far, state),
                 errors=errors,
                 jobs=jobs.counts,
                 after=jobs.after,
@@ -206,6 +206,12 @@ def read_state(run: RunFolder, queue: Queue) -> RunState:
         checkpoint=str(checkpoint) if checkpoint else None,
         **numbers(run)._asdict(),
     )
+
+
+def _progress(how_far: HowFar, state: str) -> str:
+    if state in ("running", "queued"):
+        return how_far.working
+    return how_far.words if state == "done" else how_far.stopped
 
 
 def _pace(
