@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 
@@ -57,8 +58,8 @@ class Sizing(Struct, frozen=True):
             fifth of the memory free; None where none does.
         time: of a step; None where the speed of the GPUs is not known.
         further: layouts of more GPUs, the fastest of each number, with their times.
-        in_bf16: the fastest layout of as many GPUs with gradients and moments in bf16, and its
-            time, where that is shorter.
+        in_bf16: settings of what is kept in bf16, with which as many GPUs would be faster, the
+            layout and the time; None where none is worth it.
     """
 
     layout: Layout
@@ -67,7 +68,7 @@ class Sizing(Struct, frozen=True):
     recommended: Layout | None = None
     time: StepTime | None = None
     further: tuple[tuple[Layout, StepTime], ...] = ()
-    in_bf16: tuple[Layout, StepTime] | None = None
+    in_bf16: tuple[str, Layout, StepTime] | None = None
 
 
 def trained_of(train: Train, model: ModelConfig) -> Trained:
@@ -119,29 +120,30 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     )
 
 
-def _with_bf16(recipe: Recipe) -> Recipe | None:
-    """The recipe with gradients and moments in bf16; None where they are, or cannot be."""
-    changes = dict.fromkeys(("gradient_precision", "moment_precision"), "bf16")
-    try:
-        train = replace(recipe.train, **changes)
-    except ValueError:  # adapters, float32, another AdamW
-        return None
-    return None if train == recipe.train else replace(recipe, train=train)
+def _rounding_more(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
+    """The recipe with moments, and then with gradients as well, in bf16; with these settings."""
+    for names in (("moment_precision",), ("moment_precision", "gradient_precision")):
+        changes = {name: "bf16" for name in names if getattr(recipe.train, name) != "bf16"}
+        # Not of adapters, of float32, and of another AdamW.
+        with contextlib.suppress(ValueError):
+            other = replace(recipe, train=replace(recipe.train, **changes))
+            if changes:
+                yield " and ".join(f"train.{name}=bf16" for name in changes), other
 
 
 def _faster_in_bf16(
     recipe: Recipe, cluster: Cluster, chosen: Layout, seconds: float
-) -> tuple[Layout, StepTime] | None:
-    """With gradients and moments in bf16, where a step is enough faster than these seconds."""
-    other = _with_bf16(recipe)
-    if other is None:
-        return None
-    search = _Search(other, cluster)
-    layouts = search.layouts(replace(other.train, gpus=chosen.gpus), chosen.gpus)
-    best = search.fastest(layouts)
-    if best is None or search.time(best).total > _WORTH * seconds:
-        return None
-    return best, search.time(best)
+) -> tuple[str, Layout, StepTime] | None:
+    """What would be enough faster than these seconds, with as few settings as possible."""
+    found = None
+    for settings, other in _rounding_more(recipe):
+        search = _Search(other, cluster)
+        layouts = search.layouts(replace(other.train, gpus=chosen.gpus), chosen.gpus)
+        best = search.fastest(layouts)
+        if best is not None and search.time(best).total <= _WORTH * seconds:
+            found = settings, best, search.time(best)
+            seconds = found[2].total
+    return found
 
 
 def _on_cpus(train: Train) -> Layout:
@@ -320,21 +322,24 @@ class _Search:
 
 
 def _fewest(recipe: Recipe, cluster: Cluster, minimum: Layout | None) -> str:
-    """How many GPUs would do, as they are and with gradients and moments in bf16."""
-    enough = "no number of such GPUs would do"
+    """How many GPUs would do, with which settings."""
+    train = recipe.train
+    enough, gpus = "no number of such GPUs would do", MAX_GPUS + 1
     if minimum:
-        enough = f"the fewest such GPUs that would do are {minimum.gpus} ({minimum})"
-    other = _with_bf16(recipe)
-    if other:
+        gpus = minimum.gpus
+        enough = f"the fewest such GPUs that would do are {gpus} ({minimum})"
+        asked = {name: getattr(train, name) for name in _CHOSEN}
+        in_the_way = [f"train.{name}={value}" for name, value in asked.items() if value is not None]
+        if gpus <= cluster.max_gpus and in_the_way:
+            enough = f"{gpus} would do without {' and '.join(in_the_way)} ({minimum})"
+    fewer = ""
+    for settings, other in _rounding_more(recipe):
         search = _Search(other, cluster)
         free = replace(other.train, **dict.fromkeys(_CHOSEN))
-        fewer = search.first(search.layouts(free, MAX_GPUS), POSSIBLE)
-        if fewer and (minimum is None or fewer.gpus < minimum.gpus):
-            enough += (
-                f", and {fewer.gpus} with train.gradient_precision=bf16 and "
-                f"train.moment_precision=bf16"
-            )
-    return enough
+        first = search.first(search.layouts(free, MAX_GPUS), POSSIBLE)
+        if first and first.gpus < gpus:
+            gpus, fewer = first.gpus, f", and {first.gpus} with {settings}"
+    return enough + fewer
 
 
 def _does_not_fit(

@@ -110,10 +110,10 @@ def _time(plan: Plan) -> list[str]:
         for gpus, seconds, layout in plan.further
     ]
     if plan.in_bf16:
-        seconds, layout = plan.in_bf16
+        settings, seconds, layout = plan.in_bf16
         lines.append(
-            f"              with train.gradient_precision=bf16 and train.moment_precision=bf16: "
-            f"{seconds:.2f} s per step, {step / seconds:.1f} times as fast ({layout})"
+            f"              with {settings}: {seconds:.2f} s per step, "
+            f"{step / seconds:.1f} times as fast ({layout})"
         )
     if plan.time_limit is not None:
         lines.append(f"  time limit  {_limit(plan, plan.time_limit)}")

@@ -57,8 +57,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         step_time: seconds of a step, by part; None where the speed of the GPUs is not known.
         train_seconds: of all steps and validations; None where the speed is not known.
         further: GPUs, seconds per step and layout of larger numbers of GPUs; may be empty.
-        in_bf16: seconds per step and layout of these GPUs with gradients and moments in bf16, where
-            that is faster.
+        in_bf16: settings of what is kept in bf16, with which these GPUs would be faster, seconds
+            per step and layout; None where none is worth it.
         time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
         generation: what the generate stage does.
@@ -85,7 +85,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     step_time: StepTime | None = None
     train_seconds: float | None = None
     further: list[tuple[int, float, str]] = field(default_factory=list)
-    in_bf16: tuple[float, str] | None = None
+    in_bf16: tuple[str, float, str] | None = None
     time_limit: str | None = None
     micro_batches: int = 0
     global_batch_size: int = 0
@@ -118,10 +118,6 @@ def _train_seconds(recipe: Recipe, step: StepTime) -> float:
     if recipe.data.split.validation:
         steps += train.max_steps // train.validate_every * train.validation_batches / 3
     return steps * step.total
-
-
-def _seconds_and_layout(found: tuple[Layout, StepTime] | None) -> tuple[float, str] | None:
-    return (round(found[1].total, 3), str(found[0])) if found else None
 
 
 def check_gpus(recipe: Recipe, cluster: Cluster) -> None:
@@ -162,6 +158,7 @@ def make_plan(
     if not recipe.trains:
         return _generating_plan(recipe, cluster, videos, generation)
     sizing = size(recipe, cluster)
+    in_bf16 = sizing.in_bf16
     with_layout(recipe, sizing.layout)  # refuses batches that do not divide
     if videos is not None and not shards:
         # As many shards as tasks run at a time, if there are videos enough, so that none idles.
@@ -189,7 +186,7 @@ def make_plan(
         step_time=sizing.time,
         train_seconds=_train_seconds(recipe, sizing.time) if sizing.time else None,
         further=[(x.gpus, round(time.total, 3), str(x)) for x, time in sizing.further],
-        in_bf16=_seconds_and_layout(sizing.in_bf16),
+        in_bf16=(in_bf16[0], round(in_bf16[2].total, 3), str(in_bf16[1])) if in_bf16 else None,
         time_limit=cluster.time_of("train"),
         global_batch_size=train.global_batch_size,
         micro_batches=train.global_batch_size

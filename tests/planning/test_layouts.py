@@ -263,16 +263,26 @@ def test_the_fewest_gpus_of_80_gb_with_gradients_and_moments_in_bf16(recipe, gpu
 
 def test_a_plan_names_what_bf16_would_bring():
     found = sizing("ar13b_v2w", gpus=4)
-    layout, time = found.in_bf16
+    settings, layout, time = found.in_bf16
+    assert settings == "train.moment_precision=bf16 and train.gradient_precision=bf16"
     assert layout == sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).layout
     assert time.total < 0.95 * found.time.total
     assert sizing("ar13b_v2w", gpus=4, overrides=BOTH_IN_BF16).in_bf16 is None
     assert sizing("ar4b").in_bf16 is None  # hardly faster
     assert sizing("ar4b", "80GB").in_bf16 is None
-    with pytest.raises(RequestError, match="would do are 2 .*, and 1 with train.gradient_prec"):
+    with pytest.raises(
+        RequestError, match="would do are 2 .*, and 1 with train.moment_precision=bf16$"
+    ):
         sizing("ar5b_v2w", gpus=1)
     assert sizing("ar5b_v2w", gpus=1, overrides=BOTH_IN_BF16).layout.gpus == 1
     plain = ["train.fusions=[]"]
+    # As few settings as do; and what is asked for may be in the way.
+    moments = ["train.moment_precision=bf16"]
+    assert sizing("ar13b_v2w", gpus=4, overrides=moments).in_bf16[0] == BOTH_IN_BF16[0]
+    with pytest.raises(
+        RequestError, match="; 4 would do without train.tensor_parallel=2 .*, and 2"
+    ):
+        sizing("ar13b_v2w", gpus=4, overrides=["train.tensor_parallel=2"])
     with pytest.raises(RequestError, match="would do are 2") as e:
         sizing("ar5b_v2w", gpus=1, overrides=plain)
     assert "moment_precision" not in str(e.value)
