@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ def why_not(run: RunFolder, queue: Queue) -> str:
         queue: what the queue says of it now.
     """
     if queue.problem:
-        return f"what works on it is not known: {queue.problem}"
+        return (
+            f"what works on it is not known: {queue.problem}; delete it where its queue can be "
+            f"asked, or by hand: rm -r {shlex.quote(str(run.path))}"
+        )
     if queue.stages:
         return f"it has jobs in the queue; cosmos-hpc cancel {run.name} first"
     try:

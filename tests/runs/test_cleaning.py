@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -150,3 +151,16 @@ def test_a_person_is_asked(tmp_path, answer, there):
     assert "delete 1 run? [y/N]" in done.stdout
     assert (done.returncode == 0) == (not there), done.stderr
     assert run.path.exists() == there
+
+
+def test_a_run_whose_queue_cannot_be_asked_stays_until_a_person_deletes_it(tmp_path):
+    profile = (
+        "kind: slurm\nname: hpc\nruns: runs\nparallel: 4\ngpu_partition: gpu\ncpu_partition: cpu\n"
+        "gpus_per_node: 8\n"
+    )
+    run = write_run(tmp_path / "runs/it's mine", cluster=profile)
+    refused = cosmos_hpc("runs", "rm", run.path, "--yes", cwd=tmp_path, env={"PATH": "/nowhere"})
+    assert refused.code == 2
+    assert "squeue is not on the PATH" in refused.err
+    assert refused.err.rstrip().endswith(f"or by hand: rm -r {shlex.quote(str(run.path))}")
+    assert run.path.is_dir()
