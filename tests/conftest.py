@@ -61,6 +61,7 @@ LONGEST = (
     "slurm/test_sweeps.py",
     "worker/training/test_freeze.py",
     "worker/datasets/test_lerobot.py",
+    "worker/training/test_context_parallel.py",
     "worker/training/test_distributed.py",
     "worker/training/test_lora.py",
     "slurm/test_old_runs.py",

@@ -65,6 +65,7 @@ def head_of_dry_run(plan: Plan, run: RunFolder, unchecked: str = "") -> list[str
     return [
         *(f"# {line}" for line in plan.render().splitlines()),
         f"# The run folder {str(run.path)!r} is prepared; nothing was started.",
+        "# What is started of it from now on, by retry as well, has these settings.",
         "# These commands do what submit does.",
         *([f"# {unchecked}"] if unchecked else []),
     ]
