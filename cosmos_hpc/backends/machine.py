@@ -205,7 +205,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
         still = missing_tasks(run, request.recipe, stage, tasks)
         if still and run.stop_request.exists():
             console.end(stage.name, "stopped", stage_progress(run, stage).stopped)
-            raise WorkError("stopped on request; the same command resumes from here")
+            raise WorkError("stopped on request; the same command resumes")
         if still:
             _note_silent_deaths(run, stage, still)
             console.end(stage.name, "failed", stage_progress(run, stage).stopped)
@@ -246,6 +246,8 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
     def _run_job(
         self, run: RunFolder, stage: RunStage, opened: Any, gpus: list[str], console: Console
     ) -> None:
+        # Of an earlier attempt, whose last steps may have to be done again.
+        before = stage_progress(run, stage).words
         with self.job(run, stage, opened, gpus) as job:
             noted = False
             try:
@@ -254,8 +256,10 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
                     if not noted and job.log:
                         note_log(run, stage.name, 0, job.log)
                         noted = True
-                    if console.due() and (how_far := stage_progress(run, stage)).words:
-                        console.progress(stage.name, how_far.working, how_far.fraction)
+                    if console.due():
+                        how_far = stage_progress(run, stage)
+                        if how_far.words not in ("", before):
+                            console.progress(stage.name, how_far.working, how_far.fraction)
             finally:
                 job.cancel()
             if not noted and job.log:

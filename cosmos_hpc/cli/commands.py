@@ -56,7 +56,7 @@ def _submit(arguments: argparse.Namespace) -> None:
     stages = None if arguments.stages is None else arguments.stages.split(",")
     if arguments.output is not None and not arguments.dry_run:
         raise RequestError("--output goes with --dry-run")
-    with _going_on():
+    with _going_on(_AS_STATUS_SAYS):
         run = api.submit(
             recipe,
             cluster,
@@ -69,9 +69,13 @@ def _submit(arguments: argparse.Namespace) -> None:
     print(run.dry_run if arguments.dry_run else _status_of(run))
 
 
+#: A training does so from its last checkpoint.
+_AS_STATUS_SAYS = ", and cosmos-hpc status says from where"
+
+
 @contextlib.contextmanager
-def _going_on() -> Iterator[None]:
-    """Say of an interrupted command that it can be repeated."""
+def _going_on(where: str = " from here") -> Iterator[None]:
+    """Say of an interrupted command that it can be repeated, and where it resumes."""
     import signal
 
     # A closed terminal or a kill stops the tasks as Ctrl-C does.
@@ -80,7 +84,7 @@ def _going_on() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes from here", file=sys.stderr)
+        print(f"\ninterrupted; the same command resumes{where}", file=sys.stderr)
         raise SystemExit(130) from None
 
 
@@ -210,7 +214,7 @@ def _retry(arguments: argparse.Namespace) -> None:
     from cosmos_hpc.sweep import Sweep, named
 
     found = named(arguments.run)
-    with _going_on():
+    with _going_on(_AS_STATUS_SAYS):
         if not isinstance(found, Sweep):
             found.retry(*_stage_and_task(arguments.stage or ""))
         elif arguments.stage:
