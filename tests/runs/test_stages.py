@@ -9,13 +9,14 @@ import cosmos_hpc as ch
 from cosmos_hpc.backends.kinds import KINDS
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.config.tasks import TASKS
+from cosmos_hpc.runs.logs import note_log
 from cosmos_hpc.runs.stages import STAGES, list_stages, stage_and_following, stage_named
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.imports import load
 from cosmos_hpc.utils.settings import setting
 from tests.conftest import cosmos_hpc
 from tests.new_stage import package_with_a_stage
-from tests.runs.written import write_run
+from tests.runs.written import worked_on, write_run
 
 
 def test_a_stage_stands_behind_those_that_it_needs():
@@ -119,3 +120,17 @@ def test_a_new_stage_is_a_row_and_a_file(tmp_path, scenes):
     assert files.read_json(marker) == {"clips": 8}
     wrong = cosmos_hpc(*request, "--stages", "cuont", cwd=tmp_path, env=place)
     assert (wrong.code, "did you mean count" in wrong.err) == (2, True)
+
+
+def test_a_stopped_training_says_what_of_it_is_saved(tmp_path):
+    begun = write_run(tmp_path / "runs/begun", "train.max_steps=9", steps=3)
+    saved = write_run(tmp_path / "runs/saved", "train.max_steps=9", steps=3, saved=[2])
+    for run in (begun, saved):
+        note_log(run, "train", 0, run.path / "logs/train.log")
+    status = cosmos_hpc("status", "begun", cwd=tmp_path).out
+    assert "step 3/9, loss 4.700, validation loss 4.500, no checkpoint yet\n" in status
+    status = cosmos_hpc("status", "saved", cwd=tmp_path).out
+    assert "step 3/9, loss 4.700, validation loss 4.500, saved up to step 2\n" in status
+    with worked_on(saved):
+        status = cosmos_hpc("status", "saved", cwd=tmp_path).out
+    assert "step 3/9, loss 4.700, validation loss 4.500, 1.00 s/step, 6 s left" in status
