@@ -62,6 +62,15 @@ def test_a_wrong_key_in_a_profile(tmp_path):
         load_cluster(str(path))
 
 
+def test_gpus_of_a_slurm_cluster_are_those_of_a_node(tmp_path):
+    profile = tmp_path / "c.yaml"
+    profile.write_text("kind: slurm\ngpu_partition: gpu\n")
+    with pytest.raises(
+        RequestError, match="did you mean gpus_per_node, or train.gpus for those of"
+    ):
+        load_cluster(str(profile), ["gpus=4"])
+
+
 def test_times_need_no_quotes(tmp_path):
     profile = tmp_path / "c.yaml"
     profile.write_text(

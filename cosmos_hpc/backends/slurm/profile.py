@@ -20,7 +20,7 @@ from cosmos_hpc.config.clusters import (
 from cosmos_hpc.config.gpus import NODE_GPUS
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils.annotations import Checked, InWords, NonNegativeInt, PositiveInt
-from cosmos_hpc.utils.settings import Section
+from cosmos_hpc.utils.settings import Section, Synonym
 
 
 def minutes(walltime: str) -> int:
@@ -117,6 +117,10 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
         sbatch: further flags of sbatch, such as ``--mem=0``.
     """
 
+    synonyms: ClassVar[Mapping[str, Synonym]] = {
+        **Cluster.synonyms,
+        "gpus": Synonym(("gpus_per_node",), "or train.gpus for those of a training"),
+    }
     default_words: ClassVar[Mapping[str, str]] = {
         **Cluster.default_words,
         "cpu_partition": "``gpu_partition``",
