@@ -172,10 +172,10 @@ class Train(Section, frozen=True, kw_only=True):
     Attributes:
         max_steps: optimizer steps of the whole run.
         global_batch_size: clips of an optimizer step, on all ranks together.
-        micro_batch_size: clips of one forward pass on one rank; a step has as many passes as make
-            up ``global_batch_size``.
-        gpus: GPUs of the training in all, each with a process of its own (a rank); where there is
-            no GPU, processes. None: the plan chooses, from the memory that a step takes.
+        micro_batch_size: clips that a rank computes in one forward pass; a step takes as many
+            passes as make up ``global_batch_size``.
+        gpus: GPUs of the training in all, each with a process of its own (a rank); on a machine
+            without GPUs, the number of processes. None: the plan chooses, by memory and speed.
         tensor_parallel: ranks that hold one copy of the model together, each a part of every layer;
             None: the plan chooses.
         context_parallel: copies of the model that compute one sample together, each a part of its

@@ -30,7 +30,7 @@ _OF_LAYERS = frozenset({"rotary", "norms", "gradient_accumulation"})
 MAX_PARALLEL = 8
 #: As far as is looked for what would do.
 MAX_GPUS = 64
-#: Share of a step's time below which a plan names a layout with other settings.
+#: A plan mentions other settings where a step with them takes at most this share of its time.
 _WORTH = 0.95
 #: How many larger numbers of GPUs a plan compares.
 _FURTHER = 3
@@ -99,8 +99,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     if not cluster.max_gpus:
         return Sizing(_on_cpus(train))
     search = _Search(recipe, cluster)
-    free = replace(train, **dict.fromkeys(_CHOSEN))
-    anything = search.layouts(free, MAX_GPUS)
+    anything = search.layouts(_free(train), MAX_GPUS)
     minimum = search.first(anything, POSSIBLE)
     recommended = search.recommended(anything)
     allowed = search.layouts(train, cluster.max_gpus)
@@ -108,7 +107,7 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
     if chosen is None:
         raise RequestError(_does_not_fit(recipe, cluster, allowed, minimum, search.memory))
     known = isinstance(cluster.gpu, str) and train.precision == "bf16"
-    more = replace(free, recompute=train.recompute) if known else None
+    more = replace(_free(train), recompute=train.recompute) if known else None
     return Sizing(
         chosen,
         search.memory(chosen),
@@ -118,6 +117,11 @@ def size(recipe: Recipe, cluster: Cluster) -> Sizing:
         search.further(search.layouts(more, MAX_GPUS), chosen.gpus) if more else (),
         _faster_in_bf16(recipe, cluster, chosen, search.time(chosen).total) if known else None,
     )
+
+
+def _free(train: Train) -> Train:
+    """Settings without those that are chosen where they are left open."""
+    return replace(train, **dict.fromkeys(_CHOSEN))
 
 
 def _rounding_more(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
@@ -335,8 +339,7 @@ def _fewest(recipe: Recipe, cluster: Cluster, minimum: Layout | None) -> str:
     fewer = ""
     for settings, other in _rounding_more(recipe):
         search = _Search(other, cluster)
-        free = replace(other.train, **dict.fromkeys(_CHOSEN))
-        first = search.first(search.layouts(free, MAX_GPUS), POSSIBLE)
+        first = search.first(search.layouts(_free(other.train), MAX_GPUS), POSSIBLE)
         if first and first.gpus < gpus:
             gpus, fewer = first.gpus, f", and {first.gpus} with {settings}"
     return enough + fewer

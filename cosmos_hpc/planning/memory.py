@@ -31,8 +31,8 @@ class Layout(Struct, frozen=True):
         distributed_optimizer: all copies share the optimizer's state.
         recompute_layers: of how many layers, with ``full`` recomputation; None: of all.
         gradient_bytes: of a parameter's gradient, as the data-parallel ranks add it up.
-        optimizer_bytes: of the state of a bf16 parameter: 12 for its float32 form and two moments;
-            6 with moments in bf16, beside which only what its own 2 bytes lack of 4 is kept.
+        optimizer_bytes: of the optimizer's state of a bf16 parameter: 12 for a float32 weight and
+            two moments; 6 for the lower half of the float32 weight and two moments in bf16.
     """
 
     tensor_parallel: int = 1

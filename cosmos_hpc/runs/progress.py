@@ -7,7 +7,8 @@ there, and returns no words where there is nothing to say.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +26,14 @@ class HowFar(NamedTuple):
         words: for a person; may be empty.
         fraction: of its work that is done, from 0 to 1; None where that is not known.
         speed: of work in progress, and how long the rest will take; may be empty.
-        kept: what of work that was stopped need not be done again; may be empty.
+        kept: says what of work that was stopped need not be done again, or nothing; only that
+            looks for it on the disk.
     """
 
     words: str = ""
     fraction: float | None = None
     speed: str = ""
-    kept: str = ""
+    kept: Callable[[], str] = str
 
     @property
     def working(self) -> str:
@@ -41,7 +43,7 @@ class HowFar(NamedTuple):
     @property
     def stopped(self) -> str:
         """The words where nobody does, and it is not done."""
-        return ", ".join(filter(None, (self.words, self.kept)))
+        return ", ".join(filter(None, (self.words, self.kept())))
 
 
 def nothing(run: RunFolder, markers: Sequence[Path]) -> HowFar:
@@ -149,9 +151,12 @@ def train(run: RunFolder, markers: Sequence[Path]) -> HowFar:
         return HowFar(text, 1.0)
     seconds = statistics.median(row["seconds"] for row in steps[-_RECENT:])
     speed = f"{seconds:.2f} s/step, {duration((total - last['step']) * seconds)} left"
+    return HowFar(text, last["step"] / total, speed, partial(_saved, run))
+
+
+def _saved(run: RunFolder) -> str:
     saved = saved_checkpoint(run)
-    kept = f"saved up to step {steps_of(saved)}" if saved else "no checkpoint yet"
-    return HowFar(text, last["step"] / total, speed, kept)
+    return f"saved up to step {steps_of(saved)}" if saved else "no checkpoint yet"
 
 
 def generate(run: RunFolder, markers: Sequence[Path]) -> HowFar:

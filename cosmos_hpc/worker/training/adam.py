@@ -242,8 +242,9 @@ def _update(
     if low is None:
         weight.copy_(updated)
     else:
-        for half, new_half in zip((weight, low), split(updated), strict=True):
-            half.copy_(new_half)
+        new_high, new_low = split(updated)
+        weight.copy_(new_high)
+        low.copy_(new_low)
 
 
 def gradient_norm(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from nemo import lightning as nl
 
 from cosmos_hpc.errors import Stopped
 from cosmos_hpc.models.checkpoints.distributed_formats import find_damage
+from cosmos_hpc.runs.sources import steps_of
 from cosmos_hpc.utils.progress import say
 
 
@@ -127,9 +127,9 @@ def latest_checkpoint(folder: Path, set_aside: bool = False) -> tuple[int, Path]
     for path in folder.glob("step=*"):
         marked = Path(f"{path}{nl.ModelCheckpoint.UNFINISHED_CHECKPOINT_SUFFIX}").exists()
         if path.is_dir() and not marked and (path / "weights" / "metadata.json").is_file():
-            step = re.match(r"step=(\d+)", path.name)
-            if step:
-                finished[int(step[1]) + 1, path.name] = path
+            steps = steps_of(path)
+            if steps:
+                finished[steps, path.name] = path
     for (steps, _), path in sorted(finished.items(), reverse=True):
         damage = find_damage(path / "weights")
         if damage is None:

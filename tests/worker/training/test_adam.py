@@ -38,7 +38,7 @@ def parameters():
 
 
 def in_bf16(plain):
-    """The same parameters rounded, and where their float32 form was not, as well."""
+    """Copies of parameters in bf16; the parameters themselves are rounded as well."""
     for parameter in plain:
         parameter.data = parameter.data.bfloat16().float()
     return [parameter.detach().bfloat16() for parameter in plain]
@@ -133,6 +133,16 @@ def test_moments_in_bf16():
         assert (exact - wanted).norm() < 0.01 * wanted.norm()
 
 
+def loaded(before, weights, copies):
+    """The fused AdamW of copies of weights, with the state of another one, after a step of both."""
+    after = FusedAdam(copies, **SETTINGS)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    draw_gradients(weights, copies)
+    before.step()
+    after.step()
+    return after
+
+
 @pytest.mark.usefixtures("without_the_compiler")
 @pytest.mark.parametrize("moments", [torch.float32, torch.bfloat16])
 def test_a_state_is_loaded_as_it_was(moments):
@@ -142,11 +152,7 @@ def test_a_state_is_loaded_as_it_was(moments):
     draw_gradients(weights)
     before.step()
     copies = [weight.clone() for weight in weights]
-    after = FusedAdam(copies, **SETTINGS)
-    after.load_state_dict(copy.deepcopy(before.state_dict()))
-    draw_gradients(weights, copies)
-    before.step()
-    after.step()
+    after = loaded(before, weights, copies)
     for weight, same in zip(weights, copies, strict=True):
         assert torch.equal(weight, same)
         assert after.state[same]["exp_avg"].dtype == moments
@@ -161,11 +167,7 @@ def test_a_training_goes_on_from_the_state_of_pytorch_s():
     draw_gradients(plain)
     before.step()
     fused = copy.deepcopy(plain)
-    after = FusedAdam(fused, **SETTINGS)
-    after.load_state_dict(copy.deepcopy(before.state_dict()))
-    draw_gradients(plain, fused)
-    before.step()
-    after.step()
+    loaded(before, plain, fused)
     for wanted, parameter in zip(plain, fused, strict=True):
         torch.testing.assert_close(parameter, wanted)
 
