@@ -29,7 +29,8 @@ from torch import Tensor
 
 from cosmos_hpc.backends.kinds import load_cluster
 from cosmos_hpc.config.recipes import Recipe, load_recipe
-from cosmos_hpc.data.tokens import NUM_IDS
+from cosmos_hpc.data.tokens import NUM_IDS, TEXT_POSITIONS
+from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.planning.layouts import size
 from cosmos_hpc.planning.plans import with_layout
 from cosmos_hpc.utils.imports import end_quickly, large_imports
@@ -52,34 +53,37 @@ SWITCHES = {
     "overlap": ["train.overlap_communication=true"],
     "transformer-engine": ["train.transformer_impl=transformer_engine"],
 }
-#: Rows of a T5 text embedding.
-TEXT_POSITIONS = 512
 
 
 class RandomSamples(SampleDataset):
-    """Samples of a recipe's form, the same for the same index."""
+    """Samples of a recipe's form, made beforehand, so that making them is not measured."""
 
     def __init__(self, recipe: Recipe, length: int) -> None:
-        self.model, self.length = recipe.model_for_clips(), length
+        model = recipe.model_for_clips()
+        self.samples = [random_sample(model, index) for index in range(length)]
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(index)
-        frames, rows, columns = self.model.latent_shape
-        shape = (frames * rows * columns,)
-        ids = torch.randint(0, NUM_IDS, shape, generator=generator)
-        if self.model.context_width is None:
-            mask = torch.ones(len(ids))
-            mask[-1] = 0
-            return {"tokens": ids, "labels": ids.roll(-1), "loss_mask": mask}
-        length = self.model.sequence_length
-        if self.model.action_width:
-            action = torch.randn(self.model.action_width, generator=generator)
-            return {**conditioned_sample(ids, length, rows * columns), "action": action}
-        context = torch.randn(TEXT_POSITIONS, self.model.context_width, generator=generator)
-        return {**conditioned_sample(ids, length), "context": context}
+        return self.samples[index]
+
+
+def random_sample(model: ModelConfig, index: int) -> dict[str, Tensor]:
+    """The same for the same index."""
+    generator = torch.Generator().manual_seed(index)
+    frames, rows, columns = model.latent_shape
+    ids = torch.randint(0, NUM_IDS, (frames * rows * columns,), generator=generator)
+    if model.context_width is None:
+        mask = torch.ones(len(ids))
+        mask[-1] = 0
+        return {"tokens": ids, "labels": ids.roll(-1), "loss_mask": mask}
+    length = model.sequence_length
+    if model.action_width:
+        action = torch.randn(model.action_width, generator=generator)
+        return {**conditioned_sample(ids, length, rows * columns), "action": action}
+    context = torch.randn(TEXT_POSITIONS, model.context_width, generator=generator)
+    return {**conditioned_sample(ids, length), "context": context}
 
 
 def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:

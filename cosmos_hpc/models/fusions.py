@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.fusions import fused_bias_swiglu
 from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.optimizer import clip_grads
@@ -25,6 +26,10 @@ from cosmos_hpc.models.loss import token_losses
 #: Shapes that each kernel may be compiled for: hidden states, queries, keys and those of the text,
 #: in training and in validation. Beyond its limit PyTorch would fall back to unfused ones.
 _SHAPES = 32
+#: Numbers in the input of a norm above which the GPU gains more by a compiled kernel than the CPU
+#: loses, which takes twice the time to start one. Where ranks share a sample the CPU is what a step
+#: waits for.
+_WORTH_COMPILING = 2**24
 
 
 def choose_fusions(asked: Sequence[str] | None, transformer_impl: str) -> list[str]:
@@ -53,7 +58,7 @@ def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:
     if "rotary" in fusions:
         rope_utils._apply_rotary_pos_emb_bshd = apply_rotary
     if "norms" in fusions:
-        RMSNorm.kernel = staticmethod(_rms_norm)
+        RMSNorm.kernel = staticmethod(rms_norm)
     if "swiglu" in fusions:
         fused_bias_swiglu.swiglu_back = swiglu_gradient
     if "loss" in fusions:
@@ -125,9 +130,15 @@ def _rotate(t: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return turned.to(t.dtype)
 
 
+def rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -> Tensor:
+    """As :func:`torch.nn.functional.rms_norm` over the last dimension, compiled where that pays."""
+    if x.numel() < _WORTH_COMPILING:
+        return F.rms_norm(x, shape, weight, eps)
+    return _compiled_rms_norm(x, weight, eps)
+
+
 @torch.compile(dynamic=False)
-def _rms_norm(x: Tensor, shape: Sequence[int], weight: Tensor, eps: float) -> Tensor:
-    """As :func:`torch.nn.functional.rms_norm` over the last dimension."""
+def _compiled_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (normed * weight.float()).to(x.dtype)

@@ -5,14 +5,15 @@ import torch
 from megatron.core.models.common.embeddings import rope_utils
 from msgspec.structs import replace
 
+from cosmos_hpc.models import fusions
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.fusions import (
     AddedByProducts,
-    _rms_norm,
     _scale,
     _total_norm,
     apply_rotary,
     choose_fusions,
+    rms_norm,
     swiglu_gradient,
 )
 from cosmos_hpc.models.positions import rotary_angles
@@ -44,12 +45,14 @@ def test_rotary_and_its_gradient_are_megatron_s(model: ModelConfig):
     assert apply_rotary(t.bfloat16(), angles).dtype == torch.bfloat16
 
 
-def test_norms_and_their_gradients_are_pytorch_s():
+@pytest.mark.parametrize("worth_compiling", [0, 1000])
+def test_norms_and_their_gradients_are_pytorch_s(worth_compiling, monkeypatch):
+    monkeypatch.setattr(fusions, "_WORTH_COMPILING", worth_compiling)
     x, weight = torch.randn(5, 3, 12), torch.randn(12)
     expected, wanted = gradients(
         lambda x, w: torch.nn.functional.rms_norm(x, (12,), w, 1e-5), x, weight
     )
-    got, found = gradients(lambda x, w: _rms_norm(x, (12,), w, 1e-5), x, weight)
+    got, found = gradients(lambda x, w: rms_norm(x, (12,), w, 1e-5), x, weight)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(found, wanted)
 

@@ -143,11 +143,13 @@ def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.tensor_parallel import layers as megatron_layers
 
+    from cosmos_hpc.models import fusions
     from cosmos_hpc.models.config import FUSIONS
     from cosmos_hpc.models.fusions import choose_fusions, fuse
     from cosmos_hpc.models.layers import RMSNorm
 
     assert choose_fusions(None, "local") == list(FUSIONS)
+    monkeypatch.setattr(fusions, "_WORTH_COMPILING", 0)
     # All that is changed for the process comes back after the test.
     monkeypatch.setattr(
         rope_utils, "_apply_rotary_pos_emb_bshd", rope_utils._apply_rotary_pos_emb_bshd

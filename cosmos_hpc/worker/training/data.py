@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from megatron.core.num_microbatches_calculator import update_num_microbatches
 from nemo import lightning as nl
 from nemo.lightning.data import WrappedDataLoader
@@ -32,13 +33,18 @@ class ClipData(pl.LightningDataModule):
 
     def train_dataloader(self) -> WrappedDataLoader:
         """Loader of the training clips; the data sampler gives it its batches."""
-        return WrappedDataLoader(mode="train", dataset=self.train, num_workers=0)
+        return self._loader("train", self.train)
 
     def val_dataloader(self) -> WrappedDataLoader | list[Any]:
         """Loader of the validation clips; empty without any."""
         if self.validation is None:
             return []
-        return WrappedDataLoader(mode="validation", dataset=self.validation, num_workers=0)
+        return self._loader("validation", self.validation)
+
+    def _loader(self, mode: str, samples: SampleDataset) -> WrappedDataLoader:
+        # Copies from memory that is not pinned wait until the GPU has done all that it was given.
+        pin = torch.cuda.is_available()
+        return WrappedDataLoader(mode=mode, dataset=samples, num_workers=0, pin_memory=pin)
 
     def state_dict(self) -> dict[str, int]:
         """Samples that all steps so far have consumed."""

@@ -88,8 +88,8 @@ def train(folder: Path, *overrides: str, ranks: int = 1, **env: str) -> list[dic
 def as_on_gpus(recipe: Recipe) -> None:
     """Train with Megatron's distributed optimizer, and where it is asked for with fused AdamW.
 
-    That is not compiled here, and kernels of layers stay those of a CPU. Communication that
-    overlaps is in buckets of few parameters.
+    Communication that overlaps is in buckets of few parameters. Without GPUs AdamW is not compiled,
+    and kernels of layers stay those of a CPU.
     """
     from cosmos_hpc.worker.training import nemo
     from cosmos_hpc.worker.training.optimizer_state import keep_by_parameter
@@ -101,6 +101,8 @@ def as_on_gpus(recipe: Recipe) -> None:
     nemo.DistributedDataParallelConfig = lambda **settings: ddp(
         **{**settings, **overlaps, "bucket_size": 50_000}
     )
+    if torch.cuda.is_available():
+        return
     nemo.choose_fusions = lambda asked, transformer_impl: list(asked or ())
     nemo.fuse = lambda config, fusions: None
     keep_by_parameter()
