@@ -107,6 +107,7 @@ def operations(
     angles = torch.cat((angles, angles), -1)
     labels = torch.randint(0, model.output_vocab_size, (tokens, 1))
     ranks = torch.distributed.group.WORLD
+    assert ranks is not None
     plain_rotary = rope_utils._apply_rotary_pos_emb_bshd
 
     def norm(x: Tensor, weight: Tensor) -> Tensor:

@@ -99,6 +99,14 @@ def test_the_diagram_of_the_packages_has_the_layers_of_the_import_linter():
     assert ", ".join(boxes) == ", ".join([*named, "the run folder, on the disk"])
 
 
+def test_the_plan_that_is_shown_is_what_the_command_prints():
+    text = (REPOSITORY / "docs/training.md").read_text()
+    (shown,) = re.findall(r"\$ cosmos-hpc plan (recipe=\S+) (.*)\n((?:.*\n)*?)```", text)
+    recipe, overrides, printed = shown
+    plan = ch.plan(recipe.removeprefix("recipe="), overrides=overrides.split())
+    assert printed == plan.render() + "\n"
+
+
 def test_the_table_of_gpus_is_what_plans_say():
     """For every recipe that is shipped: at least, and recommended."""
     said = {}

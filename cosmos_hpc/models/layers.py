@@ -207,15 +207,14 @@ def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
     """``local`` or ``transformer_engine``.
 
     Args:
-        asked: one of these, or ``auto`` for Transformer Engine where it can run.
+        asked: one of these, or ``auto`` for the faster ones, which are ``local``.
         context_parallel: ranks that share the sequence, which only ``local`` layers can.
 
     Raises:
         RequestError: Transformer Engine is asked for and cannot run here, or not with that.
     """
     if asked == "auto":
-        better = have_transformer_engine() and context_parallel == 1
-        return "transformer_engine" if better else "local"
+        return "local"
     if asked == "transformer_engine" and not have_transformer_engine():
         raise RequestError(
             "train.transformer_impl=transformer_engine needs Transformer Engine and a GPU, and "

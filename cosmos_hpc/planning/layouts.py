@@ -150,6 +150,12 @@ def _faster_in_bf16(
     return found
 
 
+def _optimizer_bytes(train: Train) -> int:
+    if train.moment_precision == "bf16":
+        return 6
+    return 10 if train.fuses_adam else 12
+
+
 def _on_cpus(train: Train) -> Layout:
     if train.sequence_parallel and (train.tensor_parallel or 1) == 1:
         raise RequestError("train.sequence_parallel needs train.tensor_parallel above 1")
@@ -240,7 +246,7 @@ class _Search:
             precision=train.precision,
             recompute_layers=train.recompute_layers,
             gradient_bytes=4 if train.gradient_precision == "fp32" else 2,
-            optimizer_bytes=12 if train.moment_precision == "fp32" else 6,
+            optimizer_bytes=_optimizer_bytes(train),
         )
 
     def _some_layers(self, train: Train, layout: Layout) -> list[Layout]:

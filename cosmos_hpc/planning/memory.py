@@ -32,7 +32,8 @@ class Layout(Struct, frozen=True):
         recompute_layers: of how many layers, with ``full`` recomputation; None: of all.
         gradient_bytes: of a parameter's gradient, as the data-parallel ranks add it up.
         optimizer_bytes: of the optimizer's state of a bf16 parameter: 12 for a float32 weight and
-            two moments; 6 for the lower half of the float32 weight and two moments in bf16.
+            two moments; 10 for the lower half of the float32 weight and two moments; 6 with moments
+            in bf16.
     """
 
     tensor_parallel: int = 1
@@ -145,9 +146,10 @@ def training_memory(
     split = layout.tensor_parallel
     spread = split if layout.sequence_parallel else 1
     width = 2 if layout.precision == "bf16" else 4
-    whole_layer = (
-        width * tokens * (_between(model) // spread + (_attention(model) + _mlp(model)) // split)
-    )
+    attention = _attention(model)
+    if layout.context_parallel > 1:
+        attention += _exchanged(model)
+    whole_layer = width * tokens * (_between(model) // spread + (attention + _mlp(model)) // split)
     kept = {
         "none": whole_layer,
         "selective": whole_layer - width * tokens * _mlp(model) // split,
@@ -201,6 +203,11 @@ def _attention(model: ModelConfig) -> int:
     key = model.num_query_groups * model.kv_channels
     own = 4 * query + 3 * key
     return own + 3 * query if model.context_width else own
+
+
+def _exchanged(model: ModelConfig) -> int:
+    """What exchanging them for context parallelism adds, as seen on GPUs: another q, k and v."""
+    return model.kv_channels * (model.num_attention_heads + 2 * model.num_query_groups)
 
 
 def _mlp(model: ModelConfig) -> int:

@@ -72,11 +72,10 @@ _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
 _EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
 _FORWARD = 0.4
-#: Bytes per parameter that a step reads and writes: in Adam, and in the norm and the zeroing of
-#: gradients, first without fused kernels and then with them.
-_UNFUSED_ADAM, _UNFUSED_GRADIENTS, _ADAM, _GRADIENTS = 38, 12, 30, 8
-#: What Adam spares of that with moments in bf16.
-_SPARED = 8
+#: Bytes per parameter that a step reads and writes: in Adam, by what its state takes, and in the
+#: norm and the zeroing of gradients, first without fused kernels and then with them.
+_ADAM = {12: 38, 10: 28, 6: 20}
+_UNFUSED_GRADIENTS, _GRADIENTS = 12, 8
 #: The same of adding the gradients of a micro batch, with fused kernels and without.
 _SUM, _UNFUSED_SUM = 4, 20
 
@@ -131,8 +130,8 @@ def step_time(
     # Those that are trained.
     params = training_memory(model, layout, trained).gradients // layout.gradient_bytes
     added = (_SUM if fused else _UNFUSED_SUM) * params / layout.micro_batch_size
-    adam, gradients = (_ADAM, _GRADIENTS) if fused else (_UNFUSED_ADAM, _UNFUSED_GRADIENTS)
-    adam -= _SPARED if layout.optimizer_bytes < 12 else 0
+    adam = _ADAM[layout.optimizer_bytes]
+    gradients = _GRADIENTS if fused else _UNFUSED_GRADIENTS
     return StepTime(
         matrix_products=batches * products / (rates.matrix_products * efficiency),
         attention=batches * attention / (rates.attention * slower),

@@ -77,7 +77,8 @@ def test_what_each_setting_changes():
     assert shared.activations == pytest.approx(one.activations / 4, rel=0.01)
     parted = parts(context_parallel=4)
     assert (parted.weights, parted.gradients) == (one.weights, one.gradients)
-    assert parted.activations == one.activations // 4
+    # Exchanged queries, keys and values are kept as well.
+    assert one.activations // 4 < parted.activations < one.activations // 3
     assert parted.logits == one.logits // 4
     assert parted.optimizer == spread.optimizer
     assert one.activations > parts(recompute="selective").activations

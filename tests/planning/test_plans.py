@@ -43,7 +43,7 @@ def test_memory_and_gpus_are_explained():
     text = make_plan(load_recipe("ar5b_v2w", ["train.gpus=4"]), cluster).render()
     assert "parameter model on 4 A100-80 GPUs" in text
     assert re.search(
-        r"memory +\d+\.\d GB on each GPU: weights 9\.2, gradients 18\.3, optimizer 13\.8, "
+        r"memory +\d+\.\d GB on each GPU: weights 9\.2, gradients 18\.3, optimizer 11\.5, "
         r"activations \d+\.\d, logits \d\.\d",
         text,
     )

@@ -1,6 +1,6 @@
 """AdamW that reads the gradient and writes the model's weight in the same pass over memory.
 
-Without Apex and Transformer Engine, Megatron's distributed optimizer uses PyTorch's AdamW: it
+Without Apex and Transformer Engine, Megatron's distributed optimizer would use PyTorch's AdamW: it
 first scales the gradient in place, then updates float32 weights, then copies them to the model's
 bf16 ones, and waits for the norm of the gradient between. Here the norm stays on the GPU, and one
 kernel per weight, of PyTorch's compiler, does the rest. Of a float32 weight only what the bf16 one
@@ -21,22 +21,16 @@ from megatron.core.optimizer import optimizer as mixed_precision
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
-from cosmos_hpc.errors import WorkError
 from cosmos_hpc.models.fusions import total_norm
-from cosmos_hpc.models.layers import have_transformer_engine
 
 
 def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
     """Let Megatron's distributed optimizer use :class:`FusedAdam` from now on.
 
-    Where Apex or Transformer Engine is installed, which bring a fused AdamW, nothing changes.
-
     Args:
         moments: dtype of Adam's moments.
     """
     FusedAdam.moments = moments
-    if not megatron_optimizer.USING_PYTORCH_OPTIMIZER:
-        return
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     megatron_optimizer.Adam = FusedAdam
     mixed_precision.get_grad_norm_fp32 = gradient_norm
@@ -64,21 +58,13 @@ def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
 
 
 def moment_settings(moments: torch.dtype) -> dict[str, Any]:
-    """Fields of Megatron's ``OptimizerConfig`` for Transformer Engine's AdamW; else none.
+    """Fields of Megatron's ``OptimizerConfig`` for Transformer Engine's AdamW.
 
     Args:
         moments: dtype of Adam's moments.
-
-    Raises:
-        WorkError: only Apex is installed, whose AdamW keeps moments in float32.
     """
-    if megatron_optimizer.USING_PYTORCH_OPTIMIZER or moments == torch.float32:
+    if moments == torch.float32:
         return {}
-    if not have_transformer_engine():
-        raise WorkError(
-            "train.moment_precision=bf16 needs Transformer Engine where Apex is installed; install "
-            "it, remove Apex, or leave the setting out"
-        )
     return {
         "use_precision_aware_optimizer": True,
         "exp_avg_dtype": moments,

@@ -230,7 +230,7 @@ def _dtype_of_moments(train: Train) -> torch.dtype:
     return torch.bfloat16 if train.moment_precision == "bf16" else torch.float32
 
 
-def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
+def _optimizer(recipe: Recipe, cpu: bool, **settings: Any) -> nl.MegatronOptimizerModule:
     train = recipe.train
     return nl.MegatronOptimizerModule(
         OptimizerConfig(
@@ -244,7 +244,7 @@ def _optimizer(recipe: Recipe, cpu: bool) -> nl.MegatronOptimizerModule:
             params_dtype=torch.float32 if train.precision == "fp32" else torch.bfloat16,
             use_distributed_optimizer=not cpu,
             overlap_param_gather=train.overlap_communication and not cpu,
-            **({} if cpu else moment_settings(_dtype_of_moments(train))),
+            **settings,
         ),
         lr_scheduler=ScheduleModule(
             highest=train.learning_rate,
@@ -330,7 +330,6 @@ def fit(
         enable_progress_bar=False,
         use_distributed_sampler=False,
     )
-    optimizer = _optimizer(recipe, cpu)
     pl.seed_everything(train.seed)
     config = nemo_config(
         recipe.model_for_clips(),
@@ -342,9 +341,13 @@ def fit(
     )
     fusions = choose_fusions(train.fusions, config.transformer_impl)
     fuse(config, fusions)
-    # Adapters are many and small: starting a kernel for each would take longer than their update.
-    if "adam" in fusions and not train.lora:
+    settings: dict[str, Any] = {}
+    if train.fuses_adam and "adam" in fusions:
         use_fused_adam(_dtype_of_moments(train))
+    elif not cpu:
+        # AdamW is Transformer Engine's where moments are in bf16: settings without it are refused.
+        settings = moment_settings(_dtype_of_moments(train))
+    optimizer = _optimizer(recipe, cpu, **settings)
     model = CosmosModel(config, optim=optimizer)
     model.frozen = train.freeze
     model.frozen_below = train.lora is not None or "embedding" in train.freeze

@@ -97,7 +97,7 @@ def as_on_gpus(recipe: Recipe) -> None:
     optimizer, ddp = nemo._optimizer, nemo.DistributedDataParallelConfig
     overlap = recipe.train.overlap_communication
     overlaps = {"overlap_grad_reduce": overlap, "overlap_param_gather": overlap}
-    nemo._optimizer = lambda recipe, cpu: optimizer(recipe, False)
+    nemo._optimizer = lambda recipe, cpu, **settings: optimizer(recipe, False, **settings)
     nemo.DistributedDataParallelConfig = lambda **settings: ddp(
         **{**settings, **overlaps, "bucket_size": 50_000}
     )
