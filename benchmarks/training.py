@@ -168,9 +168,7 @@ def main(name: str, overrides: list[str], gpu: str, profile: int = 0) -> None:
         report |= {
             "gpu": torch.cuda.get_device_name(),
             "torch": torch.__version__,
-            "transformer_impl": choose_transformer_impl(
-                train.transformer_impl, train.context_parallel or 1
-            ),
+            "transformer_impl": choose_transformer_impl(train.transformer_impl),
             "allocated_gb": round(seen / 1e9, 2),
             "reserved_gb": round(torch.cuda.max_memory_reserved() / 1e9, 2),
             "predicted_gb": round(predicted.total / 1e9, 2),

@@ -4,6 +4,7 @@ import ast
 import itertools
 import re
 import shlex
+import shutil
 
 import pytest
 
@@ -99,6 +100,7 @@ def test_the_diagram_of_the_packages_has_the_layers_of_the_import_linter():
     assert ", ".join(boxes) == ", ".join([*named, "the run folder, on the disk"])
 
 
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="plans for GPUs of its own")
 def test_the_plan_that_is_shown_is_what_the_command_prints():
     text = (REPOSITORY / "docs/training.md").read_text()
     (shown,) = re.findall(r"\$ cosmos-hpc plan (recipe=\S+) (.*)\n((?:.*\n)*?)```", text)

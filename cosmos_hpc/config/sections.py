@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
 from cosmos_hpc.data.tokens import TOKENIZERS, Compression, latent_shape
 from cosmos_hpc.models.adapters import Target, targets_of
-from cosmos_hpc.models.config import Architecture, Fusion
+from cosmos_hpc.models.config import FUSIONS, Architecture, Fusion
 from cosmos_hpc.models.parts import layers_of, part
 from cosmos_hpc.utils.annotations import (
     Checked,
@@ -188,7 +189,7 @@ class Train(Section, frozen=True, kw_only=True):
         recompute_layers: number of layers to which ``recompute=full`` applies; None: all, or as the
             plan chooses.
         transformer_impl: what computes the layers: ``local`` ones, those of ``transformer_engine``,
-            or ``auto``, the faster ones, which are ``local`` in all measurements so far.
+            or ``auto``, which takes ``local`` ones: with their fused kernels they are faster.
         fusions: which of these are computed by fused kernels on a GPU; None: all with ``local``
             layers, and only ``loss`` with Transformer Engine's.
         gradient_precision: precision in which gradients are summed over micro batches and ranks;
@@ -311,14 +312,16 @@ class Train(Section, frozen=True, kw_only=True):
             )
 
     @property
-    def fuses_adam(self) -> bool:
-        """Whether AdamW updates bf16 weights in one pass on a GPU; not those of adapters.
+    def fused(self) -> Sequence[Fusion]:
+        """What fused kernels compute on a GPU: by default all, or what is outside of the layers."""
+        if self.fusions is not None:
+            return self.fusions
+        return ("loss",) if self.transformer_impl == "transformer_engine" else FUSIONS
 
-        Adapters are many and small: starting a kernel for each would take longer than their update.
-        """
-        by_default = self.transformer_impl != "transformer_engine"
-        asked = by_default if self.fusions is None else "adam" in self.fusions
-        return asked and self.lora is None
+    @property
+    def fuses_adam(self) -> bool:
+        """Whether AdamW's kernel, one for each weight, is used: adapters are too many and small."""
+        return "adam" in self.fused and self.lora is None
 
     def _check_adapters(self) -> None:
         if self.lora is None:

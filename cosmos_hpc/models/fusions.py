@@ -18,7 +18,6 @@ from megatron.core.tensor_parallel import layers as megatron_layers
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from cosmos_hpc.models.config import FUSIONS
 from cosmos_hpc.models.decoder import CosmosDecoder
 from cosmos_hpc.models.layers import RMSNorm
 from cosmos_hpc.models.loss import token_losses
@@ -26,25 +25,14 @@ from cosmos_hpc.models.loss import token_losses
 #: Shapes that each kernel may be compiled for: hidden states, queries, keys and those of the text,
 #: in training and in validation. Beyond its limit PyTorch would fall back to unfused ones.
 _SHAPES = 32
-#: Numbers in the input of a norm above which the GPU gains more by a compiled kernel than the CPU
-#: loses, which takes twice the time to start one. Where ranks share a sample the CPU is what a step
-#: waits for.
+#: Numbers in the input of a norm from which a compiled kernel is used. Starting one takes the CPU
+#: twice as long as PyTorch's own, and where ranks share a sample the CPU is what a step waits for.
 _WORTH_COMPILING = 2**24
 
 
-def choose_fusions(asked: Sequence[str] | None, transformer_impl: str) -> list[str]:
-    """Which of :data:`cosmos_hpc.models.config.FUSIONS` to use; none without a GPU.
-
-    Args:
-        asked: names; None for all with ``local`` layers, which they were measured with, and that of
-            the loss, which does not depend on layers, with those of Transformer Engine.
-        transformer_impl: form of the layers.
-    """
-    if not torch.cuda.is_available():
-        return []
-    if asked is None:
-        return list(FUSIONS) if transformer_impl == "local" else ["loss"]
-    return list(asked)
+def choose_fusions(asked: Sequence[str]) -> list[str]:
+    """Those of :data:`cosmos_hpc.models.config.FUSIONS` that are asked for; none without a GPU."""
+    return list(asked) if torch.cuda.is_available() else []
 
 
 def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:

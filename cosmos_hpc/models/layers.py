@@ -203,15 +203,14 @@ def have_transformer_engine() -> bool:
     return gpt_layer_specs.HAVE_TE and torch.cuda.is_available()
 
 
-def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
+def choose_transformer_impl(asked: str) -> str:
     """``local`` or ``transformer_engine``.
 
     Args:
-        asked: one of these, or ``auto`` for the faster ones, which are ``local``.
-        context_parallel: ranks that share the sequence, which only ``local`` layers can.
+        asked: one of these, or ``auto`` for ``local``, which is faster with its fused kernels.
 
     Raises:
-        RequestError: Transformer Engine is asked for and cannot run here, or not with that.
+        RequestError: Transformer Engine is asked for and cannot run here.
     """
     if asked == "auto":
         return "local"
@@ -220,8 +219,6 @@ def choose_transformer_impl(asked: str, context_parallel: int = 1) -> str:
             "train.transformer_impl=transformer_engine needs Transformer Engine and a GPU, and "
             "they are not both here; auto and local run without"
         )
-    if asked == "transformer_engine" and context_parallel > 1:
-        raise RequestError("train.context_parallel above 1 needs train.transformer_impl=local")
     return asked
 
 

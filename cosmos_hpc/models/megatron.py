@@ -47,7 +47,7 @@ def megatron_settings(
     return {
         **RECOMPUTE[recompute],
         **(some if recompute_layers else {}),
-        "transformer_impl": choose_transformer_impl(transformer_impl, context_parallel),
+        "transformer_impl": choose_transformer_impl(transformer_impl),
         "context_parallel_size": context_parallel,
         "num_layers": model.num_layers,
         "hidden_size": model.hidden_size,

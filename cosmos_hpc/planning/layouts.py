@@ -181,10 +181,8 @@ class _Search:
         self._all_gpus, self._max_gpus = cluster.takes_all_gpus, cluster.max_gpus
         gpu = cluster.gpu if isinstance(cluster.gpu, str) else UNKNOWN_GPU
         self._rates = RATES[gpu]
-        asked = recipe.train.fusions
-        by_default = recipe.train.transformer_impl != "transformer_engine"
-        self._fused = by_default if asked is None else bool(_OF_LAYERS.intersection(asked))
-        self._fused_loss = asked is None or "loss" in asked
+        self._fused = bool(_OF_LAYERS.intersection(recipe.train.fused))
+        self._fused_loss = "loss" in recipe.train.fused
 
     def memory(self, layout: Layout) -> Memory:
         """Of a step, on one GPU."""

@@ -145,10 +145,9 @@ def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
 
     from cosmos_hpc.models import fusions
     from cosmos_hpc.models.config import FUSIONS
-    from cosmos_hpc.models.fusions import choose_fusions, fuse
+    from cosmos_hpc.models.fusions import fuse
     from cosmos_hpc.models.layers import RMSNorm
 
-    assert choose_fusions(None, "local") == list(FUSIONS)
     monkeypatch.setattr(fusions, "_WORTH_COMPILING", 0)
     # All that is changed for the process comes back after the test.
     monkeypatch.setattr(

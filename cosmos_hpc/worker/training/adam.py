@@ -16,7 +16,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from megatron.core import optimizer as megatron_optimizer
-from megatron.core.optimizer import OptimizerConfig
+from megatron.core.optimizer import OptimizerConfig, distrib_optimizer
 from megatron.core.optimizer import optimizer as mixed_precision
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
@@ -33,6 +33,8 @@ def use_fused_adam(moments: torch.dtype = torch.float32) -> None:
     FusedAdam.moments = moments
     megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
     megatron_optimizer.Adam = FusedAdam
+    # Where these are installed, Megatron looks for the step where their AdamW has it.
+    distrib_optimizer.HAVE_APEX_OR_TE = False
     mixed_precision.get_grad_norm_fp32 = gradient_norm
     mixed_precision.clip_grad_by_total_norm_fp32 = scale_in_step
     make = DistributedOptimizer.__init__

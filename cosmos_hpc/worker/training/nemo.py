@@ -219,8 +219,7 @@ def _strategy(recipe: Recipe, cpu: bool) -> nl.MegatronStrategy:
         process_group_backend="gloo" if cpu else "nccl",
         ckpt_async_save=False,
         # The other format of a distributed optimizer's state can be read by the same layout only,
-        # and cannot be written at all with PyTorch's Adam, which is used without Apex and
-        # Transformer Engine.
+        # and cannot be written at all with PyTorch's Adam.
         ckpt_optim_fully_reshardable=True,
         gradient_as_bucket_view=not cpu,
     )
@@ -339,7 +338,7 @@ def fit(
         recompute_layers=train.recompute_layers,
         context_parallel=train.context_parallel or 1,
     )
-    fusions = choose_fusions(train.fusions, config.transformer_impl)
+    fusions = choose_fusions(train.fused)
     fuse(config, fusions)
     settings: dict[str, Any] = {}
     if train.fuses_adam and "adam" in fusions:

@@ -50,10 +50,10 @@ def keep_by_parameter() -> None:
     with communication that overlaps, it also looks for parameters behind that space in the wrong
     places. Of weights in two halves (:func:`~cosmos_hpc.worker.training.adam.split`) it saves one.
 
-    Three more faults show without Apex and Transformer Engine. When a run resumes, Megatron reads
-    the step of an optimizer that has none yet. It expects a step in every parameter's saved state,
-    where it saves none. And the step that it sets is one tensor of all parameters, which is counted
-    up once for each of them.
+    Three more faults show with PyTorch's AdamW, also in one pass. When a run resumes, Megatron
+    reads the step of an optimizer that has none yet. It expects a step in every parameter's saved
+    state, where it saves none. And the step that it sets is one tensor of all parameters, which is
+    counted up once for each of them.
     """
     read, write = (
         DistributedOptimizer.sharded_state_dict,

@@ -28,6 +28,10 @@ SMALL = (
 )
 
 
+#: A value of ``AS_ON_GPUS``.
+WITH_TRANSFORMER_ENGINE = "with Transformer Engine"
+
+
 def recipe_of(overrides: list[str]) -> Recipe:
     return load_recipe("ar_tiny", [*SMALL, *overrides])
 
@@ -89,11 +93,17 @@ def as_on_gpus(recipe: Recipe) -> None:
     """Train with Megatron's distributed optimizer, and where it is asked for with fused AdamW.
 
     Communication that overlaps is in buckets of few parameters. Without GPUs AdamW is not compiled,
-    and kernels of layers stay those of a CPU.
+    and kernels of layers stay those of a CPU. Megatron may take Transformer Engine as installed.
     """
+    from megatron.core import optimizer as megatron_optimizer
+    from megatron.core.optimizer import distrib_optimizer
+
     from cosmos_hpc.worker.training import nemo
     from cosmos_hpc.worker.training.optimizer_state import keep_by_parameter
 
+    if os.environ["AS_ON_GPUS"] == WITH_TRANSFORMER_ENGINE:
+        megatron_optimizer.USING_PYTORCH_OPTIMIZER = False
+        distrib_optimizer.HAVE_APEX_OR_TE = distrib_optimizer.USING_TE_OPTIMIZER = True
     optimizer, ddp = nemo._optimizer, nemo.DistributedDataParallelConfig
     overlap = recipe.train.overlap_communication
     overlaps = {"overlap_grad_reduce": overlap, "overlap_param_gather": overlap}
@@ -103,7 +113,7 @@ def as_on_gpus(recipe: Recipe) -> None:
     )
     if torch.cuda.is_available():
         return
-    nemo.choose_fusions = lambda asked, transformer_impl: list(asked or ())
+    nemo.choose_fusions = list
     nemo.fuse = lambda config, fusions: None
     keep_by_parameter()
     torch.compiler.set_stance("force_eager")

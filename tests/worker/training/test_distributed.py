@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.worker.training.fit import train
+from tests.worker.training.fit import WITH_TRANSFORMER_ENGINE, train
 
 BF16 = ["train.precision=bf16", "train.gpus=2"]
 #: All that changes what the optimizer keeps, and where.
@@ -16,17 +16,17 @@ OTHERWISE = [
 ]
 
 
-def as_on_gpus(folder, *overrides):
-    return train(folder, *BF16, *overrides, ranks=2, AS_ON_GPUS="1")
+def as_on_gpus(folder, *overrides, how="1"):
+    return train(folder, *BF16, *overrides, ranks=2, AS_ON_GPUS=how)
 
 
-def resumed(folder, source, *overrides):
+def resumed(folder, source, *overrides, how="1"):
     """What a training writes that resumes the one of a folder after half of its steps."""
     shutil.copytree(source, folder, symlinks=True)
     for checkpoint in (folder / "train/checkpoints").glob("step=3*"):
         checkpoint.unlink() if checkpoint.is_symlink() else shutil.rmtree(checkpoint)
     (folder / "train/metrics.jsonl").unlink()
-    return as_on_gpus(folder, *overrides)
+    return as_on_gpus(folder, *overrides, how=how)
 
 
 def numbers(rows):
@@ -53,8 +53,8 @@ def test_trainings_differ_by_rounding_alone(tmp_path):
     fused = as_on_gpus(tmp_path / "fused", *OTHERWISE)
     assert_close(fused, plain)
     half = next(n for n, row in enumerate(plain) if row["step"] == 3)
-    # What is saved is all that there is; and any layout reads it.
-    rows = resumed(tmp_path / "same", tmp_path / "fused", *OTHERWISE)
+    # What is saved is all that there is, wherever it resumes; and any layout reads it.
+    rows = resumed(tmp_path / "same", tmp_path / "fused", *OTHERWISE, how=WITH_TRANSFORMER_ENGINE)
     assert numbers(rows) == numbers(fused[half:])
     rows = resumed(
         tmp_path / "other", tmp_path / "fused", "train.fusions=[]", "train.tensor_parallel=2"
