@@ -78,7 +78,7 @@ def some(layers):
         ("ar4b", replace(MOMENTS, gradient_bytes=2), 1, "H200-141", 0.633),
         ("ar12b", replace(HALVES, **TWO, data_parallel=2), 4, "H200-141", 2.066),
         ("ar13b_v2w", replace(HALVES, **FOUR, **SIXTEEN), 4, "H200-141", 3.229),
-        ("ar13b_v2w", SHARED, 4, "H200-141", 2.737),
+        ("ar13b_v2w", SHARED, 4, "H200-141", 2.737),  # its last steps
         # Before that.
         ("ar4b", Layout(), 1, "H200-141", 0.676),
         ("ar4b", Layout(), 1, "H200-141", 0.696),
