@@ -313,14 +313,14 @@ class Train(Section, frozen=True, kw_only=True):
 
     @property
     def fused(self) -> Sequence[Fusion]:
-        """What fused kernels compute on a GPU: by default all, or what is outside of the layers."""
+        """What fused kernels compute on a GPU; the default depends on ``transformer_impl``."""
         if self.fusions is not None:
             return self.fusions
         return ("loss",) if self.transformer_impl == "transformer_engine" else FUSIONS
 
     @property
     def fuses_adam(self) -> bool:
-        """Whether AdamW's kernel, one for each weight, is used: adapters are too many and small."""
+        """Whether AdamW updates weights in one pass; not those of adapters, many and small."""
         return "adam" in self.fused and self.lora is None
 
     def _check_adapters(self) -> None:

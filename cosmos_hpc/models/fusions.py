@@ -25,8 +25,8 @@ from cosmos_hpc.models.loss import token_losses
 #: Shapes that each kernel may be compiled for: hidden states, queries, keys and those of the text,
 #: in training and in validation. Beyond its limit PyTorch would fall back to unfused ones.
 _SHAPES = 32
-#: Numbers in the input of a norm from which a compiled kernel is used. Starting one takes the CPU
-#: twice as long as PyTorch's own, and where ranks share a sample the CPU is what a step waits for.
+#: Norms of fewer numbers use PyTorch's own kernel. The CPU takes twice as long to start a compiled
+#: one, and a step of ranks that share a sample waits for the CPU.
 _WORTH_COMPILING = 2**24
 
 

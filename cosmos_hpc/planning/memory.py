@@ -146,10 +146,8 @@ def training_memory(
     split = layout.tensor_parallel
     spread = split if layout.sequence_parallel else 1
     width = 2 if layout.precision == "bf16" else 4
-    attention = _attention(model)
-    if layout.context_parallel > 1:
-        attention += _exchanged(model)
-    whole_layer = width * tokens * (_between(model) // spread + (attention + _mlp(model)) // split)
+    divided = _attention(model, exchanged=layout.context_parallel > 1) + _mlp(model)
+    whole_layer = width * tokens * (_between(model) // spread + divided // split)
     kept = {
         "none": whole_layer,
         "selective": whole_layer - width * tokens * _mlp(model) // split,
@@ -197,17 +195,15 @@ def _between(model: ModelConfig) -> int:
     return (6 if model.context_width else 4) * model.hidden_size
 
 
-def _attention(model: ModelConfig) -> int:
-    """Elements saved per token: inputs of the norms of q and k, q, k and v, and the output."""
+def _attention(model: ModelConfig, exchanged: bool) -> int:
+    """Elements saved per token: inputs of the norms of q and k, q, k and v, and the output.
+
+    Exchanged for context parallelism, q, k and v are there twice, as seen on GPUs.
+    """
     query = model.num_attention_heads * model.kv_channels
     key = model.num_query_groups * model.kv_channels
-    own = 4 * query + 3 * key
+    own = 4 * query + 3 * key + (query + 2 * key if exchanged else 0)
     return own + 3 * query if model.context_width else own
-
-
-def _exchanged(model: ModelConfig) -> int:
-    """What exchanging them for context parallelism adds, as seen on GPUs: another q, k and v."""
-    return model.kv_channels * (model.num_attention_heads + 2 * model.num_query_groups)
 
 
 def _mlp(model: ModelConfig) -> int:

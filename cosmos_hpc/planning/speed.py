@@ -72,9 +72,9 @@ _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
 _EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
 _FORWARD = 0.4
-#: Bytes per parameter that a step reads and writes: in Adam, by what its state takes, and in the
-#: norm and the zeroing of gradients, first without fused kernels and then with them.
+#: Bytes per parameter that Adam reads and writes in a step, by the bytes of its state.
 _ADAM = {12: 38, 10: 28, 6: 20}
+#: The same of the norm and the zeroing of gradients, without fused kernels and with them.
 _UNFUSED_GRADIENTS, _GRADIENTS = 12, 8
 #: The same of adding the gradients of a micro batch, with fused kernels and without.
 _SUM, _UNFUSED_SUM = 4, 20

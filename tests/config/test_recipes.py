@@ -4,6 +4,7 @@ from msgspec.structs import replace
 from cosmos_hpc.config.recipe_files import recipe_names
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.errors import RequestError
+from cosmos_hpc.models.config import FUSIONS
 from cosmos_hpc.utils.settings import dump_yaml
 
 # From the models' published descriptions: layers, width, vocabulary, inputs of a sample, billions
@@ -244,6 +245,16 @@ def test_moments_in_bf16_need_an_adam_that_has_them():
     layers = "train.transformer_impl=transformer_engine"
     for others in ([], ["train.fusions=[adam]"], ["train.fusions=[loss]", layers]):
         assert load_recipe("ar4b", [moments, *others]).train.moment_precision == "bf16"
+
+
+def test_which_kernels_are_fused():
+    train = load_recipe("ar4b").train
+    assert (train.fused, train.fuses_adam) == (FUSIONS, True)
+    assert load_recipe("ar4b", ["train.fusions=[rotary]"]).train.fused == ["rotary"]
+    engine = load_recipe("ar4b", ["train.transformer_impl=transformer_engine"]).train
+    assert (engine.fused, engine.fuses_adam) == (("loss",), False)
+    adapters = load_recipe("ar4b_lora").train
+    assert (adapters.fused, adapters.fuses_adam) == (FUSIONS, False)
 
 
 def test_frames_that_are_given_go_with_clips():

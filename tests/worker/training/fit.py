@@ -93,7 +93,8 @@ def as_on_gpus(recipe: Recipe) -> None:
     """Train with Megatron's distributed optimizer, and where it is asked for with fused AdamW.
 
     Communication that overlaps is in buckets of few parameters. Without GPUs AdamW is not compiled,
-    and kernels of layers stay those of a CPU. Megatron may take Transformer Engine as installed.
+    and kernels of layers stay those of a CPU. If asked to, Megatron behaves as with Transformer
+    Engine installed.
     """
     from megatron.core import optimizer as megatron_optimizer
     from megatron.core.optimizer import distrib_optimizer
