@@ -31,6 +31,9 @@ def test_jobs_of_an_older_version(lab, tmp_path, old_run):
     run = RunFolder(login.run("old"))
     code = run.code()
     assert code == run.path / "code" / old_run.code.name
+    # The jobs of the old version are in the queue until their scripts have ended, and until then
+    # nothing may change that they read.
+    login.until(lambda: login.queued("old") == [])
     # And today's resumes; that it trains on this, tests/runs/test_old_runs.py shows.
     retried = login.command("retry", "old", "finalize.0")
     assert retried.code == 0, retried.err
