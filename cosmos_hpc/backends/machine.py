@@ -178,8 +178,7 @@ class MachineBackend(Backend[M, Queue, list[tuple[RunStage, list[int]]]]):
             KeyboardInterrupt: passed on after the running tasks have been stopped.
         """
         run, opened = request.folder, self.open(request)
-        # Of an earlier attempt; this one is to resume.
-        run.stop_request.unlink(missing_ok=True)
+        run.forget_stop()
         for stage, _ in prepared:
             # Looked at again: what an earlier stage has made again may have to be done again here.
             missing = missing_tasks(run, request.recipe, stage, request.tasks)

@@ -207,11 +207,11 @@ def one_after_another(
 
 def _turn(run: RunFolder) -> contextlib.ExitStack:
     """Tells a cancel that a run is to be carried out here, until this is closed."""
-    run.stop_request.unlink(missing_ok=True)
     turn = contextlib.ExitStack()
     # Another process that carries out the sweep tells the same.
     with contextlib.suppress(BlockingIOError):
         turn.enter_context(files.lock(run.turn))
+        run.forget_stop()
     return turn
 
 

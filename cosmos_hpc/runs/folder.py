@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,17 @@ class RunFolder:
         """Whether this process must stop: the run is cancelled, or its job is about to end."""
         own = os.environ.get(STOP_VARIABLE)
         return self.stop_request.exists() or bool(own and Path(own).exists())
+
+    def forget_stop(self) -> None:
+        """Remove a request to stop an earlier attempt than that of this process.
+
+        One that came since this process has the run, or waits for its turn to have it, counts.
+        """
+        began = self.turn if files.is_locked_here(self.turn) else self.lock
+        # Both files are of the same file system, and so are their times.
+        with contextlib.suppress(FileNotFoundError):
+            if self.stop_request.stat().st_mtime_ns < began.stat().st_mtime_ns:
+                self.stop_request.unlink()
 
     def code(self) -> Path:
         """The snapshot of the package that the run uses now."""

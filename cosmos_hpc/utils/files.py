@@ -222,8 +222,10 @@ def lock(
                     raise without_locks(path.parent) from None
                 raise
         f.truncate(0)
-        f.write(f"process {os.getpid()} on {socket.gethostname()}\n{note}")
+        f.write(f"{_this_process()}\n{note}")
+        # At once also on a network file system: its time tells since when the lock is held.
         f.flush()
+        os.fsync(f.fileno())
         yield
 
 
@@ -232,6 +234,15 @@ def lock_holder(path: Path) -> str | None:
     if not is_locked(path):
         return None
     return path.read_text().partition("\n")[0] or "another process"
+
+
+def is_locked_here(path: Path) -> bool:
+    """Whether this process holds :func:`lock` on ``path``."""
+    return lock_holder(path) == _this_process()
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def is_locked(path: Path) -> bool:
