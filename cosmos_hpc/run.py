@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
     from cosmos_hpc.backends.base import Request
 
+#: Seconds between looks at what has done its work and is about to end.
+_END_SECONDS = 1.0
 #: Columns of the metrics that are there also while no step is.
 _METRICS = (
     "step",
@@ -110,8 +112,16 @@ class Run:
         run.
         """
         watch(lambda: view_run(self.status()), sys.stdout, seconds_between_looks(self.folder))
-        while files.is_locked(self.folder.lock):  # a submit that is about to end
-            time.sleep(0.1)
+        self.wait_for_end()
+
+    def wait_for_end(self) -> None:
+        """Wait for a submit and jobs that have done their work, but not ended.
+
+        Until then other settings would be refused.
+        """
+        backend = self._backend()
+        while backend.queue(self.folder).begun:
+            time.sleep(_END_SECONDS)
 
     def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
@@ -132,8 +131,8 @@ class Sweep(Sequence[Run]):
         """Show the runs as they change, until nothing works on any; see :meth:`Run.watch`."""
         every = max(seconds_between_looks(run.folder) for run in self.runs)
         watch(lambda: view_sweep(self.name, self.status()), sys.stdout, every)
-        while any(files.is_locked(run.folder.lock) for run in self.runs):  # about to end
-            time.sleep(0.1)
+        for run in self.runs:
+            run.wait_for_end()
 
     def cancel(self, now: bool = False, console: Console | None = None) -> int:
         """Stop all runs; see :meth:`Run.cancel`. Returns how many processes or jobs there were."""

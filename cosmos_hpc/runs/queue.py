@@ -48,6 +48,11 @@ class Queue(Struct):
         """Whether the run is being worked on, or will be, as far as is known."""
         return self.driven or bool(self.stages)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a process or job of the run is alive."""
+        return self.driven or any(stage.running for stage in self.stages.values())
+
     def at_work(self, stage: str, tasks: int) -> dict[int, str]:
         """Of the ``tasks`` tasks of a stage those that jobs in the queue have begun and not ended.
 

@@ -12,7 +12,7 @@ from cosmos_hpc.runs.folder import RunFolder
 from tests.conftest import CANARIES, SMALL_CLIPS, steps_of
 from tests.nemo_run import EXPERIMENT, assert_no_secrets, documented, run_program
 from tests.slurm.login import Login
-from tests.slurm.test_interruptions import hold
+from tests.slurm.test_interruptions import worker
 
 pytestmark = pytest.mark.slow
 
@@ -122,10 +122,14 @@ def test_what_is_not_to_be_tried_again_is_not(login, tmp_path, scenes):
     login.submit("silent", f"data.input={scenes}", *words, "--dry-run")
     jobs, _ = start(login, EXPERIMENT, "runs/silent", "download")
     assert wait(login, jobs["download"], "FAILED", "COMPLETED")["Restarts"] == "1"
-    # What was cancelled stays so.
-    login.submit("long", f"data.input={scenes}", "data.batch_size=1", "--dry-run")
+    # What was cancelled stays so. The workers of shards wait at their start.
+    python = tmp_path / "python"
+    held = "case $* in */preprocess.json*) kill -STOP $$ ;; esac"
+    python.write_text(f'#!/bin/bash\n{held}\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    login.submit("long", f"data.input={scenes}", f"cluster.python={python}", "--dry-run")
     jobs, _ = start(login, EXPERIMENT, "runs/long", "download,preprocess")
-    hold(login, "long", 0)
+    login.until(lambda: worker(login, "long", "preprocess"))
     login.lab.run("scancel", jobs["preprocess-0"])
     wait(login, jobs["preprocess-0"], "CANCELLED")
     time.sleep(7)  # longer than a requeue takes

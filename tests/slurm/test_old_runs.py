@@ -25,15 +25,12 @@ def test_jobs_of_an_older_version(lab, tmp_path, old_run):
     # The old version's jobs do their work while today's looks at them.
     again = login.command(*request, "--stages", "download,preprocess", PYTHONPATH=str(old_run.code))
     assert again.code == 0, again.err
-    login.wait("old", "preprocess", "done", "failed")
+    assert login.command("status", "old", "--watch").code == 0
     assert "4/4 tasks  6/6 videos" in login.command("status", "old").out, login.explain("old")
     assert "shard 1 is whole" in login.command("logs", "old", "preprocess.1").out
     run = RunFolder(login.run("old"))
     code = run.code()
     assert code == run.path / "code" / old_run.code.name
-    # The jobs of the old version are in the queue until their scripts have ended, and until then
-    # nothing may change that they read.
-    login.until(lambda: login.queued("old") == [])
     # And today's resumes; that it trains on this, tests/runs/test_old_runs.py shows.
     retried = login.command("retry", "old", "finalize.0")
     assert retried.code == 0, retried.err

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cosmos_hpc.run import Run
 from tests.conftest import REPOSITORY, cosmos_hpc
 from tests.slurm.login import Login
 from tests.slurm.test_interruptions import notes, worker
@@ -76,6 +77,21 @@ def test_what_was_not_asked_for_is_not_begun(login, scenes):
     # Named by its path, from elsewhere.
     moved = cosmos_hpc("status", login.run("part"), cwd=Path("/"), env=login.lab.environment)
     assert f"cosmos-hpc retry {login.run('part')} preprocess" in moved.out
+
+
+def test_watched_until_nothing_is_in_the_queue(login, scenes, tmp_path, monkeypatch, capsys):
+    """Until the script of a job has ended, settings that it may read cannot change."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/bash\n{sys.executable} "$@" && sleep 4\n')
+    python.chmod(0o755)
+    words = (f"data.input={scenes}", "--stages", "download")
+    login.submit("lingers", *words, f"cluster.python={python}")
+    for name, value in login.lab.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("cosmos_hpc.run.seconds_between_looks", lambda run: 0.5)
+    Run(login.run("lingers")).watch()
+    assert "lingers: partial" in capsys.readouterr().out
+    assert login.queued("lingers") == []
 
 
 def test_away_from_slurm_nothing_is_claimed(login, scenes):
