@@ -21,8 +21,12 @@ NODE_GPUS = 8
 UNKNOWN_GPU = "H100-80"
 
 
-def _known_gpu(gpu: str | float | None) -> str | float:
-    """A type, or a number of GB, also as text."""
+def known_gpu(gpu: str | float | None) -> str | float:
+    """A type, or a number of GB, also as text.
+
+    Raises:
+        ValueError: it is neither.
+    """
     if gpu is None:
         raise ValueError(
             f"say what GPUs there are: {', '.join(GPU_GIGABYTES)}, or their memory, such as 48GB"
@@ -46,7 +50,7 @@ else:
     #: A type of GPU or its memory in GB. None is what a profile says that leaves it to a person.
     Gpu = Annotated[
         str | float | None,
-        Checked(_known_gpu),
+        Checked(known_gpu),
         InWords(f"{', '.join(f'`{name}`' for name in GPU_GIGABYTES)}, or a number of GB"),
     ]
 

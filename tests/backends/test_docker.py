@@ -138,6 +138,23 @@ def test_from_videos_to_a_model_in_containers(
 
 
 @pytest.mark.slow
+def test_runs_of_a_sweep_share_tokens(
+    box: tuple[Engine, str], tmp_path: Path, scenes: Path
+) -> None:
+    """The second run's container sees the folder of the first, whose files it links."""
+    _, profile = box
+    outcome = cosmos_hpc(
+        *("submit", "recipe=ar_tiny", f"cluster={profile}", f"data.input={scenes}", *SMALL_CLIPS),
+        *("train.seed=1,2", "--stages", "download,preprocess,finalize", "--name", "boxed"),
+        cwd=tmp_path,
+    )
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.count("preprocess  done, 8/8 videos") == 1
+    first, second = (tmp_path / "runs" / f"boxed-seed{seed}" / "tokens" for seed in (1, 2))
+    assert (second / "tokens.bin").samefile(first / "tokens.bin")
+
+
+@pytest.mark.slow
 def test_files_belong_to_who_submits(box: tuple[Engine, str], tmp_path: Path, scenes: Path) -> None:
     """Also where the run folder's name is hard on a shell."""
     engine, _ = box

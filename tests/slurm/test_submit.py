@@ -263,6 +263,22 @@ def test_in_a_container(pyxis_lab, scenes, tmp_path):
         assert "COSMOS_HPC_STOP" in options["container-env"].split(",")
 
 
+def test_runs_of_a_sweep_share_tokens_in_containers(pyxis_lab, scenes, tmp_path):
+    """What links the tokens sees the folder of the run that prepares them."""
+    login = Login(pyxis_lab, tmp_path)
+    image = tmp_path / "image.sqsh"
+    image.touch()
+    words = (f"cluster.container={image}", f"cluster.python={sys.executable}", "train.seed=1,2")
+    login.submit("s", f"data.input={scenes}", *words, "--stages", "download,preprocess,finalize")
+    login.wait("s-seed2", "finalize", "done", "failed")
+    first, second = (login.run(f"s-seed{seed}") for seed in (1, 2))
+    assert (second / "tokens" / "tokens.bin").samefile(first / "tokens" / "tokens.bin")
+    steps = [dict(step["options"]) for step in pyxis_lab.container_steps()]
+    mounts = [s["container-mounts"] for s in steps if s.get("container-workdir") == str(second)]
+    assert len(mounts) == 2
+    assert all(f"{second.parent}:{second.parent}" in each.split(",") for each in mounts)
+
+
 def test_a_container_without_pyxis_is_refused(login, scenes, tmp_path):
     image = tmp_path / "image.sqsh"
     image.touch()

@@ -14,13 +14,17 @@ from cosmos_hpc.backends.findings import (
 from cosmos_hpc.backends.slurm import commands as slurm
 from cosmos_hpc.backends.slurm import containers, images
 from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
+from cosmos_hpc.backends.slurm.gpu_names import gpus_named
 from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.backends.slurm.script import placement
 from cosmos_hpc.backends.slurm.secrets import find_secrets
+from cosmos_hpc.config.gpus import gpu_bytes, known_gpu
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils.settings import nearest
 
+#: Memory of a GPU is given as it is sold, or as PyTorch finds it.
+_AS_MUCH = 1.1
 #: What helps where the Python of a login node has not all that jobs need.
 PYTHON_OF_JOBS = ", or say python: or container: in the profile, where jobs find it"
 
@@ -123,6 +127,23 @@ def _gpus(cluster: SlurmCluster, partition: Partition) -> Iterator[Finding]:
     if cluster.nodes > partition.nodes:
         yield Finding(
             "problem", f"nodes={cluster.nodes}, but {partition.name} has {partition.nodes}"
+        )
+    for name in [kind] if kind else partition.gpus:
+        yield from _gpu_type(cluster, partition, name)
+
+
+def _gpu_type(cluster: SlurmCluster, partition: Partition, name: str) -> Iterator[Finding]:
+    """Whether the memory that plans count on is that of the GPUs which Slurm calls ``name``."""
+    possible = gpus_named(name)
+    if not possible or cluster.gpu in possible:
+        return
+    most = max(gpu_bytes(known_gpu(gpu)) for gpu in possible)
+    too_much = gpu_bytes(cluster.gpu) > _AS_MUCH * most
+    if too_much or isinstance(cluster.gpu, str):
+        yield Finding(
+            "problem" if too_much else "note",
+            f"gpu={cluster.gpu}, but Slurm calls the GPUs of {partition.name} {name}; set gpu to "
+            f"{' or '.join(possible)}, or to their memory in GB, which plans count on",
         )
 
 

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 from cosmos_hpc.backends.slurm.facts import Facts, Partition, read_facts
+from cosmos_hpc.backends.slurm.gpu_names import gpus_named, is_slice
 from cosmos_hpc.backends.slurm.profile import SlurmCluster, minutes
 from cosmos_hpc.config.clusters import PASSED_ON, profile_folders
-from cosmos_hpc.config.gpus import GPU_GIGABYTES, UNKNOWN_GPU
+from cosmos_hpc.config.gpus import UNKNOWN_GPU
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import STAGES
 from cosmos_hpc.utils import files
 from cosmos_hpc.utils.settings import defaults
-
-#: What NVML calls a part of a card: ``a100_1g.5gb``, with its memory in GB; sites write it as well
-#: without the dot.
-_SLICE = r"\d+g[._-]?(\d+)gb"
 
 
 def init(name: str | None = None) -> Path:
@@ -56,7 +52,7 @@ def propose(facts: Facts) -> str:
     cpu = _best([p for p in up if not p.gpus]) or _best([p for p in up if p != gpu]) or gpu
     assert gpu is not None and cpu is not None
     # Whole cards before slices of them, of which there are more.
-    pieces = sorted(gpu.gpus.items(), key=lambda item: (_is_slice(item[0]), -item[1]))
+    pieces = sorted(gpu.gpus.items(), key=lambda item: (is_slice(item[0]), -item[1]))
     kind, count = pieces[0] if pieces else ("", 0)
     known, note = _memory(kind) if count else (UNKNOWN_GPU, "")
     accounts = list(facts.associations)  # the default one first
@@ -96,10 +92,6 @@ def propose(facts: Facts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _is_slice(kind: str) -> bool:
-    return re.search(_SLICE, kind, re.IGNORECASE) is not None
-
-
 def _best(partitions: list[Partition]) -> Partition | None:
     """The default one, else that of most nodes."""
     return max(partitions, key=lambda p: (p.default, p.nodes), default=None)
@@ -107,21 +99,12 @@ def _best(partitions: list[Partition]) -> Partition | None:
 
 def _memory(kind: str) -> tuple[str | None, str]:
     """The GPU type that Slurm's name for it means, and what to say of it."""
-    words = re.split("[^A-Z0-9.]+", kind.upper())
-    fitting = [known for known in GPU_GIGABYTES if known.partition("-")[0] in words]
-    named = [float(word.rstrip("GB")) for word in words if re.fullmatch(r"\d+GB?", word)]
-    if "GH200" in words:
-        named = []  # the memory in its name may be that of its processor
-    part = re.search(_SLICE, kind, re.IGNORECASE)
-    if part:
-        return f"{part[1]}GB", "a slice of a GPU (MIG)"
-    if named:
-        # The memory in the name wins, whatever card of that family is usual.
-        of_that_size = [known for known in fitting if GPU_GIGABYTES[known] == named[0]]
-        return (of_that_size[0] if of_that_size else f"{named[0]:g}GB"), ""
+    if is_slice(kind):
+        return gpus_named(kind)[0], "a slice of a GPU (MIG)"
     # An A100 may be one of two; the smaller one plans safely.
-    if fitting:
-        return fitting[0], f"or {', '.join(fitting[1:])}" if fitting[1:] else ""
+    known = gpus_named(kind)
+    if known:
+        return known[0], f"or {', '.join(known[1:])}" if known[1:] else ""
     return None, f"Slurm calls it {kind!r}: give its type or memory, such as 48GB"
 
 
