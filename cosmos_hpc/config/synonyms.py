@@ -181,7 +181,8 @@ _TABLE: tuple[tuple[tuple[str, ...], str, str], ...] = (
             ("cluster.mounts", "mounts container_mounts bind binds volumes"),
             ("cluster.setup", "setup modules module_load prologue"),
             ("cluster.environment", "environment env env_vars"),
-            ("cluster.sbatch", "sbatch mem memory constraint reservation nodelist exclude"),
+            ("cluster.mem_per_gpu", "mem_per_gpu mem memory"),
+            ("cluster.sbatch", "sbatch constraint reservation nodelist exclude"),
         )
     ),
 )

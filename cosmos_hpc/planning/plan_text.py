@@ -157,6 +157,8 @@ def _memory(plan: Plan) -> list[str]:
     listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts if size)
     lines = [
         f"  memory      {plan.memory.total / 1e9:.1f} GB on each GPU: {listed}",
+        f"              {gigabytes(plan.host_bytes)} of the memory of all nodes together while a "
+        f"checkpoint is written",
         f"  GPUs        {_needed('at least', plan.minimum)}",
         f"              {_needed('recommended', plan.recommended)}",
     ]

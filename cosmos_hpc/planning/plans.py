@@ -31,6 +31,17 @@ def checkpoint_bytes(recipe: Recipe) -> int:
     return _WEIGHT_BYTES[train.precision] * kept + _OPTIMIZER_BYTES[train.precision] * updated
 
 
+#: Bytes of a node's memory for each trained parameter while a checkpoint is written or read,
+#: summed over all ranks: weight and moments in fp32, also of optimizers that keep them in less.
+_HOST_BYTES = 12
+
+
+def host_bytes(recipe: Recipe) -> int:
+    """Memory of all nodes together that writing or reading a checkpoint takes."""
+    train, model = recipe.train, recipe.model_for_clips()
+    return _HOST_BYTES * trained_of(train, model).of(model.num_parameters)
+
+
 def most_checkpoints(train: Train) -> int:
     """Checkpoints that are on the disk at a time, at most."""
     written = -(-train.max_steps // train.save_every)
@@ -62,6 +73,7 @@ class Plan(Struct, frozen=True, kw_only=True):
         time_limit: of the training's jobs; None without.
         micro_batches: forward passes of a rank in one step.
         generation: what the generate stage does.
+        host_bytes: memory of all nodes together that writing a checkpoint takes.
         disk_bytes: what the run folder will take at most; without tokens before the input is set.
         all_clips: videos give as many clips as they hold, of which ``disk_bytes`` counts one each.
     """
@@ -77,6 +89,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     gpu: str | float | None
     ranks: int
     disk_bytes: int
+    host_bytes: int = 0
     trained: int = 0
     layout: Layout | None = None
     memory: Memory | None = None
@@ -192,6 +205,7 @@ def make_plan(
         micro_batches=train.global_batch_size
         // (train.micro_batch_size * sizing.layout.data_parallel),
         max_steps=train.max_steps,
+        host_bytes=host_bytes(recipe),
         disk_bytes=kept + tokens + (videos or 0) * recipe.kind.file_bytes(recipe.data, model),
         all_clips=recipe.data.clips == "all",
         generation=generation,

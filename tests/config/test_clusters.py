@@ -139,3 +139,13 @@ def test_flags_that_the_scripts_need_for_themselves_are_refused(flag):
     name = flag.partition("=")[0]
     with pytest.raises(RequestError, match=f"{name} is set by the scripts themselves"):
         validate(SlurmCluster, {**PROFILE, "parallel": 1, "sbatch": [flag]}, "x")
+
+
+def test_memory_is_asked_for_in_one_way():
+    profile = {**PROFILE, "parallel": 1, "mem_per_gpu": "60G"}
+    cluster = validate(SlurmCluster, profile, "x")
+    assert [cluster.memory(gpus) for gpus in (0, 1, 8)] == [None, "60G", "480G"]
+    with pytest.raises(RequestError, match="mem_per_gpu=60G and --mem=0 in sbatch; choose one"):
+        validate(SlurmCluster, {**profile, "sbatch": ["--mem=0"]}, "x")
+    with pytest.raises(RequestError, match="mem_per_gpu.*'60' is not an amount of memory, such"):
+        validate(SlurmCluster, {**profile, "mem_per_gpu": "60"}, "x")

@@ -289,3 +289,24 @@ def test_a_container_without_pyxis_is_refused(login, scenes, tmp_path):
     assert outcome.code == 2
     assert "this cluster has no pyxis" in outcome.err
     assert login.queued("boxed") == []
+
+
+def test_a_training_with_too_little_memory_for_a_checkpoint_is_taken_back(login, scenes, tmp_path):
+    request = ("submit", "recipe=ar4b", "cluster=mine", f"data.input={scenes}", "--name", "large")
+    request += ("train.gpus=1", "cluster.sbatch=['--hold']")
+    request += ("cluster.check_disk=false", "--stages", "download,preprocess,finalize,train")
+    hub = {"HF_HOME": str(tmp_path)}
+    refused = login.command(*request, **hub)
+    assert refused.code == 2
+    assert "gives the job of stage train 1 GB of memory, and writing a checkpoint takes 48 GB" in (
+        refused.err
+    )
+    assert "set cluster.mem_per_gpu=53G" in refused.err
+    assert login.queued("large") == []
+    taken = login.command(*request, "cluster.mem_per_gpu=53G", **hub)
+    assert taken.code == 0, taken.err
+    (train,) = login.jobs("large", "train", "PENDING")
+    assert "mem=53G" in login.lab.run("scontrol", "show", "job", train)
+    assert login.command("cancel", "large").code == 0
+    assert login.command(*request, "cluster.check_memory=false", **hub).code == 0
+    assert login.command("cancel", "large").code == 0

@@ -326,6 +326,15 @@ def queued_of_many(names: Collection[str]) -> list[SlurmJob]:
     return [job for job in queued(chosen) if job.name in names]
 
 
+def memory_of(job_id: str) -> int | None:
+    """Bytes of memory that a job is going to have on all its nodes together; None: not known."""
+    shown = command("scontrol", "show", "job", job_id).stdout
+    found = re.search(r"\b(?:Req)?TRES=\S*\bmem=([0-9.]+)([KMGTP]?)", shown)
+    if not found or not float(found[1]):  # all that the nodes have
+        return None
+    return int(float(found[1]) * 1024 ** " KMGTP".index(found[2] or "M"))
+
+
 def mine() -> int:
     """How many jobs this user has in the queue, of this run or not, array tasks one by one.
 

@@ -69,6 +69,7 @@ def propose(facts: Facts) -> str:
         _setting("gpu", known, note),
         _setting("gpus_per_node", count, "" if count else "Slurm shows no GPUs here"),
         _setting("cpus_per_gpu", gpu.cpus // count if count else None),
+        _setting("mem_per_gpu", None, "memory of the node with each GPU, such as 60G"),
         _setting("gres", f"gpu:{kind}" if kind else "gpu"),
         _setting("nodes", 1, f"most nodes of a job; {gpu.name} has {gpu.nodes}"),
         _setting("parallel", parallel, "array tasks at the same time"),

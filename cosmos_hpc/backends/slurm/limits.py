@@ -1,7 +1,8 @@
-"""How many jobs of a run the cluster's limit has room for."""
+"""Whether jobs of a run are within what the cluster gives: their number, and memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from msgspec.structs import replace
@@ -11,10 +12,12 @@ from cosmos_hpc.backends.slurm.jobs import JobSpec
 from cosmos_hpc.backends.slurm.profile import MAX_SINGLE_JOBS, SlurmCluster
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.runs.stages import RunStage
-from cosmos_hpc.utils.progress import count_of
+from cosmos_hpc.utils.progress import count_of, gigabytes
 
 #: Jobs that a limit must have room for, for each stage that looks back on a run.
 _CROWDED = 4
+#: Bytes that a rank takes beside checkpoints: its libraries, and workers that load data. Assumed.
+_RANK_BYTES = 8e9
 
 
 def rooms_of(
@@ -82,3 +85,30 @@ def check_room(cluster: SlurmCluster, jobs: Sequence[JobSpec], stuck: int) -> No
             f"leaves no room for {needed} more; submit again when some have ended. No job of "
             f"this run was submitted"
         )
+
+
+def check_memory(cluster: SlurmCluster, job: JobSpec, job_id: str, needed: int) -> None:
+    """Refuse a training in the queue that its first checkpoint would end, perhaps hours later.
+
+    Args:
+        cluster: the profile.
+        job: of the training.
+        job_id: in the queue.
+        needed: bytes of memory of all its nodes together.
+
+    Raises:
+        RequestError: Slurm gives it less.
+    """
+    # Of a node that a job has alone, Slurm shows the memory of the CPUs that were asked for.
+    unknown = not cluster.check_memory or "--exclusive" in cluster.sbatch
+    there = None if unknown else commands.memory_of(job_id)
+    if there is None or there >= needed:
+        return
+    ranks = job.nodes * max(job.gpus, 1)
+    enough = math.ceil((needed / ranks + _RANK_BYTES) / 2**30)
+    raise RequestError(
+        f"Slurm gives the job of stage {job.stage.name} {gigabytes(there)} of memory, and writing "
+        f"a checkpoint takes {gigabytes(needed)}, on all its nodes together; set "
+        f"cluster.mem_per_gpu={enough}G, or cluster.check_memory=false where jobs are not held to "
+        f"it. Nothing was submitted"
+    )

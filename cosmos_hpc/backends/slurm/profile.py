@@ -44,6 +44,12 @@ def _walltime(text: str) -> str:
     return text
 
 
+def _memory(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]*[MGT]", text):
+        raise ValueError(f"{text!r} is not an amount of memory, such as 60G")
+    return text
+
+
 #: Flags of sbatch on which finding jobs in the queue, and what they do, depends.
 _OWN_FLAGS = {
     *("array", "chdir", "clusters", "dependency", "export", "export-file", "job-name"),
@@ -62,6 +68,7 @@ def _flag(text: str) -> str:
 
 
 Walltime = Annotated[str, Checked(_walltime), InWords("time limit, `HH:MM:SS` or `D-HH:MM:SS`")]
+MemoryText = Annotated[str, Checked(_memory), InWords("a number with M, G or T, such as `60G`")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.,@+-]*\Z")]
 
 #: Jobs of a run beside those of arrays.
@@ -93,6 +100,9 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
         cpu_partition: partition for stages without GPUs.
         gpus_per_node: GPUs of a node; 0 where there are none.
         cpus_per_gpu: CPUs that a job gets with each GPU; None: Slurm's default.
+        mem_per_gpu: memory of the node that a job gets with each GPU; None: Slurm's default.
+        check_memory: take back a training that Slurm gives less memory than writing a checkpoint
+            takes; set it to false where the cluster does not hold jobs to it.
         gres: how the cluster names a GPU in ``--gres``, for example ``gpu:h100``.
         nodes: nodes that one job may have at most.
         time: time limits of the stages' jobs.
@@ -135,6 +145,8 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
     cpu_partition: Name
     gpus_per_node: NonNegativeInt = NODE_GPUS
     cpus_per_gpu: PositiveInt | None = None
+    mem_per_gpu: MemoryText | None = None
+    check_memory: bool = True
     gres: Annotated[str, Meta(pattern=r"^gpu(:[A-Za-z0-9_.-]+)?\Z")] = "gpu"
     nodes: PositiveInt = 1
     time: TimeLimits = TimeLimits()
@@ -165,6 +177,12 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
         """The limit of a stage's jobs."""
         return str(getattr(self.time, stage))
 
+    def memory(self, gpus: int) -> str | None:
+        """What a job with this many GPUs of a node asks for there; None: Slurm's default."""
+        if not gpus or self.mem_per_gpu is None:
+            return None
+        return f"{int(self.mem_per_gpu[:-1]) * gpus}{self.mem_per_gpu[-1]}"
+
     def partition(self, gpus: int) -> str:
         """The partition for a job with this many GPUs."""
         return self.gpu_partition if gpus else self.cpu_partition
@@ -187,5 +205,7 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
                     f"time.{stage}={walltime} leaves no time to work before a job is asked to "
                     f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
                 )
+        if self.mem_per_gpu and (both := [f for f in self.sbatch if f.startswith("--mem")]):
+            raise ValueError(f"mem_per_gpu={self.mem_per_gpu} and {both[0]} in sbatch; choose one")
         if self.mounts and self.container is None:
             raise ValueError("mounts are for a container, and container is not set")

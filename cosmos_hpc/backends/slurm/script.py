@@ -54,6 +54,7 @@ def placement(cluster: SlurmCluster, stage: str, gpus: int) -> list[str]:
     flags += [f"--account={cluster.account}"] if cluster.account else []
     flags += [f"--qos={cluster.qos}"] if cluster.qos else []
     flags += [f"--gres={cluster.gres}:{gpus}"] if gpus else []
+    flags += [f"--mem={memory}"] if (memory := cluster.memory(gpus)) else []
     return [*flags, *cluster.sbatch]
 
 

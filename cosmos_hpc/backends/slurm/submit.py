@@ -13,7 +13,7 @@ from cosmos_hpc.backends.base import Request
 from cosmos_hpc.backends.slurm import commands
 from cosmos_hpc.backends.slurm.facts import container_options
 from cosmos_hpc.backends.slurm.jobs import JobSpec, job_name, jobs_of, tasks_of
-from cosmos_hpc.backends.slurm.limits import check_room, rooms_of
+from cosmos_hpc.backends.slurm.limits import check_memory, check_room, rooms_of
 from cosmos_hpc.backends.slurm.profile import SlurmCluster
 from cosmos_hpc.backends.slurm.queue import (
     AWAIT_TOKENS,
@@ -27,6 +27,7 @@ from cosmos_hpc.backends.slurm.secrets import Secrets, find_secrets
 from cosmos_hpc.config.recipes import Recipe
 from cosmos_hpc.errors import RequestError
 from cosmos_hpc.hub import needs as hub
+from cosmos_hpc.planning.plans import host_bytes
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.runs.stages import (
     STAGES,
@@ -60,6 +61,7 @@ class Submission:
         secrets: what the jobs read by themselves.
         awaited: ids of jobs of the run whose tokens this one takes over, which have to succeed.
         awaited_name: their name in the queue, by which the text of a dry run finds their ids.
+        memory: bytes of memory of all nodes together that a training needs.
     """
 
     jobs: list[tuple[JobSpec, str]] = field(default_factory=list)
@@ -69,6 +71,7 @@ class Submission:
     secrets: Secrets = field(default_factory=Secrets)
     awaited: list[str] = field(default_factory=list)
     awaited_name: str = ""
+    memory: int = 0
 
     def stage_jobs(self, stage: str) -> list[JobSpec]:
         """The jobs of a stage that are to be submitted."""
@@ -177,7 +180,8 @@ def prepare(
         )
     run_id, code = run.id(), run.code()
     secrets = find_secrets(cluster)
-    found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
+    memory = host_bytes(recipe) if recipe.trains else 0
+    found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets, memory=memory)
     source = source_of(run) if missing_of.get(TAKES_OVER) else None
     if source and not is_done(source, source.recipe(), TAKES_OVER):
         found.awaited_name = job_name(source, TAKES_OVER, source.id())
@@ -290,7 +294,10 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
             flags = [f"--dependency={dependency}"] if dependency else []
             name = job_name(run, job.stage.name, run_id)
             known = {*ids.values(), *before}
-            ids[job.stage.name, job.part] = commands.sbatch(scripts[job.name], flags, name, known)
+            job_id = commands.sbatch(scripts[job.name], flags, name, known)
+            ids[job.stage.name, job.part] = job_id
+            if job.stage.name == "train":
+                check_memory(cluster, job, job_id, submission.memory)
     except BaseException:
         stages = dict.fromkeys(job.stage.name for job, _ in submission.jobs)
         names = [job_name(run, stage, run_id) for stage in stages]
