@@ -63,7 +63,7 @@ def test_a_proposed_profile_passes_its_check_and_plans(any_lab, profile):
         ("time.download=05:00:00", "time.download=05:00:00 is above the 240 minutes that cpu"),
         ("time.train=3-00:00:00", "time.train=3-00:00:00 is above the 2880 minutes that gpu"),
         ("gpus_per_node=16", "gpus_per_node=16 with gres=gpu:h100, but a node of gpu has 8 of h1"),
-        ("gpu=H200-141", "gpu=H200-141, but Slurm calls the GPUs of gpu h100; set gpu to H100-80"),
+        ("gpu=H200-141", "gpu=H200-141, but Slurm calls GPUs of gpu h100; set gpu to H100-80"),
         ("gres=gpu:a100", "but a node of gpu has 8 of h100"),
         ("nodes=9", "nodes=9, but gpu has 3"),
         ("max_array_size=5000", "max_array_size=5000, but the cluster's MaxArraySize is 1001"),
@@ -87,7 +87,7 @@ def test_a_gpu_of_another_name_may_be_meant_so(lab, profile):
     """Plans for less memory than there is do no harm."""
     other = run(lab, "cluster", "check", "mine", "gpu=A100-80", cwd=profile)
     assert (other.code, "note" in other.out) == (0, True)
-    assert "gpu=A100-80, but Slurm calls the GPUs of gpu h100" in other.out
+    assert "gpu=A100-80, but Slurm calls GPUs of gpu h100" in other.out
     part = run(lab, "cluster", "check", "mine", "gpu=40GB", cwd=profile)
     assert (part.code, "Slurm calls" in part.out) == (0, False)
 

@@ -128,12 +128,18 @@ def _gpus(cluster: SlurmCluster, partition: Partition) -> Iterator[Finding]:
         yield Finding(
             "problem", f"nodes={cluster.nodes}, but {partition.name} has {partition.nodes}"
         )
-    for name in [kind] if kind else partition.gpus:
-        yield from _gpu_type(cluster, partition, name)
+    names = [kind] if kind else [*partition.gpus]
+    for name in names:
+        yield from _gpu_type(cluster, partition, name, only=len(names) == 1)
 
 
-def _gpu_type(cluster: SlurmCluster, partition: Partition, name: str) -> Iterator[Finding]:
-    """Whether the memory that plans count on is that of the GPUs which Slurm calls ``name``."""
+def _gpu_type(
+    cluster: SlurmCluster, partition: Partition, name: str, only: bool
+) -> Iterator[Finding]:
+    """Whether the memory that plans count on is that of the GPUs which Slurm calls ``name``.
+
+    Where they are not the ``only`` ones there, flags of sbatch may choose others.
+    """
     possible = gpus_named(name)
     if not possible or cluster.gpu in possible:
         return
@@ -141,8 +147,8 @@ def _gpu_type(cluster: SlurmCluster, partition: Partition, name: str) -> Iterato
     too_much = gpu_bytes(cluster.gpu) > _AS_MUCH * most
     if too_much or isinstance(cluster.gpu, str):
         yield Finding(
-            "problem" if too_much else "note",
-            f"gpu={cluster.gpu}, but Slurm calls the GPUs of {partition.name} {name}; set gpu to "
+            "problem" if too_much and only else "note",
+            f"gpu={cluster.gpu}, but Slurm calls GPUs of {partition.name} {name}; set gpu to "
             f"{' or '.join(possible)}, or to their memory in GB, which plans count on",
         )
 

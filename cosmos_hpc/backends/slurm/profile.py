@@ -56,6 +56,7 @@ _OWN_FLAGS = {
     *("kill-on-invalid-dep", "no-requeue", "open-mode", "output", "parsable", "signal"),
     *("wait", "wrap"),
 }
+_MEMORY_FLAGS = ("--mem", "--mem-per-cpu", "--mem-per-gpu")
 
 
 def _flag(text: str) -> str:
@@ -205,7 +206,8 @@ class SlurmCluster(Cluster, frozen=True, kw_only=True):
                     f"time.{stage}={walltime} leaves no time to work before a job is asked to "
                     f"stop, grace_seconds={self.grace_seconds} and up to a minute before the end"
                 )
-        if self.mem_per_gpu and (both := [f for f in self.sbatch if f.startswith("--mem")]):
-            raise ValueError(f"mem_per_gpu={self.mem_per_gpu} and {both[0]} in sbatch; choose one")
+        flags = [flag for flag in self.sbatch if flag.partition("=")[0] in _MEMORY_FLAGS]
+        if self.mem_per_gpu and flags:
+            raise ValueError(f"mem_per_gpu={self.mem_per_gpu} and {flags[0]} in sbatch; choose one")
         if self.mounts and self.container is None:
             raise ValueError("mounts are for a container, and container is not set")
