@@ -46,8 +46,9 @@ def accounting_lab() -> Iterator[Lab]:
 def any_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """A cluster without, and one with accounting; each is booted once for all files."""
     lab: Lab = request.getfixturevalue(request.param)
+    # What other files have left in the queue would count in this one, and what it leaves in them.
+    lab.clear()
     yield lab
-    # What a file leaves in the queue would count in the next one.
     lab.clear()
 
 

@@ -197,7 +197,7 @@ def test_what_a_person_cancels_stays_so_until_it_is_asked_for(login, videos, und
     login.until(lambda: login.queue() == [])
     state = login.wait(name, "preprocess", "stopped", "failed")
     time.sleep(7)  # longer than a requeue takes
-    assert login.queue() == []
+    assert login.queued(name) == []
     assert state["done_tasks"] < 2
     assert login.command("retry", name, "preprocess.0").code == 0
     assert len([job for job in login.queued(name) if job.startswith("preprocess.")]) == 1
@@ -206,7 +206,7 @@ def test_what_a_person_cancels_stays_so_until_it_is_asked_for(login, videos, und
     os.kill(pid, signal.SIGCONT)
     outcome = login.command("cancel", name)
     assert outcome.code == 0, outcome.err
-    assert login.queue() == []
+    assert login.queued(name) == []
     assert login.status(name)["state"] == "stopped"
     assert notes(login, name, "preprocess")[-1]["why"] in ("cancelled", "done")
     assert login.command("cancel", name).out.startswith("nothing works on")

@@ -122,9 +122,9 @@ def test_what_is_not_to_be_tried_again_is_not(login, tmp_path, scenes):
     login.submit("silent", f"data.input={scenes}", *words, "--dry-run")
     jobs, _ = start(login, EXPERIMENT, "runs/silent", "download")
     assert wait(login, jobs["download"], "FAILED", "COMPLETED")["Restarts"] == "1"
-    # What was cancelled stays so. The workers of shards wait at their start.
+    # What was cancelled stays so. The worker of the first shard waits at its start.
     python = tmp_path / "python"
-    held = "case $* in */preprocess.json*) kill -STOP $$ ;; esac"
+    held = "case $* in */preprocess.json\\ 0) kill -STOP $$ ;; esac"
     python.write_text(f'#!/bin/bash\n{held}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     login.submit("long", f"data.input={scenes}", f"cluster.python={python}", "--dry-run")

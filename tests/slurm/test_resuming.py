@@ -81,7 +81,7 @@ def test_what_a_person_has_set_for_squeue_hides_no_job(login, scenes):
     again = login.submit("mine", *request, **own)
     assert "nothing is missing that is not in the queue" in again.err
     assert login.command("cancel", "mine", **own).code == 0
-    assert login.queue() == []
+    assert login.queued("mine") == []
 
 
 def test_submit_leaves_its_input_to_others(login, scenes):

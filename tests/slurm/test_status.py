@@ -61,7 +61,7 @@ def test_what_is_queued_says_why(login, scenes):
     outcome = login.command("cancel", "held")
     assert outcome.code == 0
     assert "held: stopped" in outcome.out
-    assert login.queue() == []
+    assert login.queued("held") == []
 
 
 def test_what_was_not_asked_for_is_not_begun(login, scenes):
