@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from cosmos_hpc.backends.kinds import (
     open_backend,
     read_cluster,
     seconds_between_looks,
+    wait_for_end,
 )
 from cosmos_hpc.config.clusters import BUILT_IN, OVERRIDE_PREFIX, Cluster
 from cosmos_hpc.config.overrides import Overrides, as_list
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from cosmos_hpc.backends.base import Request
 
-#: Seconds between looks at what has done its work and is about to end.
-_END_SECONDS = 1.0
 #: Columns of the metrics that are there also while no step is.
 _METRICS = (
     "step",
@@ -112,16 +110,7 @@ class Run:
         run.
         """
         watch(lambda: view_run(self.status()), sys.stdout, seconds_between_looks(self.folder))
-        self.wait_for_end()
-
-    def wait_for_end(self) -> None:
-        """Wait for a submit and jobs that have done their work, but not ended.
-
-        Until then other settings would be refused.
-        """
-        backend = self._backend()
-        while backend.queue(self.folder).begun:
-            time.sleep(_END_SECONDS)
+        wait_for_end([self.folder])
 
     def logs(self, stage: str | None = None, task: int | None = None) -> dict[str, Path]:
         """Log files of the latest attempts, by ``STAGE`` or ``STAGE.TASK``.

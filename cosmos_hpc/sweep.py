@@ -15,6 +15,7 @@ from cosmos_hpc.backends.kinds import (
     queues_of,
     read_cluster,
     seconds_between_looks,
+    wait_for_end,
 )
 from cosmos_hpc.config.clusters import Cluster
 from cosmos_hpc.errors import RequestError, WorkError
@@ -131,8 +132,7 @@ class Sweep(Sequence[Run]):
         """Show the runs as they change, until nothing works on any; see :meth:`Run.watch`."""
         every = max(seconds_between_looks(run.folder) for run in self.runs)
         watch(lambda: view_sweep(self.name, self.status()), sys.stdout, every)
-        for run in self.runs:
-            run.wait_for_end()
+        wait_for_end([run.folder for run in self.runs])
 
     def cancel(self, now: bool = False, console: Console | None = None) -> int:
         """Stop all runs; see :meth:`Run.cancel`. Returns how many processes or jobs there were."""

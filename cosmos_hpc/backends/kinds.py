@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ KINDS = {
     "docker": "cosmos_hpc.backends.docker:DockerBackend",
     "slurm": "cosmos_hpc.backends.slurm.backend:SlurmBackend",
 }
+#: Seconds between looks at what has done its work and is about to end.
+_END_SECONDS = 1.0
 
 
 def _backend(kind: Any, where: str) -> type[AnyBackend]:
@@ -91,3 +94,12 @@ def queues_of(runs: Iterable[RunFolder]) -> dict[Path, Queue]:
     for backend, own in places.values():
         found.update(zip((run.path for run in own), backend.queues(own), strict=True))
     return found
+
+
+def wait_for_end(runs: Sequence[RunFolder]) -> None:
+    """Wait for submits and jobs of runs that have done their work, but not ended.
+
+    Until then other settings would be refused.
+    """
+    while any(queue.alive for queue in queues_of(runs).values()):
+        time.sleep(_END_SECONDS)

@@ -20,6 +20,9 @@ from cosmos_hpc.utils.settings import validate
 #: Bytes that a parameter takes in a checkpoint: its weight, and where it is trained its optimizer's
 #: state: two Adam moments, and with mixed precision the weight in fp32 as well.
 _WEIGHT_BYTES, _OPTIMIZER_BYTES = {"fp32": 4, "bf16": 2}, {"fp32": 8, "bf16": 12}
+#: Bytes of a node's memory for each trained parameter while a checkpoint is written or read,
+#: summed over all ranks: weight and moments in fp32, also of optimizers that keep them in less.
+_HOST_BYTES = 12
 
 
 def checkpoint_bytes(recipe: Recipe) -> int:
@@ -29,11 +32,6 @@ def checkpoint_bytes(recipe: Recipe) -> int:
     updated = trained.of(model.num_parameters)
     kept = updated if trained.frozen is None else model.num_parameters
     return _WEIGHT_BYTES[train.precision] * kept + _OPTIMIZER_BYTES[train.precision] * updated
-
-
-#: Bytes of a node's memory for each trained parameter while a checkpoint is written or read,
-#: summed over all ranks: weight and moments in fp32, also of optimizers that keep them in less.
-_HOST_BYTES = 12
 
 
 def host_bytes(recipe: Recipe) -> int:

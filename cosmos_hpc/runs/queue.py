@@ -49,7 +49,7 @@ class Queue(Struct):
         return self.driven or bool(self.stages)
 
     @property
-    def begun(self) -> bool:
+    def alive(self) -> bool:
         """Whether a process or job of the run is alive."""
         return self.driven or any(stage.running for stage in self.stages.values())
 

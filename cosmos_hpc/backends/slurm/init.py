@@ -100,13 +100,13 @@ def _best(partitions: list[Partition]) -> Partition | None:
 
 def _memory(kind: str) -> tuple[str | None, str]:
     """The GPU type that Slurm's name for it means, and what to say of it."""
-    if is_slice(kind):
-        return gpus_named(kind)[0], "a slice of a GPU (MIG)"
-    # An A100 may be one of two; the smaller one plans safely.
     known = gpus_named(kind)
-    if known:
-        return known[0], f"or {', '.join(known[1:])}" if known[1:] else ""
-    return None, f"Slurm calls it {kind!r}: give its type or memory, such as 48GB"
+    if not known:
+        return None, f"Slurm calls it {kind!r}: give its type or memory, such as 48GB"
+    if is_slice(kind):
+        return known[0], "a slice of a GPU (MIG)"
+    # An A100 may be one of two; the smaller one plans safely.
+    return known[0], f"or {', '.join(known[1:])}" if known[1:] else ""
 
 
 def _times(facts: Facts, gpu: Partition, cpu: Partition) -> list[str]:

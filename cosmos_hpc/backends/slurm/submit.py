@@ -61,7 +61,6 @@ class Submission:
         secrets: what the jobs read by themselves.
         awaited: ids of jobs of the run whose tokens this one takes over, which have to succeed.
         awaited_name: their name in the queue, by which the text of a dry run finds their ids.
-        memory: bytes of memory of all nodes together that a training needs.
     """
 
     jobs: list[tuple[JobSpec, str]] = field(default_factory=list)
@@ -71,7 +70,6 @@ class Submission:
     secrets: Secrets = field(default_factory=Secrets)
     awaited: list[str] = field(default_factory=list)
     awaited_name: str = ""
-    memory: int = 0
 
     def stage_jobs(self, stage: str) -> list[JobSpec]:
         """The jobs of a stage that are to be submitted."""
@@ -180,8 +178,7 @@ def prepare(
         )
     run_id, code = run.id(), run.code()
     secrets = find_secrets(cluster)
-    memory = host_bytes(recipe) if recipe.trains else 0
-    found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets, memory=memory)
+    found = Submission(stuck=[job.id for job in queue.stuck], secrets=secrets)
     source = source_of(run) if missing_of.get(TAKES_OVER) else None
     if source and not is_done(source, source.recipe(), TAKES_OVER):
         found.awaited_name = job_name(source, TAKES_OVER, source.id())
@@ -297,7 +294,7 @@ def submit(run: RunFolder, cluster: SlurmCluster, submission: Submission, consol
             job_id = commands.sbatch(scripts[job.name], flags, name, known)
             ids[job.stage.name, job.part] = job_id
             if job.stage.name == "train":
-                check_memory(cluster, job, job_id, submission.memory)
+                check_memory(cluster, job, job_id, host_bytes(run.recipe()))
     except BaseException:
         stages = dict.fromkeys(job.stage.name for job, _ in submission.jobs)
         names = [job_name(run, stage, run_id) for stage in stages]
