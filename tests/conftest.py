@@ -29,6 +29,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # tests share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Before Triton is imported: without a GPU its kernels are interpreted.
+if not Path("/dev/nvidia0").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # Commands that tests start keep their bytecode, as those of users do.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -17,7 +17,14 @@ LatentShape = Annotated[
 ]
 #: Fused kernels of training, see :mod:`cosmos_hpc.models.fusions`.
 Fusion = Literal[
-    "rotary", "norms", "swiglu", "gradient_accumulation", "gradient_norm", "adam", "loss"
+    "attention_inputs",
+    "rotary",
+    "norms",
+    "swiglu",
+    "gradient_accumulation",
+    "gradient_norm",
+    "adam",
+    "loss",
 ]
 FUSIONS: tuple[Fusion, ...] = get_args(Fusion)
 

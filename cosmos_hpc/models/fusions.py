@@ -1,6 +1,7 @@
 """Fused kernels for training on a GPU, of work that is otherwise several passes over memory.
 
-They are PyTorch's own, compiled or of cuBLAS: neither Apex nor Transformer Engine is needed. Each
+They are PyTorch's own, compiled or of cuBLAS, but one of Triton
+(:mod:`cosmos_hpc.models.attention_inputs`): neither Apex nor Transformer Engine is needed. Each
 applies to the process, and computes in float32 between what it reads and writes.
 """
 
@@ -19,8 +20,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from cosmos_hpc.models.decoder import CosmosDecoder
-from cosmos_hpc.models.layers import RMSNorm
+from cosmos_hpc.models.layers import RMSNorm, RotatedSelfAttention
 from cosmos_hpc.models.loss import token_losses
+from cosmos_hpc.models.positions import turns
 
 #: Shapes that each kernel may be compiled for: hidden states, queries, keys and those of the text,
 #: in training and in validation. Beyond its limit PyTorch would fall back to unfused ones.
@@ -43,6 +45,11 @@ def fuse(config: TransformerConfig, fusions: Sequence[str]) -> None:
     """
     # torch keeps this setting in a module of its own name.
     torch._dynamo.config.recompile_limit = max(_SHAPES, torch._dynamo.config.recompile_limit)
+    if "attention_inputs" in fusions:
+        # Needs Triton, which there is with a GPU.
+        from cosmos_hpc.models.attention_inputs import queries_keys_values
+
+        RotatedSelfAttention.kernel = staticmethod(queries_keys_values)
     if "rotary" in fusions:
         rope_utils._apply_rotary_pos_emb_bshd = apply_rotary
     if "norms" in fusions:
@@ -82,7 +89,7 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, freqs: Tensor) -> Tensor:
-        cosine, sine, back = _turns(freqs)
+        cosine, sine, back = turns(freqs)
         ctx.save_for_backward(cosine, back)
         # Detached, so that one compiled form serves training and validation.
         return _rotate(t.detach(), cosine, sine)
@@ -90,18 +97,6 @@ class _Rotary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return _rotate(gradient, *ctx.saved_tensors), None
-
-
-def _turns(freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Cosines and sines of angles, and the sines of turning back; kept for the next layer.
-
-    Each forward pass has angles of its own, so that nothing of a validation is used in training.
-    """
-    kept: tuple[Tensor, Tensor, Tensor] | None = getattr(freqs, "turns", None)
-    if kept is None:
-        sine = freqs.sin()
-        kept = freqs.turns = freqs.cos(), sine, -sine  # type: ignore[attr-defined]
-    return kept
 
 
 @torch.compile(dynamic=False)

@@ -17,7 +17,11 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.attention import Attention, CrossAttentionSubmodules
+from megatron.core.transformer.attention import (
+    Attention,
+    CrossAttentionSubmodules,
+    SelfAttention,
+)
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec, build_module
@@ -95,6 +99,46 @@ class TorchCoreAttention(MegatronModule):
             q, k, v, is_causal=self.is_causal, scale=self.softmax_scale, enable_gqa=True
         )
         return out.permute(2, 0, 1, 3)
+
+
+class RotatedSelfAttention(SelfAttention):
+    """Megatron's, where a kernel may split the projection, norm each head and rotate it at once."""
+
+    #: :func:`cosmos_hpc.models.attention_inputs.queries_keys_values`, for all self-attention of the
+    #: process, where :mod:`cosmos_hpc.models.fusions` puts it here. It takes heads of 2, 4, 8...
+    #: channels.
+    kernel: ClassVar[Callable[..., tuple[Tensor, Tensor, Tensor]] | None] = None
+
+    def forward(
+        self, *args: Any, rotary_pos_emb: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """As Megatron's; ``rotary_pos_emb`` are angles ``[s, 1, 1, d]``."""
+        width = self.hidden_size_per_attention_head
+        self._angles = None
+        if self.kernel is not None and width & (width - 1) == 0:
+            # Megatron's would rotate what get_query_key_value_tensors returns.
+            self._angles, rotary_pos_emb = rotary_pos_emb, None
+        output: tuple[Tensor, Tensor] = super().forward(
+            *args, rotary_pos_emb=rotary_pos_emb, **kwargs
+        )
+        return output
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        split_qkv: bool = True,
+    ) -> tuple[Tensor, ...]:
+        """Queries ``[s, b, heads, d]``, keys and values ``[s, b, groups, d]`` of this rank."""
+        if self.kernel is None or self._angles is None:
+            parts: tuple[Tensor, ...] = super().get_query_key_value_tensors(
+                hidden_states, key_value_states, split_qkv
+            )
+            return parts
+        shape = (self.num_query_groups_per_partition, -1, self.hidden_size_per_attention_head)
+        projected = self.linear_qkv(hidden_states)[0].unflatten(-1, shape)
+        weights = self.q_layernorm.weight, self.k_layernorm.weight
+        return self.kernel(projected, *weights, self._angles, self.config.layernorm_epsilon)
 
 
 class TextCrossAttention(Attention):
@@ -253,6 +297,7 @@ def _local() -> tuple[ModuleSpec, type, type, type, type]:
     layer = get_gpt_layer_local_spec(qk_layernorm=True, normalization="RMSNorm")
     parts = layer.submodules
     parts.input_layernorm = parts.pre_mlp_layernorm = RMSNorm
+    parts.self_attention.module = RotatedSelfAttention
     attention = parts.self_attention.submodules
     attention.core_attention = TorchCoreAttention
     attention.q_layernorm = attention.k_layernorm = RMSNorm

@@ -88,3 +88,15 @@ def absolute_positions(config: ModelConfig) -> Tensor:
 
     frames, rows, columns = config.latent_shape
     return _over_clip(config, axis(frames, time), axis(rows, space), axis(columns, space))
+
+
+def turns(freqs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cosines and sines of angles, and the sines of turning back; kept for the next layer.
+
+    Each forward pass has angles of its own, so that nothing of a validation is used in training.
+    """
+    kept: tuple[Tensor, Tensor, Tensor] | None = getattr(freqs, "turns", None)
+    if kept is None:
+        sine = freqs.sin()
+        kept = freqs.turns = freqs.cos(), sine, -sine  # type: ignore[attr-defined]
+    return kept

@@ -24,8 +24,6 @@ from cosmos_hpc.planning.speed import RATES, StepTime, step_time
 #: Share of a GPU's memory that a step may take. Something is needed for CUDA, NCCL and
 #: fragmentation in any case; comfortable leaves room for surprises as well.
 POSSIBLE, COMFORTABLE = 0.92, 0.75
-#: Fused kernels without which times of layers are longer.
-_OF_LAYERS = frozenset({"rotary", "norms", "gradient_accumulation"})
 #: Ranks that share a sample; beyond, all models' key heads would have to be shared.
 MAX_PARALLEL = 8
 #: As far as is looked for what would do.
@@ -181,12 +179,11 @@ class _Search:
         self._all_gpus, self._max_gpus = cluster.takes_all_gpus, cluster.max_gpus
         gpu = cluster.gpu if isinstance(cluster.gpu, str) else UNKNOWN_GPU
         self._rates = RATES[gpu]
-        self._fused = bool(_OF_LAYERS.intersection(recipe.train.fused))
-        self._fused_loss = "loss" in recipe.train.fused
+        self._fusions = recipe.train.fused
 
     def memory(self, layout: Layout) -> Memory:
         """Of a step, on one GPU."""
-        return training_memory(self._model, layout, self._trained, self._fused_loss)
+        return training_memory(self._model, layout, self._trained, self._fusions)
 
     def time(self, layout: Layout) -> StepTime:
         """Of a step."""
@@ -197,7 +194,7 @@ class _Search:
             batch,
             self._rates,
             self._node_gpus,
-            fused=self._fused,
+            fusions=self._fusions,
             trained=self._trained,
         )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from functools import cache
 from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
-from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.config import FUSIONS, ModelConfig
 from cosmos_hpc.models.shapes import ACTION_MLP, published_shapes
 from cosmos_hpc.utils.progress import count_of
 
@@ -120,7 +121,10 @@ class Memory(Struct, frozen=True):
 
 
 def training_memory(
-    model: ModelConfig, layout: Layout, trained: Trained = EVERYTHING, fused_loss: bool = False
+    model: ModelConfig,
+    layout: Layout,
+    trained: Trained = EVERYTHING,
+    fusions: Collection[str] = FUSIONS,
 ) -> Memory:
     """Memory of a step with Megatron's optimizer.
 
@@ -135,7 +139,7 @@ def training_memory(
     Args:
         model, layout: what is trained, and how it is spread.
         trained: which weights.
-        fused_loss: with ``loss`` of ``train.fusions``.
+        fusions: fused kernels, as in ``train.fusions``.
     """
     params = _parameters_of_a_rank(model, layout.tensor_parallel)
     adapters = trained.adapters // layout.tensor_parallel
@@ -146,7 +150,7 @@ def training_memory(
     split = layout.tensor_parallel
     spread = split if layout.sequence_parallel else 1
     width = 2 if layout.precision == "bf16" else 4
-    divided = _attention(model, exchanged=layout.context_parallel > 1) + _mlp(model)
+    divided = _attention(model, layout.context_parallel > 1, fusions) + _mlp(model)
     whole_layer = width * tokens * (_between(model) // spread + divided // split)
     kept = {
         "none": whole_layer,
@@ -159,7 +163,7 @@ def training_memory(
     activations = whole_layers * whole_layer + (model.num_layers - whole_layers) * kept
     # Embeddings, and input and output of the last norm.
     ends = 3 * width * tokens * model.hidden_size // spread
-    a_logit = 2 * width if fused_loss else width + 8
+    a_logit = 2 * width if "loss" in fusions else width + 8
     logits = a_logit * tokens * model.output_vocab_size // split
     shares = layout.copies if layout.distributed_optimizer else 1
     recomputed = max(0, _one_layer(model, layout, width * tokens, whole_layer - kept) - logits)
@@ -195,14 +199,17 @@ def _between(model: ModelConfig) -> int:
     return (6 if model.context_width else 4) * model.hidden_size
 
 
-def _attention(model: ModelConfig, exchanged: bool) -> int:
-    """Elements saved per token: inputs of the norms of q and k, q, k and v, and the output.
+def _attention(model: ModelConfig, exchanged: bool, fusions: Collection[str]) -> int:
+    """Elements saved per token: the projection, q and k normed and rotated, and the output.
 
-    Exchanged for context parallelism, q, k and v are there twice, as seen on GPUs.
+    Without the fused kernel the norm of q has a copy of its input. Exchanged for context
+    parallelism, q, k and v are there twice, as seen on GPUs.
     """
     query = model.num_attention_heads * model.kv_channels
     key = model.num_query_groups * model.kv_channels
-    own = 4 * query + 3 * key + (query + 2 * key if exchanged else 0)
+    own = 3 * query + 3 * key
+    own += 0 if "attention_inputs" in fusions else query
+    own += query + 2 * key if exchanged else 0
     return own + 3 * query if model.context_width else own
 
 

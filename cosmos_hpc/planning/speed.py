@@ -7,12 +7,13 @@ in ``benchmarks/README.md``. Those of other GPUs follow from data sheets and wer
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 from msgspec import Struct
 from msgspec.structs import asdict
 
 from cosmos_hpc.data.tokens import TEXT_POSITIONS
-from cosmos_hpc.models.config import ModelConfig
+from cosmos_hpc.models.config import FUSIONS, ModelConfig
 from cosmos_hpc.planning.memory import EVERYTHING, Layout, Trained, training_memory
 
 
@@ -63,11 +64,15 @@ _ATTENTION_FORWARD = 0.25
 _FLOAT32 = 67 / 989
 
 #: How often a step's kernels outside of products read or write a number of each width, set from
-#: profiles of the 4B model: the residual stream with its norms, a position and layer; queries and
-#: keys with norms, rotary and copies; SwiGLU; the loss, a row of the output layer. With kernels
-#: that are not fused, queries and keys take more.
-_HIDDEN, _QUERIES_KEYS, _UNFUSED_QUERIES_KEYS, _CROSS_QUERIES = 60, 63, 120, 19
+#: profiles of the 4B model: the residual stream with its norms, a position and layer; queries of
+#: text attention; SwiGLU; the loss, a row of the output layer.
+_HIDDEN, _CROSS_QUERIES = 60, 19
 _FEED_FORWARD, _FEED_FORWARD_AGAIN, _LOSS = 8, 3, 16
+#: The same of queries and keys with norms, rotary and copies: in one kernel, fused one by one, and
+#: not fused.
+_QUERIES_KEYS_AT_ONCE, _QUERIES_KEYS, _UNFUSED_QUERIES_KEYS = 40, 63, 120
+#: Fused kernels without which times of layers are longer.
+_OF_LAYERS = frozenset({"attention_inputs", "rotary", "norms", "gradient_accumulation"})
 #: The same of queries and keys, where context parallelism packs and unpacks what it exchanges.
 _EXCHANGED = 11
 #: Share of that work in the forward pass, which full recomputation repeats.
@@ -109,7 +114,7 @@ def step_time(
     global_batch_size: int,
     rates: Rates,
     node_gpus: int = 8,
-    fused: bool = True,
+    fusions: Collection[str] = FUSIONS,
     trained: Trained = EVERYTHING,
 ) -> StepTime:
     """Time of a step with Megatron's distributed optimizer.
@@ -119,12 +124,13 @@ def step_time(
         global_batch_size: samples of a step.
         rates: of the GPUs.
         node_gpus: GPUs that are linked by more than the network.
-        fused: with the fused kernels of ``train.fusions``.
+        fusions: fused kernels, as in ``train.fusions``.
         trained: which weights; those of adapters leave out the products for gradients of others.
     """
     batches = global_batch_size / layout.data_parallel
     products, attention = _flops(model, layout, adapters=trained.frozen is None)
     slower = 1 if layout.precision == "bf16" else _FLOAT32
+    fused = not _OF_LAYERS.isdisjoint(fusions)
     shared_by = layout.tensor_parallel * layout.context_parallel
     efficiency = slower * (1 - _SMALLER_PRODUCTS * math.log2(shared_by))
     # Those that are trained.
@@ -135,7 +141,7 @@ def step_time(
     return StepTime(
         matrix_products=batches * products / (rates.matrix_products * efficiency),
         attention=batches * attention / (rates.attention * slower),
-        memory_bound=batches * (_token_bytes(model, layout, fused) + added) / rates.memory,
+        memory_bound=batches * (_token_bytes(model, layout, fusions) + added) / rates.memory,
         optimizer=params * (adam / layout.copies + gradients) / rates.memory,
         communication=batches * _sample_bytes(model, layout) / rates.tensor
         + _data_seconds(layout, params, rates, node_gpus),
@@ -172,13 +178,16 @@ def _flops(model: ModelConfig, layout: Layout, adapters: bool) -> tuple[float, f
     return products / ranks, attention / ranks
 
 
-def _token_bytes(model: ModelConfig, layout: Layout, fused: bool) -> float:
+def _token_bytes(model: ModelConfig, layout: Layout, fusions: Collection[str]) -> float:
     """Bytes that kernels outside of products read and write for a sample on one rank."""
     query, key = _widths(model)
     split = layout.tensor_parallel
     text = model.context_width is not None
     hidden = _HIDDEN * (1.5 if text else 1) * model.hidden_size
-    passes = _QUERIES_KEYS if fused else _UNFUSED_QUERIES_KEYS
+    if "attention_inputs" in fusions:
+        passes = _QUERIES_KEYS_AT_ONCE
+    else:
+        passes = _UNFUSED_QUERIES_KEYS if _OF_LAYERS.isdisjoint(fusions) else _QUERIES_KEYS
     passes += _EXCHANGED if layout.context_parallel > 1 else 0
     queries = passes * (query + key) + (_CROSS_QUERIES * query if text else 0)
     layer = hidden / (split if layout.sequence_parallel else 1) + queries / split

@@ -14,11 +14,12 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a G
 def on_gpu(config, w, transformer_impl, change=lambda settings: None):
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
-    from cosmos_hpc.models.checkpoints.published import load_weights
+    from cosmos_hpc.models.checkpoints.published import load_weights, one_rank
     from cosmos_hpc.models.checkpoints.published_files import PublishedWeights
     from cosmos_hpc.models.decoder import CosmosDecoder
     from cosmos_hpc.models.megatron import megatron_config
 
+    one_rank()
     model_parallel_cuda_manual_seed(1)
     settings = megatron_config(
         config, False, transformer_impl, bf16=True, params_dtype=torch.bfloat16
@@ -146,7 +147,7 @@ def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
     from cosmos_hpc.models import fusions
     from cosmos_hpc.models.config import FUSIONS
     from cosmos_hpc.models.fusions import fuse
-    from cosmos_hpc.models.layers import RMSNorm
+    from cosmos_hpc.models.layers import RMSNorm, RotatedSelfAttention
 
     monkeypatch.setattr(fusions, "_WORTH_COMPILING", 0)
     # All that is changed for the process comes back after the test.
@@ -155,6 +156,7 @@ def test_fused_kernels_give_the_gradients_of_the_others(variant, monkeypatch):
     )
     monkeypatch.setattr(fused_bias_swiglu, "swiglu_back", fused_bias_swiglu.swiglu_back)
     monkeypatch.setattr(RMSNorm, "kernel", RMSNorm.__dict__["kernel"])
+    monkeypatch.setattr(RotatedSelfAttention, "kernel", None)
     monkeypatch.setattr(megatron_layers, "_grad_accum_fusion_available", False)
     monkeypatch.setattr(megatron_layers, "fused_weight_gradient_mlp_cuda", None, raising=False)
     config = ModelConfig(**sizes(variant))
