@@ -32,6 +32,7 @@ from torch import Tensor
 
 from cosmos_hpc.config.recipes import load_recipe
 from cosmos_hpc.models import fusions
+from cosmos_hpc.models.attention_inputs import queries_keys_values
 from cosmos_hpc.models.checkpoints.published import one_rank
 from cosmos_hpc.models.config import ModelConfig
 from cosmos_hpc.models.loss import token_losses
@@ -129,6 +130,21 @@ def operations(
         q, k = LigerRopeFunction.apply(q, k, *(x.movedim(0, 1) for x in turns))
         return torch.cat([x.permute(2, 0, 1, 3) for x in (q, k)], 2)
 
+    def projected(norm: Any, rotate: Any) -> Operation:
+        def parts(x: Tensor, of_query: Tensor, of_key: Tensor) -> Tensor:
+            query, key, value = x.flatten(3).split([x[0, 0, 0, 2:].numel(), width, width], 3)
+            query = norm(query.unflatten(3, (-1, width)).flatten(2, 3), of_query)
+            return torch.cat((rotate(query, angles), rotate(norm(key, of_key), angles), value), 2)
+
+        return parts
+
+    def projected_at_once(x: Tensor, of_query: Tensor, of_key: Tensor) -> Tensor:
+        return torch.cat(queries_keys_values(x, of_query, of_key, angles, EPS), 2)
+
+    def plain_rotation(t: Tensor, turned_by: Tensor) -> Tensor:
+        rotated: Tensor = plain_rotary(t, turned_by, rotary_interleaved=False)
+        return rotated
+
     def gradient_of(written: Any) -> Operation:
         def swiglu(y: Tensor) -> Tensor:
             fused_bias_swiglu.swiglu_back = written
@@ -162,9 +178,17 @@ def operations(
         "rotary": (
             [random(tokens, 1, heads, width), random(tokens, 1, groups, width)],
             {
-                "plain": rotated(lambda t, f: plain_rotary(t, f, rotary_interleaved=False)),
+                "plain": rotated(plain_rotation),
                 "cosmos-hpc": rotated(fusions.apply_rotary),
                 "liger": liger_rotary,
+            },
+        ),
+        "queries, keys and values": (
+            [random(tokens, 1, groups, heads // groups + 2, width), random(width), random(width)],
+            {
+                "plain": projected(norm, plain_rotation),
+                "fused one by one": projected(norm, fusions.apply_rotary),
+                "cosmos-hpc": projected_at_once,
             },
         ),
         "SwiGLU": (

@@ -41,6 +41,7 @@ from cosmos_hpc.worker.stages.train import prepare_device
 SWITCHES = {
     "plain": ["train.fusions=[]"],
     "fused": ["train.fusions=null"],
+    "attention-inputs": ["train.fusions=[attention_inputs]"],
     "rotary": ["train.fusions=[rotary]"],
     "norms": ["train.fusions=[norms]"],
     "accumulation": ["train.fusions=[gradient_accumulation]"],

@@ -76,7 +76,10 @@ def test_overrides_are_typed():
         ("train.learning_rate=.nan", "train.learning_rate=nan: expected number above 0"),
         ("train.max_steps=true", "train.max_steps=True: expected whole number above 0"),
         ("train.tensorboard=1", "train.tensorboard=1: expected true or false"),
-        ("train.fusions=[loss,nroms]", "['loss', 'nroms']: expected list, each: `rotary`, "),
+        (
+            "train.fusions=[loss,nroms]",
+            "['loss', 'nroms']: expected list, each: `attention_inputs`, ",
+        ),
         ("train.fusions=[loss,nroms]", "; did you mean norms?"),
         ("generate.guard=mine", "expected `module:function` or `path/to/file.py:function`, or"),
         ("train.warmup_steps=120", "warmup_steps=120 is not below max_steps=120"),

@@ -1,5 +1,9 @@
 """Triton kernels, without a GPU as Triton's interpreter runs them."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from megatron.core.models.common.embeddings import rope_utils
@@ -11,6 +15,7 @@ from cosmos_hpc.models.cache import attend_masked
 from cosmos_hpc.models.layers import RotatedSelfAttention
 from cosmos_hpc.models.positions import rotary_angles
 from cosmos_hpc.models.prefix_attention import attend_in_parts
+from tests.conftest import REPOSITORY
 from tests.models.checkpoints.test_published import inputs, sizes, weights
 from tests.models.test_decoder import MODEL
 from tests.models.test_fusions import gradients
@@ -112,3 +117,14 @@ def test_attention_to_a_prefix_sees_nothing_behind_it(used, programs):
     parts, logarithms = attend_in_parts(q, *hidden, position, programs)
     got = (parts * logarithms.softmax(-1)[..., None]).sum(2)
     torch.testing.assert_close(got, expected[:, :, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_it_compiles_for_an_h100_with_full_loads_and_no_spilled_registers(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    subprocess.run(
+        [sys.executable, "-m", "tests.models.compile_worker"],
+        cwd=REPOSITORY,
+        env=environment,
+        check=True,
+    )
