@@ -1,4 +1,4 @@
-"""One rank of checkpoints over tensor-parallel ranks, started by torchrun with a folder.
+"""One rank of checkpoints over tensor-parallel ranks, run with a folder.
 
 For each variant of the folder's ``variants``, reads ``<variant>/model.pt`` and ``<variant>/nemo``
 into decoders and leaves the logits of each, and what Megatron's own save wrote.

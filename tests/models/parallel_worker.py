@@ -1,4 +1,4 @@
-"""One rank of the comparison in parallel, started by torchrun with a case and variants.
+"""One rank of the comparison in parallel, run with a case and variants.
 
 Two ranks share the tensors, or with case ``context`` the sequence; four ranks share both, and with
 ``sequence`` the parts of the sequence again.

@@ -1,8 +1,6 @@
 """Megatron's decoder against the plain statement of the architecture, logits and gradients."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,8 +13,8 @@ from cosmos_hpc.models import ModelConfig, from_published
 from cosmos_hpc.models.checkpoints.weights import weights_of
 from cosmos_hpc.models.positions import absolute_positions, rotary_angles
 from cosmos_hpc.models.shapes import published_shapes
-from tests.conftest import REPOSITORY
 from tests.models import reference
+from tests.ranks import run_ranks
 
 SIZES = {
     "num_layers": 2,
@@ -221,12 +219,9 @@ def test_weights_of_another_model_are_named():
         *(("context", 2), ("context+full", 2), ("context+sequence", 4)),
     ],
 )
-def test_ranks_that_share_a_model_agree_as_well(case, ranks):
+def test_ranks_that_share_a_model_agree_as_well(tmp_path, case, ranks):
     """All variants, one after another in the same processes."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command += ["-m", "tests.models.parallel_worker", case, *VARIANTS]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("agrees") == ranks * len(VARIANTS)
+    worker = "tests.models.parallel_worker"
+    done = run_ranks(tmp_path, worker, case, *VARIANTS, ranks=ranks, timeout=120)
+    assert done.succeeded, done.log[-3000:]
+    assert done.log.count("agrees") == ranks * len(VARIANTS)

@@ -1,7 +1,5 @@
 """What is written is what PyTorch, safetensors, zip tools and Megatron read."""
 
-import subprocess
-import sys
 import zipfile
 
 import pytest
@@ -16,10 +14,10 @@ from cosmos_hpc.models.checkpoints.writer import (
     write_torch_file,
 )
 from cosmos_hpc.worker.convert import Conversion, convert
-from tests.conftest import REPOSITORY
 from tests.models import reference
 from tests.models.checkpoints.test_published import VARIANTS, inputs, sizes, weights
 from tests.models.stored import any_bits, assert_same, megatron_arrays, small_model
+from tests.ranks import run_ranks
 
 
 def job(tensors, config, wrote=lambda size: None):
@@ -173,12 +171,8 @@ def two_ranks(tmp_path_factory):
         if config.action_width:
             base = {n: t for n, t in tensors.items() if not n.startswith("action_mlp")}
             torch.save(base, place / "base.pt")
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tests.models.checkpoint_worker", str(folder)]
-    done = subprocess.run(
-        [sys.executable, *command], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_ranks(folder, "tests.models.checkpoint_worker", str(folder), ranks=2, timeout=120)
+    assert done.succeeded, done.log[-3000:]
     return folder
 
 

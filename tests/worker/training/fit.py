@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from cosmos_hpc.models.shapes import published_shapes
 from cosmos_hpc.runs.folder import RunFolder
 from cosmos_hpc.utils import files
 from cosmos_hpc.worker.datasets.samples import SampleDataset
-from tests.conftest import REPOSITORY
+from tests.ranks import run_ranks
 
 SMALL = (
     "train.max_steps=4",
@@ -73,19 +72,10 @@ def train(folder: Path, *overrides: str, ranks: int = 1, **env: str) -> list[dic
     """Train in a folder, from the last checkpoint in it; the rows of its metrics."""
     folder.mkdir(parents=True, exist_ok=True)
     files.write_json(folder / "run.json", {"id": "x"})
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks)] if ranks > 1 else []
-    command = command if ranks > 1 else [sys.executable]
-    done = subprocess.run(
-        [*command, "-m", "tests.worker.training.fit", str(folder), *overrides],
-        cwd=REPOSITORY,
-        env={**os.environ, "WANDB_MODE": "disabled", **env},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    (folder / "log").write_text(done.stdout + done.stderr)
+    arguments = ("tests.worker.training.fit", str(folder), *overrides)
+    done = run_ranks(folder, *arguments, ranks=ranks, env={"WANDB_MODE": "disabled", **env})
+    assert done.succeeded, done.log[-5000:]
+    (folder / "log").write_text(done.log)
     return files.read_jsonl(RunFolder(folder).train.metrics)
 
 

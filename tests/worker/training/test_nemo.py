@@ -2,31 +2,22 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.ranks import run_ranks
 
 
-def train(recipe, *overrides, ranks=1):
-    """Three steps of the benchmark that runs on GPUs as well, as an ended process."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(ranks), "benchmarks/training.py", recipe]
-    return subprocess.run(
-        [*command, "train.max_steps=3", "train.global_batch_size=4", *overrides],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+def train(folder, recipe, *overrides, ranks=1):
+    """Three steps of the benchmark that runs on GPUs as well."""
+    arguments = (recipe, "train.max_steps=3", "train.global_batch_size=4", *overrides)
+    return run_ranks(folder, "benchmarks.training", *arguments, ranks=ranks, timeout=200)
 
 
 def losses(*arguments, ranks=1):
     done = train(*arguments, ranks=ranks)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    assert done.succeeded, done.log[-3000:]
+    result = next(line for line in done.log.splitlines() if line.startswith("RESULT "))
     return json.loads(result.removeprefix("RESULT "))["losses"]
 
 
@@ -39,16 +30,18 @@ CONTEXT = ("train.context_parallel=2",)
     ("recipe", "precision", "close"),
     [("ar_tiny_v2w", "fp32", 1e-3), ("ar_tiny_action", "bf16", 2e-2)],
 )
-def test_models_with_text_and_actions_train_on_one_rank_and_on_two(recipe, precision, close):
+def test_models_with_text_and_actions_train_on_one_rank_and_on_two(
+    tmp_path, recipe, precision, close
+):
     every, some = "train.micro_batch_size=4", "train.recompute_layers=2"
-    one = losses(recipe, every, f"train.precision={precision}", some)
+    one = losses(tmp_path, recipe, every, f"train.precision={precision}", some)
     assert one[0] == pytest.approx(math.log(64000), abs=0.1)
     for shared in (TENSOR, CONTEXT):
-        assert losses(recipe, every, *shared, ranks=2) == pytest.approx(one, abs=close)
+        assert losses(tmp_path, recipe, every, *shared, ranks=2) == pytest.approx(one, abs=close)
 
 
 @pytest.mark.slow
-def test_a_gradient_that_is_not_finite_ends_the_training():
-    done = train("ar_tiny", "train.micro_batch_size=4", "train.learning_rate=1e30")
-    assert done.returncode != 0
-    assert "the gradient of step 2 is not finite" in done.stderr
+def test_a_gradient_that_is_not_finite_ends_the_training(tmp_path):
+    done = train(tmp_path, "ar_tiny", "train.micro_batch_size=4", "train.learning_rate=1e30")
+    assert not done.succeeded
+    assert "the gradient of step 2 is not finite" in done.log
