@@ -88,10 +88,12 @@ def main() -> None:
     """Answer requests, one per line, until there are no more; a fork leaves this function."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    import nemo.collections.llm  # noqa: F401
+    # NeMo asks about GPUs when it is imported, after which a fork could not use them.
+    if not Path("/dev/nvidia0").exists():
+        import nemo.collections.llm  # noqa: F401
 
-    import cosmos_hpc.worker.stages.train
-    import cosmos_hpc.worker.training.nemo  # noqa: F401
+        import cosmos_hpc.worker.stages.train
+        import cosmos_hpc.worker.training.nemo  # noqa: F401
 
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
