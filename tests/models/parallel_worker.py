@@ -1,7 +1,8 @@
 """One rank of the comparison in parallel, run with a case and variants.
 
 Two ranks share the tensors, or with case ``context`` the sequence; four ranks share both, and with
-``sequence`` the parts of the sequence again.
+``sequence`` the parts of the sequence again. With ``kernel``, Triton's interpreter computes what
+goes into self-attention.
 
 Exits 0 when logits and every gradient agree with the plain statement of the architecture.
 """
@@ -20,6 +21,7 @@ from megatron.core.tensor_parallel import (
 from cosmos_hpc.models import ModelConfig
 from cosmos_hpc.models.context_parallel import own_part
 from cosmos_hpc.models.decoder import CosmosDecoder
+from cosmos_hpc.models.fusions import fuse
 from cosmos_hpc.models.loss import token_losses
 from cosmos_hpc.models.megatron import megatron_config
 from cosmos_hpc.worker.training import cpu
@@ -58,6 +60,8 @@ def main(case, variants):
     )
     model_parallel_cuda_manual_seed(1)
     recompute = next((word for word in words if word in ("full", "selective")), "none")
+    if "kernel" in words:
+        fuse(None, ["attention_inputs"])
     for variant in variants:
         compare(variant, "sequence" in words, recompute)
         print(f"{variant} agrees", flush=True)

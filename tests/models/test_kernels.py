@@ -19,6 +19,7 @@ from tests.conftest import REPOSITORY
 from tests.models.checkpoints.test_published import inputs, sizes, weights
 from tests.models.test_decoder import MODEL
 from tests.models.test_fusions import gradients
+from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="compiled in test_gpu.py")
 
@@ -92,6 +93,14 @@ def test_a_model_learns_the_same_with_the_kernel(variant, monkeypatch):
     assert not torch.equal(found, wanted), "the kernel was not used"
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["kernel+sequence", "kernel+context+full"])
+def test_ranks_that_share_a_model_agree_with_the_kernel_as_well(tmp_path, case):
+    done = run_ranks(tmp_path, "tests.models.parallel_worker", case, "13b", ranks=2)
+    assert done.succeeded, done.log[-3000:]
+    assert done.log.count("agrees") == 2
 
 
 def test_heads_that_the_kernel_cannot_take_do_without(monkeypatch):
