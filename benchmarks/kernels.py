@@ -214,10 +214,12 @@ def operations(
 def main(recipe: str) -> None:
     """Print a row for each form of each operation."""
     one_rank()
-    torch.set_default_device("cuda")
     torch.manual_seed(1)
     print(f"{recipe}, {torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for name, (inputs, forms) in operations(load_recipe(recipe).model_for_clips()).items():
+    # Only for what is made here: a default device would cost the CPU time in every call.
+    with torch.device("cuda"):
+        rows = operations(load_recipe(recipe).model_for_clips())
+    for name, (inputs, forms) in rows.items():
         for x in inputs:
             x.requires_grad_()
         exact = results(next(iter(forms.values())), wide(inputs))
