@@ -29,8 +29,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # tests share the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+HAS_GPU = Path("/dev/nvidia0").exists()
+
 # Before Triton is imported: without a GPU its kernels are interpreted.
-if not Path("/dev/nvidia0").exists():
+if not HAS_GPU:
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Commands that tests start keep their bytecode, as those of users do.
@@ -54,8 +56,10 @@ LONGEST = (
     "slurm/test_submit.py",
     "test_nemo_run.py",
     "slurm/test_status.py",
-    "worker/training/test_nemo.py",
+    "worker/training/test_context_parallel.py",
     "worker/training/test_wandb.py",
+    "worker/training/test_distributed.py",
+    "slurm/test_sites.py",
     "test_notebooks.py",
     "worker/stages/test_preprocess.py",
     "slurm/test_resuming.py",
@@ -65,11 +69,9 @@ LONGEST = (
     "slurm/test_sweeps.py",
     "worker/training/test_freeze.py",
     "worker/datasets/test_lerobot.py",
-    "worker/training/test_context_parallel.py",
-    "worker/training/test_distributed.py",
+    "worker/training/test_nemo.py",
     "worker/training/test_lora.py",
     "slurm/test_old_runs.py",
-    "slurm/test_sites.py",
     "worker/test_convert.py",
     "backends/test_local.py",
     "slurm/test_new_stage.py",

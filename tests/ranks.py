@@ -12,7 +12,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,9 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-#: Below those that other processes get for their connections.
-PORTS = range(20_000, 32_000)
+from tests.conftest import HAS_GPU, REPOSITORY
+from tests.ports import free_ports
 
 
 @dataclass
@@ -89,7 +87,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     # NeMo asks about GPUs when it is imported, after which a fork could not use them.
-    if not Path("/dev/nvidia0").exists():
+    if not HAS_GPU:
         import nemo.collections.llm  # noqa: F401
 
         import cosmos_hpc.worker.stages.train
@@ -97,18 +95,19 @@ def main() -> None:
 
     for line in iter(sys.stdin.readline, ""):
         request = json.loads(line)
-        port, children = _free_port(), {}
+        [port], children = free_ports(1), {}
         for rank in range(len(request["logs"])):
             child = os.fork()
             if not child:
                 return _become(rank, port, request)
+            # Before it could fail and have the others killed.
+            os.setpgid(child, child)
             children[child] = rank
         print(json.dumps(_wait(children, request["timeout"])), file=answers, flush=True)
 
 
 def _become(rank: int, port: int, request: dict[str, Any]) -> None:
     """Run the module in this fork, and end as any Python does."""
-    os.setpgid(0, 0)
     log = os.open(request["logs"][rank], os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -141,19 +140,6 @@ def _wait(children: dict[int, int], timeout: float) -> bool:
         if not child:
             time.sleep(0.05)
     return succeeded
-
-
-def _free_port() -> int:
-    start = os.getpid() % len(PORTS)
-    for port in (*PORTS[start:], *PORTS[:start]):
-        with socket.socket() as candidate:
-            candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                candidate.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError("no free port")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Compile the kernels of self-attention's inputs for an H100, which needs no GPU."""
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cosmos_hpc.models.attention_inputs import WARPS, _write_gradients, _write_queries_keys
+from cosmos_hpc.models.attention_inputs import _sizes, _write_gradients, _write_queries_keys
 
 H100 = GPUTarget("cuda", 90, 32)
 #: Those of the 4B model on one GPU, and of the 13B on two that share its heads.
@@ -15,8 +16,8 @@ FLOATS = {"cosine", "sine", "parts"}
 
 def compiled(kernel, groups, slots):
     """Its PTX, for arrays that begin at multiples of 16 bytes, as PyTorch's do."""
-    tile = triton.next_power_of_2(groups * slots)
-    sizes = {"GROUPS": groups, "SLOTS": slots, "HALF": 64, "TILE": tile}
+    sizes = _sizes(torch.empty(1, 1, groups, slots, 128, device="meta"))
+    options = {"num_warps": sizes.pop("num_warps")}
     signature = {
         name: "constexpr" if name in sizes else TYPES.get(name) or pointer(name)
         for name in kernel.arg_names
@@ -27,7 +28,7 @@ def compiled(kernel, groups, slots):
         if type_.startswith("*")
     }
     source = ASTSource(kernel, signature, sizes, aligned)
-    return triton.compile(source, target=H100, options={"num_warps": WARPS}).asm["ptx"]
+    return triton.compile(source, target=H100, options=options).asm["ptx"]
 
 
 def pointer(name):

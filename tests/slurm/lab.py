@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.ports import free_ports
+
 NODES = ("n1", "n2", "n3")
 GPUS_A_NODE = 8
 
@@ -108,14 +110,6 @@ def missing_programs(accounting: bool = False, pyxis: bool = False) -> list[str]
     path = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [name for name in wanted if shutil.which(name, path=path) is None]
     return missing + (["slurm/spank.h"] if pyxis and not _SPANK.is_file() else [])
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
 
 
 class Lab:
@@ -236,7 +230,7 @@ class Lab:
 
     def _configure(self) -> None:
         host, lab, etc = socket.gethostname(), self.folder, self.folder / "etc"
-        controller, database, accounting, *node_ports = _free_ports(3 + len(NODES))
+        controller, database, accounting, *node_ports = free_ports(3 + len(NODES))
         self._database_port = database
         nodes = [
             _NODE.format(name=name, host=host, port=port)

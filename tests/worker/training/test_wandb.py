@@ -2,13 +2,13 @@
 
 import contextlib
 import http.server
-import socket
 import threading
 import time
 
 import pytest
 
 from tests.conftest import SMALL_CLIPS, cosmos_hpc
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +41,6 @@ def refusing():
     server.server_close()
 
 
-def closed_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, scenes):
     """A folder with a run that is ready for training."""
@@ -63,7 +57,7 @@ def test_unreachable_refusing_or_malformed_on_two_ranks_and_on_resume(prepared):
     """The same run three times, each further than before; on two ranks where one of them waits."""
     home, words = prepared
     with refusing() as server:
-        nobody = f"http://127.0.0.1:{closed_port()}"
+        nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
         # What wandb login leaves; the variable is not needed then.
         login = home / "netrc"
         login.write_text(f"machine 127.0.0.1 login user password {KEY}\n")
